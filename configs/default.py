@@ -1,0 +1,117 @@
+"""Every option, its default, and what it does. Other configurations override; nothing has a default elsewhere.
+
+Arguments after the colon (`--config=configs/NAME.py:model=vsepp,smoke`) are closed: `model=` and `smoke`.
+"""
+
+from ml_collections import ConfigDict
+
+from mefn_jax.config import parse_arg
+
+
+def get_config(arg=""):
+    """The configuration, locked: any other key is an error."""
+    return finish(base(), arg)
+
+
+def base():
+    c = ConfigDict()
+    c.model = "mefn"  # which system: a name of mefn_jax/model.py
+    c.embed_dim = 256  # D, the width of the joint space of regions, words and pooled embeddings
+
+    c.data = ConfigDict()
+    c.data.dir = ""  # a directory made by `python -m mefn_jax.data.prepare`; empty: the drawn scenes, made and cached
+    c.data.scenes = (4000, 500, 500)  # drawn scenes: how many in train, val, test
+    c.data.scene_seed = 0  # drawn scenes: the seed they are drawn from
+    c.data.twins_together = False  # drawn scenes: a caption and its twin's in one batch, as hard negatives
+    c.data.skip_bad = False  # leave out images that cannot be decoded (and count them) instead of stopping
+    c.data.threads = 2  # threads that read and decode, each a batch ahead
+    c.data.workers = 0  # processes that read and decode; 0: threads of this one
+
+    c.image = ConfigDict()
+    c.image.arch = "resnet"  # resnet or vit
+    c.image.size = 224  # pixels of the square input
+    c.image.grid = 7  # regions: at most grid x grid; a finer map is average-pooled to it
+    c.image.mean = (0.485, 0.456, 0.406)  # of the pixels, per channel in [0, 1]
+    c.image.std = (0.229, 0.224, 0.225)  # likewise
+    c.image.resnet = ConfigDict()
+    c.image.resnet.stem_width = 64  # channels of the first convolution
+    c.image.resnet.depths = (3, 4, 23, 3)  # blocks in each stage (these are ResNet-101's)
+    c.image.resnet.widths = (256, 512, 1024, 2048)  # channels of each stage
+    c.image.resnet.bottleneck = True  # 1x1-3x3-1x1 blocks; False: two 3x3
+    c.image.resnet.stem_pool = True  # 7x7 stem and max-pooling; False: a 3x3 stem for small images
+    c.image.vit = ConfigDict()
+    c.image.vit.width = 384  # (these are ViT-S/16's)
+    c.image.vit.layers = 12  # Transformer blocks
+    c.image.vit.heads = 6  # attention heads
+    c.image.vit.mlp_width = 1536  # hidden width of the blocks' MLP
+    c.image.vit.patch = 16  # pixels a patch side
+    c.image.vit.stem = ()  # widths of 3x3 stride-2 convolutions before patches are cut; () for the original
+    c.image.vit.dropout = 0.0  # in attention, and after attention and MLP
+
+    c.text = ConfigDict()
+    c.text.max_words = 32  # wordpieces kept of a caption, without [CLS] and [SEP]
+    c.text.lower_case = True  # captions in lower case; must agree with what the data set was prepared with
+    c.text.punctuation = "keep"  # keep or drop; must agree likewise
+    c.text.width = 768  # (these are BERT-base's)
+    c.text.layers = 12  # Transformer blocks
+    c.text.heads = 12  # attention heads
+    c.text.mlp_width = 3072  # hidden width of the blocks' MLP
+    c.text.max_positions = 512  # positions with an embedding
+    c.text.dropout = 0.1  # in the embeddings, in attention, and after attention and MLP
+
+    c.matcher = ConfigDict()  # MEFN's own (DESIGN 3); the ablations are names of `model`
+    c.matcher.entropy = "shannon"  # shannon, gaussian, bernoulli or none
+    c.matcher.attend = "both"  # local attention: both, words (attend to regions) or regions (attend to words)
+    c.matcher.global_input = "weighted"  # global branch: pooled plus weighted fragments, or pooled alone
+    c.matcher.init_scale = 9.0  # initial lambda, the inverse temperature of entropy and attention
+    c.matcher.init_sharpness = 4.0  # initial kappa, how sharply low entropy gets weight
+
+    c.loss = ConfigDict()
+    c.loss.margin = 0.2  # of the triplet hinge, in score units (Eq. 2's alpha is twice this)
+    c.loss.anchors = "both"  # both, image (Eq. 2 as printed) or text
+    c.loss.warmup_steps = -1  # steps from the sum over negatives to the hardest alone; -1: the sum for good
+
+    c.train = ConfigDict()
+    c.train.steps = 0  # length in steps; exactly one of steps and epochs is not 0
+    c.train.epochs = 30.0  # length in passes over all (image, caption) pairs
+    c.train.batch_size = 128  # pairs a step, over all devices
+    c.train.seed = 0  # of the parameters, the dropout and the order of examples
+    c.train.learning_rate = 5e-4  # peak, of AdamW
+    c.train.warmup = 0.05  # share of the steps over which the learning rate rises; then a cosine to 0
+    c.train.weight_decay = 0.05  # on matrices; not on biases, norms and scalars
+    c.train.clip_norm = 2.0  # the gradient's largest global norm
+    c.train.log_every = 50  # steps a log line
+    c.train.eval_every = 1000  # steps between evaluations on val; also evaluates at the end
+    c.train.save_every = 1000  # steps between checkpoints; also saves after each evaluation and at the end
+
+    c.eval = ConfigDict()
+    c.eval.batch_size = 128  # images or captions encoded at once
+    c.eval.val_images = 1000  # evaluations in training score the first so many images of val; 0: all
+    c.eval.tile_images = 32  # images scored at once ...
+    c.eval.tile_captions = 256  # ... against so many captions
+    return c
+
+
+def finish(c, arg):
+    """Applies the arguments to the overrides made so far, and locks."""
+    options = parse_arg(arg, model=c.model, smoke=False)
+    c.model = options["model"]
+    if c.model == "vsepp":
+        c.loss.warmup_steps = 500  # VSE++ is the hardest-negative form
+    if options["smoke"]:
+        shrink(c)
+    return c.lock()
+
+
+def shrink(c):
+    """`smoke`: the same path with tiny towers, in seconds."""
+    c.embed_dim = 32
+    c.data.scenes = (64, 24, 24)
+    c.image.size = 64
+    c.image.grid = 4
+    c.image.resnet.update(stem_width=8, depths=(1, 1, 1, 1), widths=(8, 16, 16, 32), stem_pool=False)
+    c.image.vit.update(width=32, layers=2, heads=2, mlp_width=64, patch=16, stem=())
+    c.text.update(width=32, layers=2, heads=2, mlp_width=64, max_words=16, max_positions=64)
+    c.loss.warmup_steps = min(c.loss.warmup_steps, 4)
+    c.train.update(steps=8, epochs=0.0, batch_size=16, log_every=2, eval_every=4, save_every=4)
+    c.eval.update(batch_size=16, tile_images=8, tile_captions=40)

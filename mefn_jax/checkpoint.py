@@ -1,0 +1,143 @@
+"""Checkpoints with Orbax: `{state, meta}` by step under WORKDIR/checkpoints; the latest and the best by val rSum."""
+
+import contextlib
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+
+from mefn_jax.errors import CheckpointError
+
+v1 = ocp.v1
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' versions."""
+    return {"python": sys.version.split()[0]} | {p: importlib.metadata.version(p) for p in PACKAGES}
+
+
+def git_commit() -> str:
+    """The checkout's commit, with "+changes" if files differ from it; "unknown" outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*words):
+        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+class Checkpoints:
+    """The checkpoints of a workdir. A save is complete or invisible; use as a context manager, which waits for it."""
+
+    def __init__(self, workdir, create: bool = False):
+        """Opens them. Raises CheckpointError if there is no directory and `create` is not set."""
+        self.directory = Path(workdir).resolve() / "checkpoints"
+        if not create and not self.directory.is_dir():
+            raise CheckpointError(f"{workdir}: no checkpoints here; give the --workdir of a training run")
+        policies = v1.training.preservation_policies
+        keep = [
+            policies.LatestN(1),
+            policies.BestN(get_metric_fn=lambda m: m["rsum"], n=1, keep_checkpoints_without_metrics=False),
+        ]
+        self._pending = None
+        self._checkpointer = v1.training.Checkpointer(
+            self.directory,
+            save_decision_policy=v1.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=create,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._checkpointer.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        found = self._checkpointer.latest
+        return None if found is None else found.step
+
+    @property
+    def best(self) -> int | None:
+        """The step with the highest val rSum, the newest of equals; the latest if none was evaluated."""
+        scored = [(c.metrics["rsum"], c.step) for c in self._checkpointer.checkpoints if c.metrics]
+        return max(scored)[1] if scored else self.latest
+
+    def find(self, step: str) -> int:
+        """The step that "best", "latest" or a number stands for. Raises CheckpointError if there is none."""
+        steps = [c.step for c in self._checkpointer.checkpoints]
+        if not steps:
+            raise CheckpointError(f"{self.directory}: no complete checkpoint; train first")
+        if step in ("best", "latest"):
+            return self.best if step == "best" else self.latest
+        if not step.isdigit() or int(step) not in steps:
+            raise CheckpointError(f"--step={step}: not best, latest or one of {', '.join(map(str, steps))}")
+        return int(step)
+
+    def save(self, step: int, state, meta: dict, rsum: float | None = None) -> None:
+        """Starts saving; waits for the save before. Raises CheckpointError if that one failed."""
+        self.wait()
+        self._saving = step
+        with self._failing(step):
+            self._pending = self._checkpointer.save_checkpointables_async(
+                step, {"state": state, "meta": meta}, metrics=None if rsum is None else {"rsum": rsum}, overwrite=True
+            )
+
+    def wait(self) -> None:
+        """Returns when the save under way is complete. Raises CheckpointError if it failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with self._failing(self._saving):
+                pending.result()
+
+    def meta(self, step: int) -> dict:
+        """What was saved beside the state: step, config, tokenizer, preprocessing, commit, versions."""
+        with self._reading(step):
+            return self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
+
+    def restore(self, step: int, abstract_state):
+        """The state at `step` into the shapes and shardings of `abstract_state`; subtrees left out are not read."""
+        context = v1.Context()
+        context.pytree.loading.partial_load = True
+        with self._reading(step), context:
+            return self._checkpointer.load_checkpointables(step, {"state": abstract_state})["state"]
+
+    def _failing(self, step):
+        return _wrap(
+            lambda e: (
+                f"{self.directory}: could not save the checkpoint of step {step} ({_reason(e)}). Earlier "
+                "checkpoints are intact: free some space and run the same command to go on from the latest"
+            )
+        )
+
+    def _reading(self, step):
+        return _wrap(lambda e: f"{self.directory / str(step)}: cannot be read as a checkpoint ({_reason(e)})")
+
+
+@contextlib.contextmanager
+def _wrap(message):
+    """Turns any exception in its body into a CheckpointError with `message(exception)`."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as e:  # Orbax and TensorStore raise many kinds
+        raise CheckpointError(message(e)) from e
+
+
+def _reason(error: Exception) -> str:
+    """The first informative line of an error; Orbax's and TensorStore's run over many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,0 +1,170 @@
+"""Configuration: the arguments of `get_config`, the command line's flags, and checks that name the option."""
+
+import difflib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from mefn_jax.errors import ConfigError, UserError
+
+CHOICES = {
+    "image.arch": ("resnet", "vit"),
+    "text.punctuation": ("keep", "drop"),
+    "matcher.entropy": ("shannon", "gaussian", "bernoulli", "none"),
+    "matcher.attend": ("both", "words", "regions"),
+    "matcher.global_input": ("weighted", "pooled"),
+    "loss.anchors": ("both", "image", "text"),
+}
+POSITIVE = (
+    "embed_dim",
+    "image.size",
+    "image.grid",
+    "text.max_words",
+    "train.batch_size",
+    "train.learning_rate",
+    "train.clip_norm",
+    "train.log_every",
+    "train.eval_every",
+    "train.save_every",
+    "data.threads",
+    "eval.batch_size",
+    "eval.tile_images",
+    "eval.tile_captions",
+    "matcher.init_scale",
+    "matcher.init_sharpness",
+)
+# What the shape and meaning of the parameters depend on: a checkpoint is only continued with the same.
+MODEL_KEYS = ("model", "embed_dim", "image", "text", "matcher")
+
+
+def parse_arg(arg: str | None, **options):
+    """Parses "a=x,b" into a dict of the given options (name=default). A bare name means True.
+
+    Raises ConfigError for an unknown name, with the nearest one, and for a value where a bare name is meant.
+    """
+    values = dict(options)
+    for part in filter(None, (arg or "").split(",")):
+        name, has_value, value = part.partition("=")
+        if name not in options:
+            raise ConfigError(
+                f"unknown configuration argument {name!r}{nearest(name, options)}; there are {_list(options)}"
+            )
+        if isinstance(options[name], bool):
+            if has_value:
+                raise ConfigError(f"configuration argument {name!r} takes no value: write ...:{name}")
+            values[name] = True
+        elif not has_value or not value:
+            raise ConfigError(f"configuration argument {name!r} needs a value: write ...:{name}={options[name]}")
+        else:
+            values[name] = value
+    return values
+
+
+def nearest(name: str, names) -> str:
+    """ ", did you mean 'x'?" for the closest of `names`, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def check(config: ConfigDict, models) -> None:
+    """Raises ConfigError, naming the option, for values that cannot work; `models` are the known model names."""
+    if config.model not in models:
+        raise ConfigError(
+            f"model: {config.model!r} is not a model{nearest(config.model, models)}; there are {_list(models)}"
+        )
+    for key, choices in CHOICES.items():
+        if get(config, key) not in choices:
+            raise ConfigError(f"{key}: {get(config, key)!r} is not one of {_list(choices)}")
+    for key in POSITIVE:
+        if not get(config, key) > 0:
+            raise ConfigError(f"{key}: {get(config, key)!r} must be greater than 0")
+    if (config.train.steps > 0) == (config.train.epochs > 0):
+        raise ConfigError(
+            f"train.steps={config.train.steps} and train.epochs={config.train.epochs}: set exactly one, the other to 0"
+        )
+    if not 0 <= config.train.warmup < 1:
+        raise ConfigError(f"train.warmup: {config.train.warmup!r} must be a share of the steps, in [0, 1)")
+    if config.text.max_words + 2 > config.text.max_positions:
+        raise ConfigError(
+            f"text.max_words={config.text.max_words} with [CLS] and [SEP] exceeds text.max_positions="
+            f"{config.text.max_positions}"
+        )
+    if config.image.arch == "vit" and config.image.size % config.image.vit.patch:
+        raise ConfigError(
+            f"image.size={config.image.size} is not a multiple of image.vit.patch={config.image.vit.patch}"
+        )
+
+
+def get(config: ConfigDict, key: str):
+    """The value at a dotted key."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def flatten(config: dict, prefix="") -> dict:
+    """A nested dict as one of dotted keys."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def differences(old: dict, new: dict) -> dict[str, tuple]:
+    """The dotted keys at which two configurations differ, with (old, new) values; None where a key is missing."""
+    a, b = flatten(old), flatten(new)
+    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+
+
+def run(main, define_flags) -> None:
+    """Runs a command: `define_flags()` defines its flags, `main()` does the work. A UserError or a flag that cannot be
+    parsed is printed in one line, without a traceback; the exit status is then 1 or 2."""
+
+    def parse(argv):
+        try:
+            define_flags()
+            return flags.FLAGS(argv)
+        except (flags.Error, UserError, AttributeError, KeyError, FileNotFoundError, ValueError) as e:
+            _fail(_flag_message(e), 2)
+
+    def guarded(argv):
+        if len(argv) > 1:
+            _fail(f"unexpected argument {argv[1]!r}; options start with --", 2)
+        try:
+            main()
+        except UserError as e:
+            _fail(str(e), 1)
+
+    logging.set_verbosity(logging.WARNING)
+    app.run(guarded, flags_parser=parse)
+
+
+def config_flag(default: str) -> None:
+    """Defines `--config=FILE.py[:arguments]` and its `--config.key=value` overrides."""
+    config_flags.DEFINE_config_file(
+        "config", default, "Configuration file, with arguments after a colon.", lock_config=True
+    )
+
+
+def _flag_message(error: Exception) -> str:
+    # ml_collections wraps its message in the repr of a KeyError; the second line holds the nearest name.
+    text = str(error.args[0] if error.args else error)
+    for quote in "'\"":
+        text = text.strip(quote)
+    lines = [line.strip("'\" ") for line in text.replace("\\n", "\n").replace("\\'", "'").split("\n")]
+    if isinstance(error, AttributeError | KeyError):
+        return f"unknown configuration key {lines[0]!r}. {' '.join(lines[1:])}".strip()
+    return " ".join(lines)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _list(names) -> str:
+    return ", ".join(names)

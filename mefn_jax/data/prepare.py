@@ -1,0 +1,139 @@
+"""Prepares a data set once: python -m mefn_jax.data.prepare --source=flickr8k --path=DIR --out=DIR
+
+Writes a TFDS data set in array_record and the tokenizer into --out. Everything is written beside it and renamed at
+the end, so an interrupted run leaves nothing that could be read.
+"""
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+from absl import flags
+
+from mefn_jax.config import run
+from mefn_jax.data import flickr8k, shapes, tokenizer
+from mefn_jax.errors import DataError
+
+SOURCES = ("flickr8k", "shapes")
+SHAPES_VERSION = 8  # raise it when the drawn scenes change, so that cached ones are made again
+
+
+def prepare(source: str, path: str, out, *, vocab_size: int, lower_case: bool, punctuation: str, scenes, seed) -> list:
+    """Writes the data set to the directory `out`, which must be new or empty. Returns lines to show the user.
+
+    Raises DataError for malformed input, and if `out` holds something already.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists already and is not empty; choose another --out or remove it")
+    splits, notes = _sources(source, path, scenes, seed)
+    if "train" not in splits:
+        raise DataError(f"{path}: no training split, which the tokenizer is trained on")
+    facts = {"source": source, "lower_case": lower_case, "punctuation": punctuation, "vocab_size": vocab_size}
+    captions = []
+
+    def watched():
+        for example in splits["train"][1]():
+            captions.extend(example["captions"])
+            yield example
+
+    watching = {**splits, "train": (splits["train"][0], watched)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.incomplete-", dir=out.parent) as work:
+        written = _write(watching, facts, work)
+        text = tokenizer.train(captions, vocab_size, lower_case, punctuation)
+        (written / tokenizer.FILE).write_text(text, encoding="utf-8")
+        if out.exists():
+            out.rmdir()
+        os.rename(written, out)
+    counts = ", ".join(f"{name} {number} images" for name, (number, _) in splits.items())
+    return [*notes, f"{out}: {counts}; {len(json.loads(text)['model']['vocab'])} wordpieces"]
+
+
+def _sources(source: str, path: str, scenes, seed):
+    if source == "shapes":
+        numbers = dict(zip(("train", "val", "test"), scenes, strict=True))
+        return {s: (n, functools.partial(shapes.examples, s, n, seed)) for s, n in numbers.items()}, []
+    splits, notes = flickr8k.read(path)
+
+    def examples(entries):
+        for entry in entries:
+            yield entry | {"image": entry["image"].read_bytes()}
+
+    return {s: (len(entries), functools.partial(examples, entries)) for s, entries in splits.items()}, notes
+
+
+def _write(splits, facts: dict, work: str) -> Path:
+    import tensorflow_datasets as tfds  # slow to import, and --help does not need it
+
+    from mefn_jax.data.builder import ImageCaptions
+
+    # TFDS has bars of its own for each shard; ours shows images by split.
+    tfds.disable_progress_bar()
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    builder = ImageCaptions(splits, facts, data_dir=work)
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
+    return Path(builder.data_path)
+
+
+def drawn_scenes(scenes, seed: int) -> Path:
+    """The directory of the drawn scenes with these numbers (train, val, test) and seed, made on first use.
+
+    It lies in `$MEFN_CACHE`, or in `~/.cache/mefn_jax`.
+    """
+    facts = json.dumps([SHAPES_VERSION, [int(n) for n in scenes], int(seed)])
+    cache = Path(os.environ.get("MEFN_CACHE") or Path.home() / ".cache" / "mefn_jax")
+    out = cache / f"shapes-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+    if not (out / tokenizer.FILE).is_file():
+        try:
+            prepare("shapes", "", out, vocab_size=1000, lower_case=True, punctuation="keep", scenes=scenes, seed=seed)
+        except OSError:
+            # Another process made it first; its rename is as good as ours.
+            if not (out / tokenizer.FILE).is_file():
+                raise
+    return out
+
+
+def define_flags() -> None:
+    flags.DEFINE_enum("source", None, SOURCES, "Format of the source.", required=True)
+    flags.DEFINE_string("path", "", "Folder of the source; not for shapes.")
+    flags.DEFINE_string("out", None, "Directory to write; must be new or empty.", required=True)
+    flags.DEFINE_integer("vocab_size", 8000, "Most wordpieces of the vocabulary.", lower_bound=100)
+    flags.DEFINE_bool("lower_case", True, "Train the tokenizer on lower case (config: text.lower_case).")
+    flags.DEFINE_enum("punctuation", "keep", ("keep", "drop"), "Punctuation for the tokenizer (text.punctuation).")
+    flags.DEFINE_list("scenes", ["4000", "500", "500"], "shapes: scenes in train, val, test.")
+    flags.DEFINE_integer("scene_seed", 0, "shapes: seed of the scenes.")
+
+
+def main() -> None:
+    f = flags.FLAGS
+    if f.source != "shapes" and not f.path:
+        raise DataError(f"--source={f.source} needs --path, the folder it lies in")
+    try:
+        scenes = tuple(int(n) for n in f.scenes)
+    except ValueError:
+        raise DataError(f"--scenes={','.join(f.scenes)}: not three numbers") from None
+    if len(scenes) != 3 or min(scenes) < 1:
+        raise DataError(f"--scenes={','.join(f.scenes)}: give three numbers above 0, for train, val, test")
+    notes = prepare(
+        f.source,
+        f.path,
+        f.out,
+        vocab_size=f.vocab_size,
+        lower_case=f.lower_case,
+        punctuation=f.punctuation,
+        scenes=scenes,
+        seed=f.scene_seed,
+    )
+    print("\n".join(notes))
+
+
+if __name__ == "__main__":
+    run(main, define_flags)

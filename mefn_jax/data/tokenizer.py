@@ -1,0 +1,78 @@
+"""Captions to wordpieces: text normalisation, training a WordPiece vocabulary once, and encoding to fixed shapes."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+from mefn_jax.errors import DataError
+
+PAD, UNK, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+FILE = "tokenizer.json"
+
+
+def normalise(caption: str, lower_case: bool, punctuation: str) -> str:
+    """The caption as the tokenizer sees it. `punctuation` is "keep" or "drop"; white space is folded."""
+    if punctuation == "drop":
+        caption = re.sub(r"[^\w\s]", " ", caption)
+    if lower_case:
+        caption = caption.lower()
+    return " ".join(caption.split())
+
+
+def train(captions: list[str], vocab_size: int, lower_case: bool, punctuation: str) -> str:
+    """Trains a WordPiece vocabulary on training captions; returns the tokenizer as JSON text.
+
+    Pieces that no training caption uses (halfway merges) are dropped and the rest is sorted, so that a small closed
+    vocabulary always gets the same ids; single characters stay, so that unseen words can be spelled.
+    """
+    texts = [normalise(c, lower_case, punctuation) for c in captions]
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token=UNK))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False)
+    )
+    used = {piece for encoding in tokenizer.encode_batch(texts) for piece in encoding.tokens}
+    kept = {p for p in tokenizer.get_vocab() if p in used or len(p.removeprefix("##")) == 1}
+    pieces = [*SPECIAL, *sorted(kept - set(SPECIAL))]
+    tokenizer.model = models.WordPiece({p: k for k, p in enumerate(pieces)}, unk_token=UNK)
+    return tokenizer.to_str()
+
+
+class Tokenizer:
+    """Encodes captions to `[CLS] wordpieces [SEP] [PAD]...` of one length.
+
+    `json` is the text of a `tokenizer.json`; `max_words` the most wordpieces kept of a caption (without [CLS], [SEP]).
+    """
+
+    def __init__(self, json: str, max_words: int, lower_case: bool, punctuation: str):
+        self.json, self.max_words = json, max_words
+        self.lower_case, self.punctuation = lower_case, punctuation
+        self._tokenizer = tokenizers.Tokenizer.from_str(json)
+        self.pad, self.cls, self.sep = (self._tokenizer.token_to_id(t) for t in (PAD, CLS, SEP))
+        self.vocab_size = self._tokenizer.get_vocab_size()
+
+    def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns `ids` int32 and `mask` bool, both `(B, max_words + 2)`; the mask covers [CLS] and [SEP] too."""
+        texts = [normalise(c, self.lower_case, self.punctuation) for c in captions]
+        ids = np.full((len(texts), self.max_words + 2), self.pad, np.int32)
+        for row, encoding in zip(ids, self._tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
+            pieces = encoding.ids[: self.max_words]
+            row[: len(pieces) + 2] = [self.cls, *pieces, self.sep]
+        return ids, ids != self.pad
+
+    def pieces(self, caption: str) -> list[str]:
+        """The wordpieces of one caption, in the order of the encoder's words."""
+        text = normalise(caption, self.lower_case, self.punctuation)
+        return self._tokenizer.encode(text, add_special_tokens=False).tokens[: self.max_words]
+
+
+def read_json(directory) -> str:
+    """The text of `tokenizer.json` in `directory`. Raises DataError if there is none."""
+    path = Path(directory) / FILE
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; run python -m mefn_jax.data.prepare again for this data set")
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,34 @@
+"""BERT (Devlin et al. 2019): a post-norm Transformer over wordpieces. B texts, L positions, C width."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mefn_jax.encoders.transformer import Block
+
+
+class BERT(nn.Module):
+    """ids int32 and mask bool `(B, L)` -> hidden states float32 `(B, L, C)`; L is at most `max_positions`."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    max_positions: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, ids, mask, deterministic=True):
+        init = nn.initializers.normal(0.02)
+        x = nn.Embed(self.vocab_size, self.width, embedding_init=init, name="words")(ids)
+        x = x + nn.Embed(self.max_positions, self.width, embedding_init=init, name="positions")(
+            jnp.arange(ids.shape[1])
+        )
+        # Captions are one segment, yet BERT adds a segment embedding, and pretrained ones are not zero.
+        x = x + nn.Embed(2, self.width, embedding_init=init, name="segments")(jnp.zeros_like(ids))
+        x = nn.LayerNorm(1e-12, name="norm")(x)
+        x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
+        for k in range(self.layers):
+            block = Block(self.heads, self.mlp_width, False, self.dropout, 1e-12, name=f"layer_{k}")
+            x = block(x, mask, deterministic)
+        return x

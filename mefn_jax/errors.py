@@ -1,0 +1,21 @@
+"""Errors whose message alone tells a user what to do; the commands print them without a traceback."""
+
+
+class UserError(Exception):
+    """Something the user can put right: a path, an option, a file's content."""
+
+
+class ConfigError(UserError):
+    """A wrong option or configuration argument."""
+
+
+class DataError(UserError):
+    """A file of the data that is missing or malformed."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be written, found, or used with this configuration."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on: the loss is not finite."""

@@ -1,0 +1,229 @@
+"""Scores a split with a trained model: recalls and ranks as DESIGN.md 8 defines them, and the tables shown of them."""
+
+import dataclasses
+import functools
+import json
+import os
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+from mefn_jax import baselines, metrics, twins
+from mefn_jax.checkpoint import Checkpoints, versions
+from mefn_jax.data import pipeline
+from mefn_jax.data.dataset import Dataset, Split
+from mefn_jax.data.prepare import drawn_scenes
+from mefn_jax.data.tokenizer import Tokenizer
+from mefn_jax.errors import ConfigError
+from mefn_jax.logs import say
+from mefn_jax.matching.features import Features
+from mefn_jax.matching.tiled import FeatureScores, count_better
+from mefn_jax.model import Model, build
+from mefn_jax.sharding import by_rows, make_mesh, put_rows, replicated
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """A model's compiled encoders and matcher on a mesh, made once and used for every evaluation of a run."""
+
+    model: Model
+    tokenizer: Tokenizer
+    config: ml_collections.ConfigDict
+    mesh: jax.sharding.Mesh
+
+    @functools.cached_property
+    def _compiled(self):
+        everywhere, rows = replicated(self.mesh), by_rows(self.mesh)
+        return (
+            jax.jit(self.model.encode_images, in_shardings=(everywhere, rows), out_shardings=rows),
+            jax.jit(self.model.encode_texts, in_shardings=(everywhere, rows, rows), out_shardings=rows),
+            jax.jit(self.model.score, in_shardings=(everywhere, rows, everywhere), out_shardings=rows),
+        )
+
+    def encode(self, params, split: Split) -> tuple[Features, Features]:
+        """Features of all images and all captions of a split, as NumPy arrays in source order."""
+        encode_images, encode_texts, _ = self._compiled
+        c = self.config
+        size = -(-c.eval.batch_size // self.mesh.size) * self.mesh.size
+        image_parts = [
+            _fetch(encode_images(params, put_rows(self.mesh, pixels)), number)
+            for pixels, number in pipeline.image_batches(split, c.image.size, size, c.data.threads)
+        ]
+        captions = [caption for k in range(split.images) for caption in split.record(k)["captions"]]
+        text_parts = [
+            _fetch(encode_texts(params, *put_rows(self.mesh, (ids, mask))), number)
+            for ids, mask, number in pipeline.text_batches(captions, self.tokenizer, size)
+        ]
+        return _join(image_parts), _join(text_parts)
+
+    def scores(self, params, images: Features, texts: Features) -> FeatureScores:
+        """All pairs' scores of encoded images and captions, a tile at a time."""
+        e = self.config.eval
+        score = functools.partial(self._compiled[2], params)
+        return FeatureScores(score, images, texts, e.tile_images, e.tile_captions, self.mesh)
+
+    def rsum(self, params, split: Split) -> dict:
+        """`metrics.summarise` of a split: what training looks at."""
+        scores = self.scores(params, *self.encode(params, split))
+        return metrics.summarise(*self.counts(scores, split.caption_image), split.caption_image)
+
+    def counts(self, scores, caption_image, bar=False):
+        """`tiled.count_better` with the configured tiles."""
+        e = self.config.eval
+        tile_images = getattr(scores, "tile_images", e.tile_images)
+        return count_better(scores, caption_image, tile_images, e.tile_captions, bar)
+
+
+def _fetch(features: Features, number: int) -> Features:
+    return jax.tree.map(lambda x: np.asarray(x)[:number], features)
+
+
+def _join(parts: list[Features]) -> Features:
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+def open_dataset(data) -> Dataset:
+    """The data set of `config.data`: its `dir`, or the drawn scenes."""
+    return Dataset(data.dir or drawn_scenes(data.scenes, data.scene_seed), data.skip_bad)
+
+
+def load(workdir, step: str):
+    """A trained model: `(Evaluator, params, config, step)` from a workdir's checkpoint ("best", "latest" or a number).
+
+    Needs nothing but the checkpoint. Raises CheckpointError if there is none or it cannot be read.
+    """
+    mesh = make_mesh()
+    with Checkpoints(workdir) as checkpoints:
+        number = checkpoints.find(step)
+        meta = checkpoints.meta(number)
+        config = ml_collections.ConfigDict(meta["config"])
+        t = config.text
+        tokenizer = Tokenizer(meta["tokenizer"], t.max_words, t.lower_case, t.punctuation)
+        model = build(config, tokenizer.vocab_size)
+        pixels = np.zeros((1, config.image.size, config.image.size, 3), np.uint8)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), pixels, *tokenizer([""]))
+        where = replicated(mesh)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
+        params = checkpoints.restore(number, {"params": abstract})["params"]
+    return Evaluator(model, tokenizer, config, mesh), params, config, number
+
+
+def evaluate(workdir, data_dir: str, split_name: str, step: str, folds: int) -> dict:
+    """Evaluates a workdir's checkpoint on a split, prints the table, and writes `metrics.json` and `ranks.npz` into
+    `WORKDIR/eval/<split>/`. Returns what `metrics.json` holds."""
+    evaluator, params, config, number = load(workdir, step)
+    if data_dir:
+        config.data.dir = data_dir
+    dataset = open_dataset(config.data)
+    split = dataset.split(split_name)
+    if split.images % folds:
+        raise ConfigError(f"--folds={folds}: does not divide the {split.images} images of {split.name}")
+    if split.skipped:
+        say(f"left out {len(split.skipped)} images that cannot be decoded: {', '.join(split.skipped[:5])}")
+    images, texts = evaluator.encode(params, split)
+    scores = evaluator.scores(params, images, texts)
+    rows = {f"{config.model} (step {number})": fold_results(evaluator, scores, split, folds)}
+    known = twins.find(split) if folds == 1 else None
+    if known:
+        others = {
+            "caption words": baselines.words_only(split),
+            "colour histogram": baselines.colour_histogram(dataset.split("train"), split),
+        }
+        rows |= {name: fold_results(evaluator, other, split, 1) for name, other in others.items()}
+        for (result, _), scoring in zip(rows.values(), [scores, *others.values()], strict=True):
+            result["twins"] = twins.accuracy(known, scoring, config.eval.tile_images, config.eval.tile_captions)
+    report, ranks = next(iter(rows.values()))
+    report |= {"step": number, "protocol": protocol(config, split, folds)}
+    if known:
+        report["protocol"]["captions_true_of_several"] = 100.0 * known.shared
+        report["baselines"] = {name: result for name, (result, _) in list(rows.items())[1:]}
+    show(rows, report["protocol"], split, folds)
+    report |= {"config": config.to_dict(), "versions": versions()}
+    _write(Path(workdir) / "eval" / split.name, report, ranks)
+    return report
+
+
+def fold_results(evaluator: Evaluator, scores, split: Split, folds: int) -> tuple[dict, dict]:
+    """Metrics averaged over consecutive folds of the images, and the ranks inside the folds `{i2t (I,), t2i (C,)}`."""
+    size, results, ranks = split.images // folds, [], []
+    for fold in range(folds):
+        first = fold * size
+        start, stop = int(split.first[first]), int(split.first[first + size])
+
+        def inside(rows, columns, first=first, start=start):
+            return scores(
+                slice(rows.start + first, rows.stop + first), slice(columns.start + start, columns.stop + start)
+            )
+
+        owners = split.caption_image[start:stop] - first
+        counts = evaluator.counts(inside, owners, bar=True)
+        results.append(metrics.summarise(*counts, owners))
+        ranks.append(metrics.best_ranks(*counts, owners))
+    i2t, t2i = (np.concatenate(r) for r in zip(*ranks, strict=True))
+    return metrics.mean_of(results), {"i2t": i2t, "t2i": t2i}
+
+
+def protocol(config, split: Split, folds: int) -> dict:
+    """What the numbers were made from (DESIGN.md 8)."""
+    number = np.diff(split.first)
+    each = str(number.min()) if number.min() == number.max() else f"{number.min()} to {number.max()}"
+    case = "lower case" if config.text.lower_case else "case kept"
+    return {
+        "split": split.name,
+        "images": split.images,
+        "captions": split.captions,
+        "folds": folds,
+        "captions_per_image": each,
+        "ties": "against the model",
+        "text": f"{case}, punctuation {config.text.punctuation}, at most {config.text.max_words} wordpieces",
+    }
+
+
+def show(rows: dict, protocol: dict, split: Split, folds: int) -> None:
+    """Prints the protocol and the table."""
+    p = protocol
+    fold = f"{folds} consecutive folds of {split.images // folds} images, averaged" if folds > 1 else "one gallery"
+    say(
+        f"\n{p['split']}: {p['images']} images, {p['captions']} captions ({p['captions_per_image']} an image), {fold}; "
+        f"ties {p['ties']}; text {p['text']}"
+    )
+    if "captions_true_of_several" in p:
+        say(
+            f"{p['captions_true_of_several']:.1f} % of the captions are true of more than one scene. Twins: which of "
+            "two twin scenes does a caption describe (%, a tie is one half)"
+        )
+    columns = ("r1", "r5", "r10", "medr", "meanr", "map")
+    has_twins = any("twins" in result for result, _ in rows.values())
+    width = max(map(len, [*rows, "chance"]))
+    say(f"{'':{width}} {'image to text':^42}  {'text to image':^42}")
+    titles = "".join(f"{t:>7}" for t in ("R@1", "R@5", "R@10", "medR", "meanR", "mAP"))
+    say(f"{'':{width}} {titles}  {titles}  {'rSum':>6}" + (f" {'twins':>6}" if has_twins else ""))
+    for name, (result, _) in rows.items():
+        sides = "  ".join("".join(f"{result[d][c]:7.1f}" for c in columns) for d in ("i2t", "t2i"))
+        twin = f" {result['twins']['all']:6.1f}" if has_twins else ""
+        say(f"{name:{width}} {sides}  {result['rsum']:6.1f}{twin}")
+    size = split.images // folds
+    expected = metrics.chance(size, split.caption_image[: split.first[size]])
+    sides = "  ".join("".join(f"{expected[d][c]:7.1f}" for c in columns[:3]) + " " * 21 for d in ("i2t", "t2i"))
+    total = sum(sum(e.values()) for e in expected.values())
+    say(f"{'chance':{width}} {sides}  {total:6.1f}" + (f" {50:6.1f}" if has_twins else ""))
+    if has_twins:
+        kinds = next(iter(rows.values()))[0]["twins"]
+        say("twins by what was swapped: " + ", ".join(f"{k} {v:.1f}" for k, v in kinds.items() if k != "all"))
+
+
+def _write(directory: Path, report: dict, ranks: dict) -> None:
+    if jax.process_index():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, save in (
+        ("metrics.json", lambda f: f.write(json.dumps(report, indent=1).encode())),
+        ("ranks.npz", lambda f: np.savez(f, **ranks)),
+    ):
+        new = directory / f".{name}.new"  # renamed when complete, so that a reader never sees half a file
+        with new.open("wb") as f:
+            save(f)
+        os.replace(new, directory / name)
+    say(f"wrote {directory}/metrics.json and ranks.npz")

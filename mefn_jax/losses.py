@@ -1,0 +1,48 @@
+"""Losses of a score matrix. Each is a pure function `loss(scores, positives, scale, bias)`, further options by keyword.
+
+Scores are `(B, B)`, row k and column k belong to pair k: the diagonal is the pair's own positive. `positives` bool
+`(B, B)` marks every true pair, also another caption of the same image, which is never a negative. Losses are summed
+over anchors and divided by B. `scale` and `bias` are the loss's learned parameters, None where it has none.
+"""
+
+import jax.numpy as jnp
+
+ANCHORS = ("both", "image", "text")
+
+
+def positives_mask(image_ids):
+    """Which pairs of a batch are true: bool `(B, B)`, from the image ids of its pairs `(B,)`."""
+    return image_ids[:, None] == image_ids[None, :]
+
+
+def triplet(scores, positives, scale, bias, *, margin, hardest, anchors):
+    """Hinge on `margin + s_neg - s_pos` (MEFN, Eq. 2; VSE++, Faghri 2018, Eqs. 5 and 6).
+
+    `hardest` in [0, 1] mixes the two forms: 0 is the sum over all negatives, 1 the hardest negative alone. `anchors`:
+    "both" directions, "image" (negatives among the texts; Eq. 2 as printed) or "text". Scale and bias are not used.
+    Returns a scalar.
+    """
+    own = jnp.diagonal(scores)  # (B,)
+    total = 0.0
+    if anchors in ("both", "image"):
+        total += _hinges(jnp.where(positives, 0.0, jnp.maximum(margin + scores - own[:, None], 0.0)), hardest)
+    if anchors in ("both", "text"):
+        total += _hinges(jnp.where(positives.T, 0.0, jnp.maximum(margin + scores.T - own[:, None], 0.0)), hardest)
+    return total
+
+
+def _hinges(cost, hardest):
+    """Mean over anchors (rows) of the mixed form; `cost` `(B, B)`, 0 at positives."""
+    return jnp.mean((1 - hardest) * jnp.sum(cost, 1) + hardest * jnp.max(cost, 1))
+
+
+def hardest_share(step, warmup_steps: int):
+    """How much of the hardest-negative form to use at `step`: rises linearly from 0 to 1 in `warmup_steps`.
+
+    Hardest negatives from step 0 collapse (PEERS.md 3). `warmup_steps < 0` keeps the sum of hinges for good.
+    """
+    if warmup_steps < 0:
+        return jnp.float32(0.0)
+    if warmup_steps == 0:
+        return jnp.float32(1.0)
+    return jnp.minimum(step / warmup_steps, 1.0).astype(jnp.float32)

@@ -1,0 +1,16 @@
+"""VSE++'s matcher (Faghri et al. 2018): the cosine of the pooled embeddings."""
+
+import flax.linen as nn
+
+from mefn_jax.matching.features import Features
+
+
+class PooledCosine(nn.Module):
+    """All pairs' cosines of `pooled`, float32 `(I, T)`; no parameters."""
+
+    def __call__(self, images: Features, texts: Features):
+        return images.pooled @ texts.pooled.T
+
+    def coarse(self, features: Features):
+        """The vector for shortlists `(B, D)`."""
+        return features.pooled

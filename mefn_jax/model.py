@@ -1,0 +1,85 @@
+"""encoder x matcher, by name (DESIGN.md 2). `MODELS` is the project's only registry."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
+
+from mefn_jax.encoders.bert import BERT
+from mefn_jax.encoders.image import ImageEncoder
+from mefn_jax.encoders.resnet import ResNet
+from mefn_jax.encoders.text import TextEncoder
+from mefn_jax.encoders.vit import ViT
+from mefn_jax.matching.cosine import PooledCosine
+from mefn_jax.matching.features import Features
+from mefn_jax.matching.mefn import MEFN
+
+# A name's matcher class, and the arguments that make it that system; MEFN's others come from `config.matcher`.
+MODELS = {
+    "mefn": (MEFN, {}),
+    "mefn_no_entropy": (MEFN, {"entropy": "none"}),
+    "mefn_no_local": (MEFN, {"branches": "global"}),
+    "mefn_no_global": (MEFN, {"branches": "local"}),
+    "vsepp": (PooledCosine, {}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Two encoders and a matcher as pure functions of `params = {"image", "text", "matcher", "loss"}`."""
+
+    image: nn.Module
+    text: nn.Module
+    matcher: nn.Module
+
+    def init(self, key: jax.Array, pixels, ids, mask) -> dict:
+        """Random parameters. `pixels` uint8 `(B, H, W, 3)`, `ids` int32 and `mask` bool `(B, L)` give the shapes."""
+        image_key, text_key, matcher_key = jax.random.split(key, 3)
+        image = self.image.init(image_key, pixels)
+        text = self.text.init(text_key, ids, mask)
+        features = self.image.apply(image, pixels), self.text.apply(text, ids, mask)
+        matcher = self.matcher.init(matcher_key, *features)
+        # The triplet loss has no parameters of its own.
+        return {"image": image["params"], "text": text["params"], "matcher": matcher.get("params", {}), "loss": {}}
+
+    def encode_images(self, params, pixels, dropout_key=None) -> Features:
+        """Features of uint8 pixels `(B, H, W, 3)`; with a `dropout_key`, as in training."""
+        return _encode(self.image, params["image"], dropout_key, pixels)
+
+    def encode_texts(self, params, ids, mask, dropout_key=None) -> Features:
+        """Features of token ids int32 and mask bool `(B, L)`; with a `dropout_key`, as in training."""
+        return _encode(self.text, params["text"], dropout_key, ids, mask)
+
+    def score(self, params, images: Features, texts: Features) -> jax.Array:
+        """All pairs, float32 `(I, T)`, cosine scale, higher is better."""
+        return self.matcher.apply({"params": params["matcher"]}, images, texts)
+
+    def explain(self, params, image: Features, text: Features) -> dict:
+        """What the matcher computes of one pair (Features without batch axis); see `MEFN.explain`."""
+        return self.matcher.apply({"params": params["matcher"]}, image, text, method="explain")
+
+    def learned(self, params) -> dict:
+        """The matcher's learned scalars by name; empty for a matcher without any."""
+        if not hasattr(self.matcher, "learned"):
+            return {}
+        return self.matcher.apply({"params": params["matcher"]}, method="learned")
+
+
+def _encode(encoder, params, dropout_key, *inputs) -> Features:
+    if dropout_key is None:
+        return encoder.apply({"params": params}, *inputs)
+    return encoder.apply({"params": params}, *inputs, deterministic=False, rngs={"dropout": dropout_key})
+
+
+def build(config: ConfigDict, vocab_size: int) -> Model:
+    """The model that a configuration describes."""
+    backbone = ResNet(**config.image.resnet) if config.image.arch == "resnet" else ViT(**config.image.vit)
+    image = ImageEncoder(
+        backbone, config.embed_dim, config.image.grid, tuple(config.image.mean), tuple(config.image.std)
+    )
+    t = config.text
+    bert = BERT(vocab_size, t.width, t.layers, t.heads, t.mlp_width, t.max_positions, t.dropout)
+    matcher, fixed = MODELS[config.model]
+    options = (config.matcher.to_dict() | fixed) if matcher is MEFN else fixed
+    return Model(image, TextEncoder(bert, config.embed_dim), matcher(**options))

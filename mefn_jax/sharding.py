@@ -1,0 +1,32 @@
+"""The mesh and what lies where: the batch is split over all devices, parameters are on each."""
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mefn_jax.errors import ConfigError
+
+
+def make_mesh() -> Mesh:
+    """A mesh of one axis, `data`, over all devices of all processes."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """The first axis is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def put_rows(mesh: Mesh, batch):
+    """This process's rows of a batch (a tree of arrays) as part of global arrays split by rows."""
+    sharding = by_rows(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def check_divides(option: str, size: int, mesh: Mesh) -> None:
+    """Raises ConfigError if a batch of `size` cannot be split over the mesh."""
+    if size % mesh.size:
+        raise ConfigError(f"{option}={size} is not a multiple of the {mesh.size} devices; choose one that is")

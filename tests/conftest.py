@@ -1,0 +1,82 @@
+"""What the tests share: small data made here, and the commands run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+CAPTIONS = ("a dog runs on grass .", "two children play", "a red car", "someone climbs a rock", "Water, and a boat .")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Where drawn scenes and compiled programs are kept between the commands of one test session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def command(cache):
+    """`command("train.py", "--flag", ..., devices=1)` runs a script of the project and returns the finished process."""
+
+    def run(script, *args, devices=1, check=True, **kwargs):
+        words = script.split() if script.startswith("-m") else [str(ROOT / script)]
+        result = subprocess.run(
+            [sys.executable, *words, *map(str, args)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=environment(cache, devices),
+            **kwargs,
+        )
+        if check:
+            assert result.returncode == 0, result.stdout + result.stderr
+        return result
+
+    return run
+
+
+def environment(cache, devices=1) -> dict:
+    """The environment of a command: CPU, simulated devices, and compiled programs kept in `cache`."""
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "MEFN_CACHE": str(cache / "data"),
+        "JAX_COMPILATION_CACHE_DIR": str(cache / f"compiled-{devices}"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+
+
+def write_flickr8k(root: Path, numbers=(12, 6), seed=0) -> Path:
+    """A folder in Flickr8k's own format, with photographs of noise; returns it."""
+    rng = np.random.default_rng(seed)
+    (root / "Images").mkdir(parents=True)
+    lines = []
+    for split, number in zip(("train", "dev"), numbers, strict=True):
+        names = [f"{split}_{k}.jpg" for k in range(number)]
+        for name in names:
+            pixels = rng.integers(0, 256, (20, 30, 3), np.uint8)
+            Image.fromarray(pixels).resize((120, 80)).save(root / "Images" / name)
+            lines += [f"{name}#{k}\t{rng.choice(CAPTIONS)}" for k in range(5)]
+        (root / f"Flickr_8k.{split}Images.txt").write_text("\n".join(names) + "\n")
+    lines.append("2258277193_586949ec62.jpg.1#0\tA stray line of no listed image .")
+    (root / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def flickr8k(tmp_path):
+    return write_flickr8k(tmp_path / "flickr8k")
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, command):
+    """A prepared data set made from a Flickr8k folder by the command."""
+    root = tmp_path_factory.mktemp("prepared")
+    write_flickr8k(root / "source", numbers=(40, 12))
+    command("-m mefn_jax.data.prepare", "--source=flickr8k", f"--path={root / 'source'}", f"--out={root / 'out'}")
+    return root / "out"

@@ -1,0 +1,302 @@
+"""The real commands end to end: train, evaluate, kill, resume, devices, and what they say of bad input."""
+
+import json
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from conftest import ROOT, environment, write_flickr8k
+
+from mefn_jax.checkpoint import Checkpoints, v1
+
+SMOKE = "--config=configs/shapes.py:smoke"
+
+
+def parameters(workdir):
+    """The latest checkpoint's step and all of its state, as arrays."""
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.latest
+    state = v1.load_checkpointables(workdir / "checkpoints" / str(step), {"state": None})["state"]
+    flat = {}
+
+    def walk(path, value):
+        if isinstance(value, dict):
+            for key, child in value.items():
+                walk(f"{path}/{key}", child)
+        elif isinstance(value, list | tuple):
+            for key, child in enumerate(value):
+                walk(f"{path}/{key}", child)
+        elif value is not None:
+            flat[path] = np.asarray(value)
+
+    walk("", state)
+    return step, flat
+
+
+def assert_identical(a, b):
+    assert a[0] == b[0]
+    assert a[1].keys() == b[1].keys()
+    for key, value in a[1].items():
+        np.testing.assert_array_equal(value, b[1][key], err_msg=key)
+
+
+def logged(workdir, name):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, command):
+    """A finished smoke run on drawn scenes; its workdir and what it printed."""
+    workdir = tmp_path_factory.mktemp("trained")
+    return workdir, command("train.py", SMOKE, f"--workdir={workdir}").stdout
+
+
+def test_train_says_what_runs_where_and_logs_each_step(trained):
+    workdir, text = trained
+    for name in ("model", "data", "devices", "batch", "steps", "seed", "commit", "versions", "workdir"):
+        assert re.search(rf"^{name} +\S", text, re.M), name
+    assert "1 x cpu" in text
+    assert "16 pairs, 16 a device" in text
+    lines = [line for line in text.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["2/8", "4/8", "6/8", "8/8"]
+    for part in ("loss", "ms/step", "pairs/s", "data", "ETA", "grad", "lr"):
+        assert all(part in line for line in lines)
+    assert len({line.index("ETA") for line in lines}) == 1  # aligned
+    assert [len(logged(workdir, name)) for name in ("loss", "grad_norm", "learning_rate", "val.rsum")] == [4, 4, 4, 2]
+    assert list((workdir / "tensorboard").glob("events.*"))
+
+
+def test_eval_prints_and_writes_what_the_design_says(trained, command):
+    workdir, _ = trained
+    text = command("eval.py", f"--workdir={workdir}", "--split=val").stdout
+    report = json.loads((workdir / "eval" / "val" / "metrics.json").read_text())
+    for side in ("i2t", "t2i"):
+        assert set(report[side]) == {"r1", "r5", "r10", "medr", "meanr", "map"}
+    assert report["protocol"]["images"] == 24
+    assert report["protocol"]["captions"] == 120
+    assert {"split", "images", "captions", "folds", "captions_per_image", "ties", "text"} <= set(report["protocol"])
+    assert report["config"]["model"] == "mefn"
+    assert "jax" in report["versions"]
+    ranks = np.load(workdir / "eval" / "val" / "ranks.npz")
+    assert (ranks["i2t"].shape, ranks["t2i"].shape) == ((24,), (120,))
+    assert report["t2i"]["r5"] == pytest.approx(100 * np.mean(ranks["t2i"] <= 5))
+    assert "val: 24 images, 120 captions (5 an image), one gallery; ties against the model" in text
+    for row in ("mefn (step", "caption words", "colour histogram", "chance"):
+        assert re.search(rf"^{re.escape(row)}.*\d", text, re.M), row
+    # A bag of words cannot tell twins apart, whatever it knows of the image.
+    assert report["baselines"]["caption words"]["twins"]["all"] == pytest.approx(50, abs=5)
+    # The val rSum that training logged is the one that evaluation finds at that step.
+    best = report["step"]
+    assert report["rsum"] == pytest.approx(logged(workdir, "val.rsum")[best], abs=1e-6)
+    assert best == max(logged(workdir, "val.rsum").items(), key=lambda x: (x[1], x[0]))[0]
+
+
+def test_folds_are_consecutive_and_averaged(trained, command):
+    workdir, _ = trained
+    text = command("eval.py", f"--workdir={workdir}", "--folds=4", "--step=latest", "--split=test").stdout
+    assert "4 consecutive folds of 6 images, averaged" in text
+    ranks = np.load(workdir / "eval" / "test" / "ranks.npz")
+    assert ranks["t2i"].max() <= 6
+    report = json.loads((workdir / "eval" / "test" / "metrics.json").read_text())
+    assert report["t2i"]["r1"] == pytest.approx(np.mean(100 * (ranks["t2i"].reshape(4, 30) == 1)))
+    result = command("eval.py", f"--workdir={workdir}", "--folds=5", check=False)
+    assert "--folds=5: does not divide the 24 images" in result.stderr
+
+
+@pytest.mark.parametrize("model", ["mefn_no_entropy", "mefn_no_local", "mefn_no_global", "vsepp"])
+def test_every_model_trains_and_evaluates(model, tmp_path, command):
+    config = f"--config=configs/default.py:smoke,model={model}"
+    command("train.py", config, f"--workdir={tmp_path}", "--config.train.steps=4")
+    assert f"{model} (step 4)" in command("eval.py", f"--workdir={tmp_path}").stdout
+
+
+def start(cache, workdir, *args):
+    return subprocess.Popen(
+        [sys.executable, "train.py", SMOKE, f"--workdir={workdir}", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment(cache),
+    )
+
+
+LONG = ("--config.train.steps=24", "--config.train.save_every=2", "--config.train.eval_every=100")
+
+
+def test_killed_runs_resume_bit_identically(tmp_path, command, cache):
+    command("train.py", SMOKE, f"--workdir={tmp_path / 'whole'}", *LONG)
+    for moment in range(3):  # killed again and again, at whatever moment it comes to
+        process = start(cache, tmp_path / "broken", *LONG)
+        for line in process.stdout:
+            if line.startswith("step"):
+                time.sleep(0.004 * moment)
+                break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        with Checkpoints(tmp_path / "broken", create=True) as checkpoints:
+            assert (checkpoints.latest or 0) % 2 == 0
+    text = command("train.py", SMOKE, f"--workdir={tmp_path / 'broken'}", *LONG).stdout
+    assert "resuming after" in text
+    assert_identical(parameters(tmp_path / "whole"), parameters(tmp_path / "broken"))
+    losses = [logged(tmp_path / run, "loss") for run in ("whole", "broken")]
+    common = losses[0].keys() & losses[1].keys()
+    assert 24 in common
+    assert all(losses[0][k] == losses[1][k] for k in common)
+    again = command("train.py", SMOKE, f"--workdir={tmp_path / 'broken'}", *LONG).stdout
+    assert "step 24 of 24 is done already" in again
+
+
+def test_one_and_eight_devices_give_the_same_losses(tmp_path, command):
+    options = ("--config.train.log_every=1", "--config.image.arch=resnet")
+    losses, recalls = [], []
+    for devices in (1, 8):
+        workdir = tmp_path / str(devices)
+        text = command("train.py", SMOKE, f"--workdir={workdir}", *options, devices=devices).stdout
+        assert f"{devices} x cpu" in text
+        losses.append(logged(workdir, "loss"))
+        recalls.append(logged(workdir, "val.rsum"))
+    assert len(losses[0]) == 8
+    assert losses[0] == pytest.approx(losses[1], rel=2e-5)
+    assert recalls[0].keys() == recalls[1].keys()
+
+
+def test_a_real_source_end_to_end(prepared, tmp_path, command):
+    config = "--config=configs/flickr8k.py:smoke"
+    text = command("train.py", config, f"--workdir={tmp_path}", f"--config.data.dir={prepared}").stdout
+    assert "train 40 images, 200 captions; val 12, 60" in text
+    table = command("eval.py", f"--workdir={tmp_path}", "--split=dev").stdout
+    assert "val: 12 images, 60 captions" in table
+    assert "twins" not in table
+    # The data may have moved: the checkpoint needs nothing else of it.
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(prepared, moved)
+    (moved / "tokenizer.json").unlink()
+    assert command("eval.py", f"--workdir={tmp_path}", "--split=val", f"--data_dir={moved}").stdout == table
+
+
+def test_skip_bad_leaves_out_truncated_images_and_counts_them(tmp_path, command):
+    root = write_flickr8k(tmp_path / "source", numbers=(20, 12))
+    image = root / "Images" / "train_3.jpg"
+    image.write_bytes(image.read_bytes()[:600])
+    command("-m mefn_jax.data.prepare", "--source=flickr8k", f"--path={root}", f"--out={tmp_path / 'out'}")
+    options = ("--config=configs/flickr8k.py:smoke", f"--config.data.dir={tmp_path / 'out'}")
+    refused = command("train.py", *options, f"--workdir={tmp_path / 'a'}", check=False)
+    assert refused.returncode == 1
+    assert "image 'train_3.jpg' cannot be decoded" in refused.stderr
+    assert "data.skip_bad=True" in refused.stderr
+    text = command("train.py", *options, f"--workdir={tmp_path / 'a'}", "--config.data.skip_bad=True").stdout
+    assert "left out 1 images of train that cannot be decoded: train_3.jpg" in text
+
+
+def refusal(command, script, *args):
+    """What a command that must fail says: one line, without a traceback."""
+    result = command(script, *args, check=False)
+    assert result.returncode in (1, 2), result.stdout + result.stderr
+    assert "Traceback" not in result.stderr, result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config.train.stepz=4"], "unknown configuration key 'stepz'. Did you mean \"steps\""),
+        (["--config.trian.steps=4"], "unknown configuration key 'trian'. Did you mean \"train\""),
+        (["--config.train.steps=many"], "--config.train.steps=many"),
+        (["--confg.train.steps=4"], "Unknown command line flag 'confg.train.steps'"),
+        (["--config=configs/nowhere.py"], "configs/nowhere.py"),
+        (["--config=configs/shapes.py:smok"], "unknown configuration argument 'smok', did you mean 'smoke'?"),
+        (["--config=configs/shapes.py:model=mefm"], "'mefm' is not a model, did you mean 'mefn'?"),
+        ([SMOKE, "--config.data.dir=/nowhere"], "data.dir: /nowhere: no such directory"),
+        ([SMOKE, "--config.train.batch_size=100000"], "train.batch_size=100000 exceeds the 320 training captions"),
+        ([SMOKE, "--config.text.lower_case=False"], "text.lower_case=False, but the data set was prepared with True"),
+        (["spare"], "unexpected argument 'spare'"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(args, message, tmp_path, command):
+    assert message in refusal(command, "train.py", f"--workdir={tmp_path}", *args)
+
+
+def test_eval_without_a_run_or_step_is_refused(trained, tmp_path, command):
+    assert "no checkpoints here" in refusal(command, "eval.py", f"--workdir={tmp_path}")
+    workdir, _ = trained
+    assert "--step=99: not best, latest or one of" in refusal(command, "eval.py", f"--workdir={workdir}", "--step=99")
+    assert "no split 'tset', did you mean 'test'" in refusal(command, "eval.py", f"--workdir={workdir}", "--split=tset")
+
+
+def test_another_model_in_the_workdir_is_refused_by_key(trained, command):
+    workdir, _ = trained
+    args = (f"--workdir={workdir}", "--config.embed_dim=64", "--config.text.layers=3")
+    message = refusal(command, "train.py", SMOKE, *args)
+    assert "embed_dim: 32 there, 64 here" in message
+    assert "text.layers: 2 there, 3 here" in message
+    assert "image" not in message.replace(str(workdir), "")
+    assert "choose another --workdir" in message
+
+
+def test_devices_that_do_not_divide_the_batch_are_refused(tmp_path, command):
+    result = command("train.py", SMOKE, f"--workdir={tmp_path}", "--config.train.batch_size=12", devices=8, check=False)
+    assert "train.batch_size=12 is not a multiple of the 8 devices" in result.stderr
+
+
+def test_prepare_refuses_malformed_sources_in_one_line(flickr8k, tmp_path, command):
+    token = flickr8k / "Flickr8k.token.txt"
+    token.write_text("broken\n" + token.read_text())
+    args = ("--source=flickr8k", f"--path={flickr8k}", f"--out={tmp_path / 'out'}")
+    assert "Flickr8k.token.txt:1: not '<image>#<number><tab><caption>'" in refusal(
+        command, "-m mefn_jax.data.prepare", *args
+    )
+    assert "needs --path" in refusal(command, "-m mefn_jax.data.prepare", "--source=flickr8k", "--out=x")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_intact(tmp_path, command, cache):
+    """Files may not grow beyond 20 kB: writing a checkpoint then fails as on a full disk."""
+    options = ("--config.train.save_every=4", "--config.train.eval_every=100")
+    command("train.py", SMOKE, f"--workdir={tmp_path}", *options, "--config.train.steps=4")
+    before = parameters(tmp_path)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
+    env = environment(cache) | {"JAX_COMPILATION_CACHE_DIR": ""}
+    full = subprocess.run(
+        [sys.executable, "train.py", SMOKE, f"--workdir={tmp_path}", *options],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=env,
+        preexec_fn=limit,
+    )
+    assert full.returncode == 1, full.stdout + full.stderr
+    assert "could not save the checkpoint of step 8" in full.stderr
+    assert "Earlier checkpoints are intact" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert_identical(before, parameters(tmp_path))
+    text = command("train.py", SMOKE, f"--workdir={tmp_path}", *options).stdout
+    assert "resuming after 4" in text
+    assert parameters(tmp_path)[0] == 8
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, command):
+    args = (f"--workdir={tmp_path}", "--config.train.learning_rate=1e30", "--config.train.clip_norm=1e30")
+    message = refusal(command, "train.py", SMOKE, *args)
+    step = int(re.search(r"step (\d+): loss", message)[1])
+    assert 1 <= step <= 4
+    assert "captions of the batch" in message
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest is None  # nothing broken was saved
+
+
+def test_bytes_and_captions_survive_the_drawn_scenes(trained, cache):
+    directory = next((cache / "data").glob("shapes-*"))
+    records = tfds.builder_from_directory(str(directory)).as_data_source("test")
+    assert records[0]["image"].shape == (96, 96, 3)
+    assert len(json.loads(records[0]["scene"])["captions"]) == 5

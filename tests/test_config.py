@@ -1,0 +1,82 @@
+"""Configuration: every key is known and checked, arguments are a closed set, messages name what to do."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from mefn_jax import config as configuration
+from mefn_jax.errors import ConfigError
+from mefn_jax.model import MODELS
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
+
+
+def load(name, arg=""):
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_shipped_configurations_are_valid(name, model):
+    for smoke in ("", ",smoke"):
+        config = load(name, f"model={model}{smoke}")
+        configuration.check(config, MODELS)
+        assert config.is_locked
+        assert config.model == model
+        assert set(configuration.flatten(config.to_dict())) == set(configuration.flatten(load("default").to_dict()))
+
+
+def test_every_option_has_a_comment():
+    for line in (ROOT / "configs" / "default.py").read_text().split("def finish")[0].splitlines():
+        if re.match(r"    c\.[\w.]+ = ", line) and "ConfigDict()" not in line:
+            assert "  # " in line, line
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("mdoel=mefn", "unknown configuration argument 'mdoel', did you mean 'model'?; there are model, smoke"),
+        ("smoke=1", "'smoke' takes no value"),
+        ("model", "'model' needs a value"),
+    ],
+)
+def test_arguments_are_a_closed_set(arg, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load("default", arg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model", "mefn_no_entrop", "did you mean 'mefn_no_entropy'"),
+        ("image.arch", "vgg", "image.arch: 'vgg' is not one of resnet, vit"),
+        ("matcher.attend", "all", "matcher.attend: 'all' is not one of"),
+        ("train.batch_size", 0, "train.batch_size: 0 must be greater than 0"),
+        ("train.steps", 5, "train.steps=5 and train.epochs=30.0: set exactly one"),
+        ("train.warmup", 1.0, "train.warmup"),
+        ("text.max_words", 600, "exceeds text.max_positions=512"),
+    ],
+)
+def test_impossible_values_are_named(key, value, message):
+    config = load("default").unlock()
+    section, _, name = key.rpartition(".")
+    target = config[section] if section else config
+    target[name] = value
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        configuration.check(config, MODELS)
+
+
+def test_patches_must_divide_the_image():
+    config = load("default")
+    config.image.arch, config.image.size = "vit", 100
+    with pytest.raises(ConfigError, match=r"image.size=100 is not a multiple of image.vit.patch=16"):
+        configuration.check(config, MODELS)
+
+
+def test_differences_are_named_by_dotted_key():
+    old, new = load("default").to_dict(), load("default", "model=vsepp").to_dict()
+    assert configuration.differences(old, new) == {"model": ("mefn", "vsepp"), "loss.warmup_steps": (-1, 500)}
+    assert configuration.differences({"a": (1, 2)}, {"a": [1, 2]}) == {}

@@ -1,0 +1,74 @@
+"""The triplet loss against a naive loop, and its invariants."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mefn_jax import losses
+
+
+def naive(scores, positives, margin, hardest, anchors):
+    size, total = len(scores), 0.0
+    for a in range(size):
+        for matrix, wanted in ((scores, "image"), (scores.T, "text")):
+            if anchors in ("both", wanted):
+                costs = [
+                    max(0.0, margin + matrix[a, b] - matrix[a, a]) for b in range(size) if not positives[a, b]
+                ] or [0.0]
+                total += (1 - hardest) * sum(costs) + hardest * max(costs)
+    return total / size
+
+
+triplet = jax.jit(losses.triplet, static_argnames=("anchors",))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.integers(0, 3), min_size=6, max_size=6),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from(losses.ANCHORS),
+)
+def test_equals_a_naive_loop(seed, ids, hardest, anchors):
+    scores = np.random.default_rng(seed).uniform(-1, 1, (6, 6)).astype(np.float32)
+    positives = np.asarray(losses.positives_mask(np.array(ids)))
+    ours = triplet(scores, positives, None, None, margin=0.2, hardest=hardest, anchors=anchors)
+    assert float(ours) == pytest.approx(naive(scores, positives, 0.2, hardest, anchors), abs=1e-5)
+
+
+@pytest.mark.parametrize("hardest", [0.0, 1.0])
+def test_two_captions_of_one_image_are_never_negatives_of_each_other(hardest):
+    positives = losses.positives_mask(np.array([7, 7, 3]))
+
+    def loss(scores):
+        return triplet(scores, positives, None, None, margin=0.2, hardest=hardest, anchors="both")
+
+    scores = np.array([[0.1, 0.9, 0.0], [0.9, 0.1, 0.0], [0.0, 0.0, 0.9]], np.float32)
+    gradient = np.asarray(jax.grad(loss)(scores))
+    assert gradient[0, 1] == gradient[1, 0] == 0
+    assert gradient[0, 2] > 0  # the other image's caption is pushed away
+    raised = scores.copy()
+    raised[0, 1] = raised[1, 0] = 1.0
+    assert float(loss(raised)) == float(loss(scores))
+
+
+def test_all_positive_batch_has_no_loss():
+    scores = np.random.default_rng(0).uniform(-1, 1, (4, 4)).astype(np.float32)
+    positives = losses.positives_mask(np.zeros(4))
+    for hardest in (0.0, 1.0):
+        assert float(triplet(scores, positives, None, None, margin=0.2, hardest=hardest, anchors="both")) == 0
+
+
+def test_collapsed_hardest_negatives_sit_at_twice_the_margin():
+    value = losses.triplet(
+        np.zeros((5, 5), np.float32), np.eye(5, dtype=bool), None, None, margin=0.2, hardest=1.0, anchors="both"
+    )
+    assert float(value) == pytest.approx(0.4)  # PEERS.md 3: 2 m an anchor
+
+
+def test_hardest_share_rises_from_the_sum_to_the_hardest():
+    assert [float(losses.hardest_share(s, 10)) for s in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
+    assert float(losses.hardest_share(99, -1)) == 0
+    assert float(losses.hardest_share(0, 0)) == 1

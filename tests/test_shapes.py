@@ -1,0 +1,129 @@
+"""Drawn scenes: captions are true, twins share their words, truth equals a naive check, boxes hold what they name."""
+
+import io
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mefn_jax.data import grammar, shapes
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return list(shapes.examples("test", 120, seed=3))
+
+
+def things(example):
+    fields = grammar.Thing.__dataclass_fields__
+    return [grammar.Thing(**{k: t[k] for k in fields}) for t in example["scene"]["things"]]
+
+
+def naive_truth(meaning, scene):
+    """One scene, plain Python."""
+
+    def fits(thing, phrase):
+        return all(getattr(thing, a) == v for a, v in phrase.attributes.items())
+
+    for phrase in meaning.phrases:
+        if phrase.count > 1 and sum(fits(t, phrase) for t in scene) != phrase.count:
+            return False
+    single = [p for p in meaning.phrases if p.count == 1]
+    for chosen in itertools.permutations(scene, len(single)):
+        if not all(fits(t, p) for t, p in zip(chosen, single, strict=True)):
+            continue
+        if meaning.relation is None:
+            return True
+        a, b = chosen[:2]
+        far = {"left": b.x - a.x, "right": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}[meaning.relation]
+        if far >= grammar.MARGIN:
+            return True
+    return False
+
+
+def test_truth_equals_a_naive_check(scenes):
+    table = grammar.SceneTable([things(e) for e in scenes])
+    number = 0
+    for example in scenes[:40]:
+        for caption in example["scene"]["captions"]:
+            meaning = grammar.meaning_from_json(caption["meaning"])
+            true = grammar.true_of(meaning, table)
+            assert true.tolist() == [naive_truth(meaning, things(e)) for e in scenes]
+            number += true.sum()
+    assert number > 200
+
+
+def test_every_caption_is_true_of_its_scene(scenes):
+    for example in scenes:
+        table = grammar.SceneTable([things(example)])
+        assert example["captions"] == [c["text"] for c in example["scene"]["captions"]]
+        assert len(example["captions"]) == 5
+        for caption in example["scene"]["captions"]:
+            assert grammar.true_of(grammar.meaning_from_json(caption["meaning"]), table)[0], caption["text"]
+
+
+def test_twins_use_the_same_words_and_mean_different_scenes(scenes):
+    twins = [(e, scenes[e["scene"]["twin"]["index"]]) for e in scenes if e["scene"]["twin"]]
+    assert 0.3 < len(twins) / len(scenes) < 0.7
+    assert {e["scene"]["twin"]["kind"] for e, _ in twins} == set(shapes.TWIN_KINDS)
+    for example, twin in twins:
+        assert scenes[twin["scene"]["twin"]["index"]] is example
+        assert abs(example["scene"]["twin"]["index"] - twin["scene"]["twin"]["index"]) == 1
+        table = grammar.SceneTable([things(twin)])
+        for mine, other in zip(example["scene"]["captions"], twin["scene"]["captions"], strict=True):
+            assert Counter(mine["text"].split()) == Counter(other["text"].split())
+            assert not grammar.true_of(grammar.meaning_from_json(mine["meaning"]), table)[0], mine["text"]
+
+
+def test_a_twin_pair_never_crosses_the_end_of_a_split():
+    for number in range(1, 12):
+        examples = list(shapes.examples("val", number, seed=1))
+        assert len(examples) == number
+        for example in examples:
+            assert example["scene"]["twin"] is None or example["scene"]["twin"]["index"] < number
+
+
+def test_spans_name_the_things(scenes):
+    for example in scenes[:40]:
+        for caption in example["scene"]["captions"]:
+            words = caption["text"].split()
+            for phrase, (start, stop) in zip(caption["meaning"]["phrases"], caption["spans"], strict=True):
+                named = words[start:stop]
+                assert named[0] in ("a", "an", "two", "three")
+                thing = example["scene"]["things"][phrase["things"][0]]
+                for attribute in phrase["attributes"]:
+                    value = thing[attribute]
+                    forms = {value, *grammar.SYNONYMS.get(value, ())}
+                    assert (
+                        forms & {w.removesuffix("s").removesuffix("e") for w in named}
+                        or forms & {w.removesuffix("s") for w in named}
+                        or forms & set(named)
+                    )
+
+
+def test_boxes_hold_the_colour_they_name(scenes):
+    checked = 0
+    for example in scenes[:40]:
+        image = Image.open(io.BytesIO(example["image"]))
+        assert image.format == "JPEG"
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+        for thing in example["scene"]["things"]:
+            if thing["texture"] != "plain":
+                continue
+            x0, y0, x1, y1 = (round(v * shapes.PIXELS) for v in thing["box"])
+            assert 0 <= x0 < x1 <= shapes.PIXELS
+            assert 0 <= y0 < y1 <= shapes.PIXELS
+            inside = pixels[y0:y1, x0:x1].reshape(-1, 3)
+            near = np.abs(inside - shapes.RGB[thing["color"]]).max(1) < 60
+            assert near.mean() > 0.3, thing
+            checked += 1
+    assert checked > 10
+
+
+def test_scenes_depend_on_the_seed_alone():
+    a, b = (list(shapes.examples("train", 6, seed=5)) for _ in range(2))
+    assert a == b
+    assert list(shapes.examples("train", 6, seed=6)) != a
+    assert list(shapes.examples("val", 6, seed=5))[0]["image"] != a[0]["image"]

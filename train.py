@@ -1,0 +1,27 @@
+"""Trains a model: python train.py --config=configs/NAME.py[:model=...,smoke] --workdir=DIR [--config.x.y=value]
+
+The same command goes on from the latest checkpoint in the workdir. At each step, in this order: the next batch, the
+step, then where they are due the log line, the evaluation on val, and the checkpoint.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from mefn_jax.config import config_flag, run
+
+
+def define_flags() -> None:
+    config_flag("configs/shapes.py")
+    flags.DEFINE_string("workdir", "", "Directory of checkpoints and logs; default: runs/<config name>.")
+
+
+def main() -> None:
+    from mefn_jax.training import train  # JAX is not needed for --help
+
+    name = Path(flags.FLAGS["config"].config_filename).stem
+    train(flags.FLAGS.config, flags.FLAGS.workdir or f"runs/{name}")
+
+
+if __name__ == "__main__":
+    run(main, define_flags)
