@@ -4,11 +4,9 @@ The same command goes on from the latest checkpoint in the workdir. At each step
 step, then where they are due the log line, the evaluation on val, and the checkpoint.
 """
 
-from pathlib import Path
-
 from absl import flags
 
-from mefn_jax.config import config_flag, run
+from mefn_jax.config import config_flag, config_path, run
 
 
 def define_flags() -> None:
@@ -19,8 +17,7 @@ def define_flags() -> None:
 def main() -> None:
     from mefn_jax.training import train  # JAX is not needed for --help
 
-    name = Path(flags.FLAGS["config"].config_filename).stem
-    train(flags.FLAGS.config, flags.FLAGS.workdir or f"runs/{name}")
+    train(flags.FLAGS.config, flags.FLAGS.workdir or f"runs/{config_path().stem}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Both give a `tiled.Scores`. Neither sees what belongs to what, so neither can tell twins apart.
 """
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -70,7 +71,7 @@ def _tfidf(texts: list[str]) -> np.ndarray:
 
 def _terms(caption: str) -> list[str]:
     words = normalise(caption, lower_case=True, punctuation="drop").split()
-    return words + [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+    return words + [f"{a} {b}" for a, b in itertools.pairwise(words)]
 
 
 def _bag(caption: str, vocabulary: dict[str, int]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -127,7 +128,10 @@ def run(main, define_flags) -> None:
     def parse(argv):
         try:
             define_flags()
-            return flags.FLAGS(argv)
+            rest = flags.FLAGS(argv)
+            if "config" in flags.FLAGS and not config_path().is_file():
+                raise ConfigError(f"--config={config_path()}: no such file")
+            return rest
         except (flags.Error, UserError, AttributeError, KeyError, FileNotFoundError, ValueError) as e:
             _fail(_flag_message(e), 2)
 
@@ -150,15 +154,18 @@ def config_flag(default: str) -> None:
     )
 
 
+def config_path() -> Path:
+    """The file that `--config` names, without its arguments."""
+    return Path(flags.FLAGS["config"].config_filename.partition(":")[0])
+
+
 def _flag_message(error: Exception) -> str:
-    # ml_collections wraps its message in the repr of a KeyError; the second line holds the nearest name.
     text = str(error.args[0] if error.args else error)
-    for quote in "'\"":
-        text = text.strip(quote)
+    if not isinstance(error, AttributeError | KeyError):
+        return " ".join(text.split("\n"))
+    # ml_collections hands on the repr of a KeyError; its second line holds the nearest name.
     lines = [line.strip("'\" ") for line in text.replace("\\n", "\n").replace("\\'", "'").split("\n")]
-    if isinstance(error, AttributeError | KeyError):
-        return f"unknown configuration key {lines[0]!r}. {' '.join(lines[1:])}".strip()
-    return " ".join(lines)
+    return f"unknown configuration key {lines[0]!r}. {' '.join(lines[1:])}".strip()
 
 
 def _fail(message: str, status: int) -> None:

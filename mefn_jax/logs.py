@@ -24,7 +24,7 @@ def header(rows: dict[str, str]) -> None:
 
 def duration(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss."""
-    minutes, seconds = divmod(int(round(seconds)), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 

@@ -1,6 +1,7 @@
 """The training loop, top to bottom."""
 
 import functools
+import itertools
 import math
 import time
 from pathlib import Path
@@ -159,10 +160,15 @@ class StepLog:
                     f"in the training split): {captions.tolist()}. Lower train.learning_rate, or look at these; the "
                     "latest checkpoint is from before"
                 )
-        if not values:
-            return
+        seconds = self.clock.elapsed / max(1, len(values))
+        for _, line in itertools.groupby(values, key=lambda v: (v[0] - 1) // self._every):
+            self._line(writer, bar, list(line), seconds)
+        if values:
+            self.clock.reset()
+
+    def _line(self, writer: Writer, bar, values: list, seconds: float) -> None:
+        """One line for some steps' values; `seconds` is what a step took."""
         done, m, _ = values[-1]
-        seconds = self.clock.elapsed / len(values)
         line = {
             "loss": float(np.mean([v["loss"] for _, v, _ in values])),
             "grad_norm": float(m["grad_norm"]),
@@ -174,11 +180,11 @@ class StepLog:
         writer.write(done, line)
         with bar.external_write_mode():
             say(
-                f"step {done:>{len(str(self._steps))}}/{self._steps}  loss {line['loss']:8.4f}  grad {line['grad_norm']:7.3f}  "
-                f"lr {line['learning_rate']:.2e}  {line['ms_per_step']:7.1f} ms/step  {line['pairs_per_s']:7.0f} pairs/s  "
-                f"data {line['data_wait']:4.0%}  ETA {duration(seconds * (self._steps - done))}"
+                f"step {done:>{len(str(self._steps))}}/{self._steps}  loss {line['loss']:8.4f}  "
+                f"grad {line['grad_norm']:7.3f}  lr {line['learning_rate']:.2e}  {line['ms_per_step']:7.1f} ms/step  "
+                f"{line['pairs_per_s']:7.0f} pairs/s  data {line['data_wait']:4.0%}  "
+                f"ETA {duration(seconds * (self._steps - done))}"
             )
-        self.clock.reset()
 
 
 def evaluate(evaluator: Evaluator, params, split, done: int, writer: Writer, bar) -> float:

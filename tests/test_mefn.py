@@ -114,7 +114,7 @@ def test_gram_form_equals_readable_form_with_finite_gradients(entropy, attend, g
         forms = [jax.jit(form)(params, images, texts) for form in (gram, readable)]
         np.testing.assert_allclose(*forms, atol=1e-5)
 
-        def total(form, params, v, t):
+        def total(form, params, v, t, images=images, texts=texts):
             # Through `make_features`: the Gram form uses that fragments have unit length.
             v, t = (make_features(x, f.mask, f.pooled) for x, f in ((v, images), (t, texts)))
             return jnp.sum(form(params, v, t) * jnp.arange(9.0).reshape(3, 3))

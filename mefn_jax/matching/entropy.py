@@ -29,7 +29,7 @@ def _normalised(log_p, mask, axis):
     return jnp.where(number > 1, -jnp.sum(p * log_p, axis=axis) / most, 0.0)
 
 
-def shannon(S, region_mask, word_mask, scale):  # noqa: N803 (the paper's letter)
+def shannon(S, region_mask, word_mask, scale):
     """Cells of the Shannon entropies, in nats: `P = softmax_j(scale S)`, `H_ij = -P_ij ln P_ij`. A row of H sums to
     the region's entropy over the words; words take theirs from the softmax over regions. S `(N, M)`."""
     mask = region_mask[:, None] & word_mask[None, :]  # (N, M)
@@ -39,7 +39,7 @@ def shannon(S, region_mask, word_mask, scale):  # noqa: N803 (the paper's letter
     return cells, _normalised(log_p, mask, axis=1), _normalised(log_q, mask, axis=0)
 
 
-def gaussian(S, region_mask, word_mask, scale):  # noqa: N803
+def gaussian(S, region_mask, word_mask, scale):
     """Joint entropy of two unit-variance Gaussians with correlation `rho = clip(S, 0, 0.999)`:
     `ln(2 pi e) + ln(1 - rho^2) / 2` nats. A fragment's is the mean over its partners, rescaled to [0, 1]."""
     mask = region_mask[:, None] & word_mask[None, :]
@@ -49,7 +49,7 @@ def gaussian(S, region_mask, word_mask, scale):  # noqa: N803
     return jnp.where(mask, cells, 0.0), *_means(1 - 0.5 * jnp.log1p(-rho * rho) / lowest, mask)
 
 
-def bernoulli(S, region_mask, word_mask, scale):  # noqa: N803
+def bernoulli(S, region_mask, word_mask, scale):
     """Entropy, in nats, of "this word means this region", a coin with probability `p = sigmoid(scale S)`; `ln 2`
     where p is below one half, so that only evidence for a match lowers it. A fragment's is the mean over `ln 2`."""
     mask = region_mask[:, None] & word_mask[None, :]
@@ -58,7 +58,7 @@ def bernoulli(S, region_mask, word_mask, scale):  # noqa: N803
     return jnp.where(mask, cells, 0.0), *_means(cells / jnp.log(2.0), mask)
 
 
-def none(S, region_mask, word_mask, scale):  # noqa: N803
+def none(S, region_mask, word_mask, scale):
     """No entropy: zero everywhere, hence uniform weights (the paper's -MFE ablation)."""
     return jnp.zeros_like(S), jnp.zeros_like(S[:, 0]), jnp.zeros_like(S[0])
 

@@ -16,10 +16,10 @@ from mefn_jax.matching.features import EPS, Features
 def all_pairs(images: Features, texts: Features, *, scale, sharpness, entropy, attend, global_input):
     """All pairs' local and global scores, float32 `(I, T)` each; arguments as for `mefn.pair`, with a batch axis."""
     v, t = images.fragments, texts.fragments  # (I, N, D), (T, M, D)
-    S = jnp.einsum("ind,tmd->itnm", v, t)  # noqa: N806
+    S = jnp.einsum("ind,tmd->itnm", v, t)
     gram_v, gram_t = jnp.einsum("ind,ikd->ink", v, v), jnp.einsum("tmd,tkd->tmk", t, t)
     over_texts = jax.vmap(entropy, (0, None, 0, None))
-    _, H_v, H_t = jax.vmap(over_texts, (0, 0, None, None))(S, images.mask, texts.mask, scale)  # noqa: N806
+    _, H_v, H_t = jax.vmap(over_texts, (0, 0, None, None))(S, images.mask, texts.mask, scale)
     w = _weights(-sharpness * H_v, images.mask[:, None])  # (I, T, N)
     u = _weights(-sharpness * H_t, texts.mask[None])  # (I, T, M)
 
@@ -37,7 +37,7 @@ def all_pairs(images: Features, texts: Features, *, scale, sharpness, entropy, a
     return local, whole
 
 
-def _weighted_cosine(whole, images, texts, S, gram_v, gram_t, w, u):  # noqa: N803
+def _weighted_cosine(whole, images, texts, S, gram_v, gram_t, w, u):
     """cos(v_global + sum_i w_i v_i, t_cls + sum_j u_j t_j) from products alone; `whole` is v_global . t_cls."""
     v_to_t = jnp.einsum("ind,td->itn", images.fragments, texts.pooled)
     t_to_v = jnp.einsum("tmd,id->itm", texts.fragments, images.pooled)

@@ -26,14 +26,14 @@ def cosine(a, b):
 def pair(image: Features, text: Features, *, scale, sharpness, gate, entropy, attend, global_input) -> dict:
     """Everything MEFN computes of one pair (Features without their batch axis; DESIGN.md 3.2 to 3.4).
 
-    `scale` is lambda, `sharpness` kappa, `gate` g in [0, 1] (see `fuse`), the rest are MEFN's attributes. Returns a dict:
-    score, local, global (scalars); H `(N, M)` in nats; region_weights `(N,)`, word_weights `(M,)`, sum 1;
+    `scale` is lambda, `sharpness` kappa, `gate` g in [0, 1] (see `fuse`), the rest are MEFN's attributes. Returns a
+    dict: score, local, global (scalars); H `(N, M)` in nats; region_weights `(N,)`, word_weights `(M,)`, sum 1;
     word_attention alpha `(N, M)`, columns sum 1; region_attention beta `(N, M)`, rows sum 1; MFE, the sum of H.
     """
     v, t = image.fragments, text.fragments  # (N, D), (M, D)
-    S = v @ t.T  # noqa: N806  (N, M), cosines since both are unit vectors
+    S = v @ t.T  # (N, M), cosines since both are unit vectors
     mask = image.mask[:, None] & text.mask[None, :]
-    H, H_v, H_t = entropy(S, image.mask, text.mask, scale)  # noqa: N806
+    H, H_v, H_t = entropy(S, image.mask, text.mask, scale)
 
     log_w = masked_log_softmax(-sharpness * H_v, image.mask, axis=0)
     log_u = masked_log_softmax(-sharpness * H_t, text.mask, axis=0)

@@ -1,0 +1,63 @@
+"""The repository itself: lint, the two commands, and what the command line's modules may import."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("words", [["check"], ["format", "--check"]])
+def test_ruff_is_clean(words):
+    result = subprocess.run([sys.executable, "-m", "ruff", *words, "."], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_ci_runs_the_readme_test_command():
+    readme = (ROOT / "README.md").read_text()
+    command = "pip install -r requirements-test.txt && python -m pytest"
+    assert f"&& {command}\n" in readme
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith(command)
+    assert "bash .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+
+
+def test_readme_names_what_exists():
+    readme = (ROOT / "README.md").read_text()
+    for path in re.findall(r"`((?:mefn_jax|configs)/[\w/]+\.py|\w+\.py)`", readme):
+        assert (ROOT / path).is_file(), path
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_nothing_imports_tensorflow_torch_or_the_tests():
+    for path in [*ROOT.glob("mefn_jax/**/*.py"), ROOT / "train.py", ROOT / "eval.py"]:
+        for name in imports(path):
+            assert name.split(".")[0] not in ("tensorflow", "torch", "tests", "pickle"), (path, name)
+
+
+def test_rooms_import_along_the_flow_of_data():
+    below = {
+        "data": ("encoders", "matching", "model", "training", "evaluate"),
+        "encoders": ("model", "training", "evaluate"),
+        "matching": ("encoders", "model", "training", "evaluate", "data"),
+    }
+    for room, later in below.items():
+        for path in (ROOT / "mefn_jax" / room).glob("*.py"):
+            for name in imports(path):
+                parts = name.split(".")
+                assert not (parts[0] == "mefn_jax" and len(parts) > 1 and parts[1] in later), (path, name)
+
+
+def test_running_the_commands_loads_neither_tensorflow_nor_torch():
+    code = "import sys, mefn_jax.training; sys.exit(bool({'tensorflow', 'torch'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
