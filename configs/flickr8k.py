@@ -1,7 +1,11 @@
 """Flickr8k photographs, a CPU-sized model from random initialisation.
 
-python -m mefn_jax.data.prepare --source=flickr8k --path=FLICKR8K --out=data/flickr8k
-python train.py --config=configs/flickr8k.py && python eval.py --workdir=runs/flickr8k --split=val
+    python -m mefn_jax.data.prepare --source=flickr8k --path=FLICKR8K --out=data/flickr8k
+    python train.py --config=configs/flickr8k.py && python eval.py --workdir=runs/flickr8k --split=val
+
+Seen on two cores with --config.train.epochs=0 --config.train.steps=1000 (under 6 minutes; 4,000 training photographs,
+a squashed 224 x 224 copy; seed 0): val 1,000 x 5,000, R@1/5/10 image to text 0.9/4.1/7.2, text to image 0.9/4.2/8.0,
+where chance is 0.1/0.5/1.0. The 8 epochs below (2,500 steps) have not been run.
 """
 
 from configs import default
