@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -92,8 +91,3 @@ def _drop_after(path: Path, step: int) -> None:
     new = path.with_suffix(".new")
     new.write_text("".join(kept), encoding="utf-8")
     os.replace(new, path)
-
-
-def on_terminal() -> bool:
-    """Is standard error a terminal, where a progress bar makes sense?"""
-    return sys.stderr.isatty()

@@ -18,7 +18,7 @@ from mefn_jax.data import pipeline
 from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.errors import CheckpointError, ConfigError, TrainingError
 from mefn_jax.evaluate import Evaluator, open_dataset
-from mefn_jax.logs import Clock, Writer, duration, header, on_terminal, say
+from mefn_jax.logs import Clock, Writer, duration, header, say
 from mefn_jax.model import MODELS, build
 from mefn_jax.sharding import check_divides, make_mesh, put_rows, replicated
 
@@ -98,7 +98,7 @@ def train(config: ConfigDict, workdir) -> None:
             config.data.workers,
         )
         writer, log = Writer(workdir, done), StepLog(config, schedule, steps)
-        bar = tqdm(total=steps, initial=done, unit=" steps", disable=not on_terminal(), leave=False)
+        bar = tqdm(total=steps, initial=done, unit=" steps", disable=None, leave=False)
         c = config.train
         try:
             for k in range(done, steps):
