@@ -15,12 +15,12 @@ def get_config(arg=""):
     c.embed_dim = 128
     c.data.twins_together = True
     c.image.arch = "vit"
-    c.image.size = 56
-    c.image.grid = 5
+    c.image.size = 72
+    c.image.grid = 3
     c.image.mean = c.image.std = (0.5, 0.5, 0.5)
-    c.image.vit.update(width=128, layers=2, heads=4, mlp_width=256, patch=8, stem=())
+    c.image.vit.update(width=128, layers=2, heads=4, mlp_width=256, patch=24, stem=())
     c.text.update(width=128, layers=2, heads=4, mlp_width=256, max_words=20, max_positions=64, dropout=0.0)
-    c.train.update(steps=1800, epochs=0.0, batch_size=32, learning_rate=1e-3, log_every=100)
+    c.train.update(steps=1800, epochs=0.0, batch_size=64, learning_rate=1e-3, log_every=100)
     c.train.update(eval_every=600, save_every=600)
     c.eval.val_images = 200
     return default.finish(c, arg)

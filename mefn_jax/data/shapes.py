@@ -6,7 +6,6 @@ swapped a colour or a texture, or they have swapped places. Captions of twins th
 
 import dataclasses
 import io
-import math
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -17,19 +16,22 @@ from mefn_jax.data.grammar import Meaning, Phrase, Thing
 PIXELS = 96
 CAPTIONS = 5
 # Every shape of one size has the same area, so that a swap of colours leaves the image's colour histogram as it was.
-RADIUS = {"small": 0.095, "large": 0.15}  # of a disc of that area, in image widths
+RADIUS = {"small": 0.07, "large": 0.11}  # of a disc of that area, in image widths
 REACH = {"circle": 1.0, "square": 0.886, "triangle": 1.347, "cross": 1.33}  # half the side of the box, in radii
+LATTICE = 3  # things stand in the cells of a 3 x 3 lattice, as in SHAPES (Andreas et al. 2016), ...
+JITTER = 0.02  # ... off their cell's centre by at most this, in image widths
 RGB = {
-    "red": (214, 40, 40),
-    "green": (38, 150, 60),
-    "blue": (40, 80, 215),
-    "yellow": (240, 215, 40),
-    "purple": (135, 50, 165),
+    "red": (205, 50, 50),
+    "green": (50, 165, 70),
+    "blue": (60, 90, 210),
+    "yellow": (210, 195, 50),
+    "purple": (150, 60, 190),
 }
+CONTRAST = 50  # of a texture's light and dark halves against its colour, which stays the mean
 TWIN_SHARE = 0.5  # of the scenes that have a twin
 # What twins have swapped: the textures of two things of different colour, the colours of two things of different shape,
 # or their places.
-TWIN_KINDS = {"place": 0.6, "color": 0.2, "texture": 0.2}
+TWIN_KINDS = {"place": 0.2, "color": 0.4, "texture": 0.4}
 SAID = {
     "texture": ("texture", "color"),
     "color": ("color", "shape"),
@@ -100,32 +102,20 @@ def _things(rng, differ: str | None = None) -> tuple[list[Thing], list[tuple[int
         if differ and any(kinds[0][a] == kinds[1][a] for a in SAID[differ]):
             continue
         owners = [k for k, count in enumerate(counts) for _ in range(count)]
-        places = _places(rng, [RADIUS[kinds[k]["size"]] * REACH[kinds[k]["shape"]] for k in owners])
-        if places is None:
-            continue
         things = [
             Thing(**kinds[k], x=x, y=y, radius=RADIUS[kinds[k]["size"]])
-            for k, (x, y) in zip(owners, places, strict=True)
+            for k, (x, y) in zip(owners, _places(rng, len(owners)), strict=True)
         ]
         if differ == "place" and grammar.relation_between(things[0], things[1]) is None:
             continue
         return things, [tuple(i for i, o in enumerate(owners) if o == k) for k in range(len(kinds))]
 
 
-def _places(rng, reaches: list[float]) -> list[tuple[float, float]] | None:
-    """Centres at which boxes of these half-sides overlap little; room for the largest is kept everywhere, since twins
-    swap places. None if they do not fit."""
-    places, most = [], max(reaches)
-    for reach in reaches:
-        for _ in range(20):
-            x, y = (round(float(v), 4) for v in rng.uniform(most + 0.01, 0.99 - most, size=2))
-            near = zip(places, reaches, strict=False)
-            if all(math.hypot(x - u, y - v) > (reach + other) for (u, v), other in near):
-                places.append((x, y))
-                break
-        else:
-            return None
-    return places
+def _places(rng, number: int) -> list[tuple[float, float]]:
+    """Centres in different cells of the lattice."""
+    rows, columns = np.divmod(rng.permutation(LATTICE**2)[:number], LATTICE)
+    centers = (np.stack([columns, rows], -1) + 0.5) / LATTICE + rng.uniform(-JITTER, JITTER, (number, 2))
+    return [(round(float(x), 4), round(float(y), 4)) for x, y in centers]
 
 
 def _swap(things: list[Thing], kind: str) -> list[Thing]:
@@ -237,13 +227,12 @@ def _outline(pen: ImageDraw.ImageDraw, thing: Thing) -> None:
 
 
 def _filling(thing: Thing, color, size) -> Image.Image:
-    image = Image.new("RGB", size, color)
+    light, dark = (tuple(c + sign * CONTRAST for c in color) for sign in (1, -1))
+    if thing.texture == "plain":
+        return Image.new("RGB", size, color)
+    image = Image.new("RGB", size, light)
     pen = ImageDraw.Draw(image)
-    mark = tuple(c // 2 for c in color)
-    if thing.texture == "striped":
-        for x in range(0, size[0], 8):
-            pen.rectangle((x, 0, x + 3, size[1]), fill=mark)
-    elif thing.texture == "banded":
-        for y in range(0, size[1], 8):
-            pen.rectangle((0, y, size[0], y + 3), fill=mark)
+    for at in range(0, max(size), 8):
+        upright = thing.texture == "striped"
+        pen.rectangle((at, 0, at + 3, size[1]) if upright else (0, at, size[0], at + 3), fill=dark)
     return image

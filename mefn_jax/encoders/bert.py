@@ -2,7 +2,9 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
+from mefn_jax.encoders.positions import sines
 from mefn_jax.encoders.transformer import Block
 
 
@@ -19,16 +21,21 @@ class BERT(nn.Module):
 
     @nn.compact
     def __call__(self, ids, mask, deterministic=True):
-        init = nn.initializers.normal(0.02)
-        x = nn.Embed(self.vocab_size, self.width, embedding_init=init, name="words")(ids)
-        x = x + nn.Embed(self.max_positions, self.width, embedding_init=init, name="positions")(
-            jnp.arange(ids.shape[1])
-        )
+        # BERT's own beginning, all three tables at 0.02, makes every position a random vector: in a short training from
+        # scratch, attention then never learns what stands next to what. Sines say it from the start.
+        x = nn.Embed(self.vocab_size, self.width, embedding_init=nn.initializers.normal(1.0), name="words")(ids)
+        positions = nn.Embed(self.max_positions, self.width, embedding_init=_sine_table, name="positions")
+        x = x + positions(jnp.arange(ids.shape[1]))
         # Captions are one segment, yet BERT adds a segment embedding, and pretrained ones are not zero.
-        x = x + nn.Embed(2, self.width, embedding_init=init, name="segments")(jnp.zeros_like(ids))
+        segments = nn.Embed(2, self.width, embedding_init=nn.initializers.normal(0.02), name="segments")
+        x = x + segments(jnp.zeros_like(ids))
         x = nn.LayerNorm(1e-12, name="norm")(x)
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
         for k in range(self.layers):
             block = Block(self.heads, self.mlp_width, False, self.dropout, 1e-12, name=f"layer_{k}")
             x = block(x, mask, deterministic)
         return x
+
+
+def _sine_table(key, shape, dtype):
+    return sines(np.arange(shape[0]), shape[1]).astype(dtype)
