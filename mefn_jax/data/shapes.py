@@ -16,10 +16,10 @@ from mefn_jax.data.grammar import Meaning, Phrase, Thing
 PIXELS = 96
 CAPTIONS = 5
 # Every shape of one size has the same area, so that a swap of colours leaves the image's colour histogram as it was.
-RADIUS = {"small": 0.07, "large": 0.11}  # of a disc of that area, in image widths
+RADIUS = {"small": 0.065, "large": 0.1}  # of a disc of that area, in image widths
 REACH = {"circle": 1.0, "square": 0.886, "triangle": 1.347, "cross": 1.33}  # half the side of the box, in radii
 LATTICE = 3  # things stand in the cells of a 3 x 3 lattice, as in SHAPES (Andreas et al. 2016), ...
-JITTER = 0.02  # ... off their cell's centre by at most this, in image widths
+JITTER = 0.015  # ... off their cell's centre by at most this, in image widths
 RGB = {
     "red": (205, 50, 50),
     "green": (50, 165, 70),
@@ -27,7 +27,9 @@ RGB = {
     "yellow": (210, 195, 50),
     "purple": (150, 60, 190),
 }
-CONTRAST = 50  # of a texture's light and dark halves against its colour, which stays the mean
+CONTRAST = 64  # of a texture's light and dark halves against its colour, which stays the mean
+OUTLINE = 2  # pixels of dark line around a thing, so that its shape shows whatever its colour
+INK = (20, 20, 20)
 TWIN_SHARE = 0.5  # of the scenes that have a twin
 # What twins have swapped: the textures of two things of different colour, the colours of two things of different shape,
 # or their places.
@@ -176,25 +178,28 @@ def _mirror(meaning: Meaning, things: list[Thing], kind: str) -> Meaning:
 
 
 def _to_json(scene: dict) -> dict:
-    things = [
-        {**grammar.to_json(t), "box": [t.x - reach, t.y - reach, t.x + reach, t.y + reach]}
-        for t in scene["things"]
-        for reach in [t.radius * REACH[t.shape]]
-    ]
+    things = [{**grammar.to_json(t), "box": _box(t)} for t in scene["things"]]
     return {"things": things, "captions": [grammar.to_json(c) for c in scene["captions"]], "twin": scene["twin"]}
+
+
+def _box(thing: Thing) -> list[float]:
+    """The corners x0, y0, x1, y1 of the box around a thing and its outline, in image widths, inside the image."""
+    x = thing.radius * REACH[thing.shape] + OUTLINE / PIXELS
+    y = x if thing.shape != "triangle" else 0.866 * thing.radius * REACH["triangle"] + OUTLINE / PIXELS
+    corners = (thing.x - x, thing.y - y, thing.x + x, thing.y + y)
+    return [round(min(max(v, 0.0), 1.0), 4) for v in corners]
 
 
 def draw(things: list[Thing], rng: np.random.Generator) -> bytes:
     """JPEG bytes of a scene, `PIXELS` square, on a background cluttered with muted marks."""
     image = _background(rng)
     for thing in things:
-        mask = Image.new("L", image.size)
-        _outline(ImageDraw.Draw(mask), thing)
         shade = rng.integers(-18, 19, size=3)
         color = tuple(int(np.clip(c + s, 0, 255)) for c, s in zip(RGB[thing.color], shade, strict=True))
-        image.paste(_filling(thing, color, image.size), mask=mask)
+        image.paste(INK, mask=_mask(thing, grow=OUTLINE))
+        image.paste(_filling(thing, color, image.size), mask=_mask(thing))
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=92)
+    image.save(out, "JPEG", quality=92, subsampling=0)
     return out.getvalue()
 
 
@@ -212,18 +217,25 @@ def _background(rng) -> Image.Image:
     return image
 
 
-def _outline(pen: ImageDraw.ImageDraw, thing: Thing) -> None:
-    x, y = thing.x * PIXELS, thing.y * PIXELS
-    r = thing.radius * REACH[thing.shape] * PIXELS
+def _mask(thing: Thing, grow: float = 0.0) -> Image.Image:
+    """How much of each pixel a thing covers, its border moved outwards by `grow` pixels."""
+    scale = 8  # drawn larger and averaged: Pillow's shapes include their last pixel, which would favour long borders
+    mask = Image.new("L", (PIXELS * scale, PIXELS * scale))
+    pen = ImageDraw.Draw(mask)
+    x, y, grow = thing.x * mask.width, thing.y * mask.width, grow * scale
+    r = thing.radius * REACH[thing.shape] * mask.width
+    near, far = 0.25 * r + grow, r + grow
     if thing.shape == "circle":
-        pen.ellipse((x - r, y - r, x + r, y + r), fill=255)
+        pen.ellipse((x - far, y - far, x + far, y + far), fill=255)
     elif thing.shape == "square":
-        pen.rectangle((x - r, y - r, x + r, y + r), fill=255)
-    elif thing.shape == "triangle":
-        pen.polygon([(x, y - 0.866 * r), (x + r, y + 0.866 * r), (x - r, y + 0.866 * r)], fill=255)
+        pen.rectangle((x - far, y - far, x + far, y + far), fill=255)
+    elif thing.shape == "triangle":  # equilateral: a border moved by one moves a corner by two
+        half, bottom = r + 3**0.5 * grow, y + 0.866 * r + grow
+        pen.polygon([(x, y - 0.866 * r - 2 * grow), (x + half, bottom), (x - half, bottom)], fill=255)
     else:
-        pen.rectangle((x - r, y - 0.25 * r, x + r, y + 0.25 * r), fill=255)
-        pen.rectangle((x - 0.25 * r, y - r, x + 0.25 * r, y + r), fill=255)
+        pen.rectangle((x - far, y - near, x + far, y + near), fill=255)
+        pen.rectangle((x - near, y - far, x + near, y + far), fill=255)
+    return mask.reduce(scale)
 
 
 def _filling(thing: Thing, color, size) -> Image.Image:
