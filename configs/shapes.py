@@ -20,7 +20,7 @@ def get_config(arg=""):
     c.image.mean = c.image.std = (0.5, 0.5, 0.5)
     c.image.vit.update(width=128, layers=2, heads=4, mlp_width=256, patch=24, stem=())
     c.text.update(width=128, layers=2, heads=4, mlp_width=256, max_words=20, max_positions=64, dropout=0.0)
-    c.train.update(steps=1800, epochs=0.0, batch_size=64, learning_rate=1e-3, log_every=100)
-    c.train.update(eval_every=600, save_every=600)
+    c.train.update(steps=1500, epochs=0.0, batch_size=64, learning_rate=1e-3, log_every=100)
+    c.train.update(eval_every=500, save_every=500)
     c.eval.val_images = 200
     return default.finish(c, arg)

@@ -103,23 +103,46 @@ def test_spans_name_the_things(scenes):
                     )
 
 
-def test_boxes_hold_the_colour_they_name(scenes):
-    checked = 0
+def pixels_of(things):
+    """The scene with these things, on the same background whatever they are: float (H, W, 3)."""
+    image = Image.open(io.BytesIO(shapes.draw(things, np.random.default_rng(0))))
+    assert image.format == "JPEG"
+    return np.asarray(image.convert("RGB")).astype(float)
+
+
+def test_boxes_are_tight_around_what_was_drawn(scenes):
+    empty = pixels_of([])
     for example in scenes[:40]:
-        image = Image.open(io.BytesIO(example["image"]))
-        assert image.format == "JPEG"
-        pixels = np.asarray(image.convert("RGB")).astype(int)
-        for thing in example["scene"]["things"]:
-            if thing["texture"] != "plain":
-                continue
-            x0, y0, x1, y1 = (round(v * shapes.PIXELS) for v in thing["box"])
-            assert 0 <= x0 < x1 <= shapes.PIXELS
-            assert 0 <= y0 < y1 <= shapes.PIXELS
-            inside = pixels[y0:y1, x0:x1].reshape(-1, 3)
-            near = np.abs(inside - shapes.RGB[thing["color"]]).max(1) < 60
-            assert near.mean() > 0.3, thing
-            checked += 1
-    assert checked > 10
+        for value in example["scene"]["things"]:
+            thing = grammar.thing_from_json({k: v for k, v in value.items() if k != "box"})
+            changed = np.abs(pixels_of([thing]) - empty).max(2) > 60
+            rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+            drawn = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+            assert np.abs(drawn - np.array(value["box"]) * shapes.PIXELS).max() < 2, thing
+            assert 0 <= min(value["box"]) < max(value["box"]) <= 1
+
+
+@pytest.mark.parametrize("shape", grammar.SHAPES)
+@pytest.mark.parametrize("texture", grammar.TEXTURES)
+def test_a_colour_histogram_cannot_see_shape_or_direction(shape, texture):
+    """Things of one size and colour cover the same area with, over their places, the same mean colour."""
+    color = (128, 128, 128)  # away from 0 and 255, where light and dark are cut off
+    for size, radius in shapes.RADIUS.items():
+        areas, means = [], []
+        for x, y in np.random.default_rng(0).uniform(0.4, 0.6, (100, 2)):
+            thing = grammar.Thing(shape, "yellow", size, texture, x, y, radius)
+            cover = np.asarray(shapes._mask(thing)) / 255  # (H, W)
+            colors = np.asarray(shapes._filling(thing, color, cover.shape)).astype(float)
+            areas.append(cover.sum())
+            means.append((colors * cover[..., None]).sum((0, 1)) / cover.sum())
+        assert np.mean(areas) == pytest.approx(np.pi * (radius * shapes.PIXELS) ** 2, rel=0.03)
+        np.testing.assert_allclose(np.mean(means, 0), color, atol=6)
+
+
+def test_things_stand_in_cells_of_their_own(scenes):
+    for example in scenes:
+        cells = [(int(t["x"] * shapes.LATTICE), int(t["y"] * shapes.LATTICE)) for t in example["scene"]["things"]]
+        assert len(set(cells)) == len(cells)
 
 
 def test_scenes_depend_on_the_seed_alone():

@@ -27,13 +27,13 @@ RGB = {
     "yellow": (210, 195, 50),
     "purple": (150, 60, 190),
 }
-CONTRAST = 64  # of a texture's light and dark halves against its colour, which stays the mean
+CONTRAST = 64  # of a texture's light and dark halves against its colour, which stays nearly the mean
 OUTLINE = 2  # pixels of dark line around a thing, so that its shape shows whatever its colour
 INK = (20, 20, 20)
 TWIN_SHARE = 0.5  # of the scenes that have a twin
 # What twins have swapped: the textures of two things of different colour, the colours of two things of different shape,
 # or their places.
-TWIN_KINDS = {"place": 0.2, "color": 0.4, "texture": 0.4}
+TWIN_KINDS = {"place": 0.4, "color": 0.3, "texture": 0.3}
 SAID = {
     "texture": ("texture", "color"),
     "color": ("color", "shape"),
@@ -239,7 +239,7 @@ def _mask(thing: Thing, grow: float = 0.0) -> Image.Image:
 
 
 def _filling(thing: Thing, color, size) -> Image.Image:
-    light, dark = (tuple(c + sign * CONTRAST for c in color) for sign in (1, -1))
+    light, dark = (tuple(min(max(c + sign * CONTRAST, 0), 255) for c in color) for sign in (1, -1))
     if thing.texture == "plain":
         return Image.new("RGB", size, color)
     image = Image.new("RGB", size, light)

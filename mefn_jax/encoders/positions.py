@@ -15,6 +15,6 @@ def grid_positions(rows: int, columns: int, width: int):
 
 
 def sines(at, width: int):
-    """Sine and cosine of each position in `at` `(L,)` at `width / 2` wave lengths from 6 to 600: float32 `(L, width)`."""
+    """Sine and cosine of each position in `at` `(L,)` at width / 2 wave lengths, 6 to 600: float32 `(L, width)`."""
     angles = at[:, None] / 100 ** (np.arange(0, width, 2) / width)
     return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], -1), jnp.float32)
