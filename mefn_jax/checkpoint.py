@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import orbax.checkpoint as ocp
+from absl import logging
 
 from mefn_jax.errors import CheckpointError
 
@@ -30,6 +31,15 @@ def git_commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _not_orbax_trace(record) -> bool:
+    """Drops the traceback that each of Orbax's threads logs of a failed save, hundreds of lines: the failure reaches
+    us as an exception as well, which is reported once."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+logging.get_absl_logger().addFilter(_not_orbax_trace)
 
 
 class Checkpoints:
@@ -61,7 +71,9 @@ class Checkpoints:
             if kind is None:
                 self.wait()
         finally:
-            self._checkpointer.close()
+            # A failed save has been reported by now; closing would report it again, in Orbax's words.
+            with contextlib.suppress(Exception):
+                self._checkpointer.close()
 
     @property
     def latest(self) -> int | None:
