@@ -2,9 +2,9 @@
 
     python train.py --config=configs/shapes.py && python eval.py --workdir=runs/shapes
 
-Two cores: just under 4 minutes for both. Seed 0 gives, on test, R@1 3.0 image to text and 2.8 text to image (chance
-0.2), and 49.8 % on the twins (chance 50): it has learned which colours there are, and no more; a colour histogram does
-better (6.6, 8.6). See the README.
+Two cores: 4.5 minutes for both, the scenes included. Seed 0 gives, on test (500 scenes, step 1500 chosen on val), R@1
+54.4 image to text and 46.5 text to image (chance 0.2), rSum 450.1, and 79.6 % on the twins (chance 50): colours 99.7,
+textures 100, places 51.1, so relations are not learned.
 """
 
 from configs import default
