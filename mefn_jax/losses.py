@@ -5,9 +5,21 @@ Scores are `(B, B)`, row k and column k belong to pair k: the diagonal is the pa
 over anchors and divided by B. `scale` and `bias` are the loss's learned parameters, None where it has none.
 """
 
+import functools
+
 import jax.numpy as jnp
 
 ANCHORS = ("both", "image", "text")
+
+
+def build(config):
+    """The loss of `config.loss` as it is at a step: a function `step -> loss(scores, positives, scale, bias)`."""
+
+    def at(step):
+        hardest = hardest_share(step, config.warmup_steps)
+        return functools.partial(triplet, margin=config.margin, hardest=hardest, anchors=config.anchors)
+
+    return at
 
 
 def positives_mask(image_ids):

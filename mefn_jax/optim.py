@@ -14,7 +14,8 @@ def adamw(learning_rate: optax.Schedule, weight_decay: float, clip_norm: float) 
     """AdamW after clipping by global norm. Matrices decay; biases, norms and scalars (lambda, kappa, g) do not."""
 
     def decays(params):
-        return jax.tree.map(lambda p: p.ndim > 1, params)
+        # By name too: the bias of a projection to several heads is a matrix (heads, width of a head).
+        return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim > 1 and path[-1].key != "bias", params)
 
     return optax.chain(
         optax.clip_by_global_norm(clip_norm), optax.adamw(learning_rate, weight_decay=weight_decay, mask=decays)

@@ -11,13 +11,13 @@ from mefn_jax.sharding import by_rows, replicated
 from mefn_jax.state import TrainState
 
 
-def train_step(state: TrainState, batch: dict, *, model, optimizer, loss, warmup_steps: int, seed: int, mesh):
-    """One step on a batch `{pixels (B, H, W, 3), ids (B, L), mask (B, L), image (B,)}`; `loss` is `losses.triplet` with
-    its options bound. Returns the new state and float32 scalars {loss, grad_norm}."""
+def train_step(state: TrainState, batch: dict, *, model, optimizer, loss_at, seed: int, mesh):
+    """One step on a batch `{pixels (B, H, W, 3), ids (B, L), mask (B, L), image (B,)}`; `loss_at` gives the loss at a
+    step (`losses.build`). Returns the new state and float32 scalars {loss, grad_norm}."""
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     image_key, text_key = jax.random.split(key)
     positives = losses.positives_mask(batch["image"])
-    hardest = losses.hardest_share(state.step, warmup_steps)
+    loss = loss_at(state.step)
 
     def loss_of(params):
         images = model.encode_images(params, batch["pixels"], image_key)
@@ -25,7 +25,7 @@ def train_step(state: TrainState, batch: dict, *, model, optimizer, loss, warmup
         # Every device scores its own images against all texts of the global batch.
         texts = jax.lax.with_sharding_constraint(texts, replicated(mesh))
         scores = model.score(params, images, texts)
-        return loss(scores, positives, params["loss"].get("scale"), params["loss"].get("bias"), hardest=hardest)
+        return loss(scores, positives, params["loss"].get("scale"), params["loss"].get("bias"))
 
     value, grads = jax.value_and_grad(loss_of)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

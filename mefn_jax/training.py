@@ -73,13 +73,11 @@ def train(config: ConfigDict, workdir) -> None:
             "versions": versions(),
         }
         evaluator = Evaluator(model, tokenizer, config, mesh)
-        loss = functools.partial(losses.triplet, margin=config.loss.margin, anchors=config.loss.anchors)
         train_step = step.compile_step(
             mesh,
             model=model,
             optimizer=optimizer,
-            loss=loss,
-            warmup_steps=config.loss.warmup_steps,
+            loss_at=losses.build(config.loss),
             seed=config.train.seed,
         )
         process = (jax.process_index(), jax.process_count())

@@ -111,15 +111,23 @@ def pixels_of(things):
 
 
 def test_boxes_are_tight_around_what_was_drawn(scenes):
-    empty = pixels_of([])
     for example in scenes[:40]:
         for value in example["scene"]["things"]:
             thing = grammar.thing_from_json({k: v for k, v in value.items() if k != "box"})
-            changed = np.abs(pixels_of([thing]) - empty).max(2) > 60
-            rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+            covered = np.asarray(shapes._mask(thing, grow=shapes.OUTLINE)) > 0
+            rows, columns = np.flatnonzero(covered.any(1)), np.flatnonzero(covered.any(0))
             drawn = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-            assert np.abs(drawn - np.array(value["box"]) * shapes.PIXELS).max() < 2, thing
+            slack = (drawn - np.array(value["box"]) * shapes.PIXELS) * [-1, -1, 1, 1]  # whole pixels reach beyond it
+            assert -0.1 < slack.min() <= slack.max() < 1.2, thing
             assert 0 <= min(value["box"]) < max(value["box"]) <= 1
+
+
+def test_a_scene_is_its_things_on_a_background(scenes):
+    things = [grammar.thing_from_json({k: v for k, v in t.items() if k != "box"}) for t in scenes[0]["scene"]["things"]]
+    changed = np.abs(pixels_of(things) - pixels_of([])).max(2) > 60
+    covered = np.any([np.asarray(shapes._mask(t, grow=shapes.OUTLINE)) > 127 for t in things], axis=0)
+    assert (changed & covered).sum() > 0.9 * covered.sum()
+    assert (changed & ~covered).sum() < 0.05 * covered.sum()
 
 
 @pytest.mark.parametrize("shape", grammar.SHAPES)

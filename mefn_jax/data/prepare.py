@@ -21,7 +21,7 @@ from mefn_jax.data import flickr8k, shapes, tokenizer
 from mefn_jax.errors import DataError
 
 SOURCES = ("flickr8k", "shapes")
-SHAPES_VERSION = 11  # raise it when the drawn scenes change, so that cached ones are made again
+SHAPES_VERSION = 12  # raise it when the drawn scenes change, so that cached ones are made again
 
 
 def prepare(source: str, path: str, out, *, vocab_size: int, lower_case: bool, punctuation: str, scenes, seed) -> list:

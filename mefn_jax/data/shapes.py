@@ -87,7 +87,7 @@ def _pair_or_single(rng, index: int, room: int) -> list[dict]:
 
 def _things(rng, differ: str | None = None) -> tuple[list[Thing], list[tuple[int, ...]]]:
     """Two to four things that do not overlap, and the groups of equal ones. For a twin, the first two are alone in
-    their groups and differ in shape and in what is swapped; else they are alike where a colour histogram would tell."""
+    their groups, differ in what `SAID` names and are alike in what `ALIKE` does."""
     while True:
         kinds = [
             {a: str(rng.choice(values)) for a, values in grammar.ATTRIBUTES.items()} for _ in range(rng.integers(2, 4))
@@ -184,9 +184,12 @@ def _to_json(scene: dict) -> dict:
 
 def _box(thing: Thing) -> list[float]:
     """The corners x0, y0, x1, y1 of the box around a thing and its outline, in image widths, inside the image."""
-    x = thing.radius * REACH[thing.shape] + OUTLINE / PIXELS
-    y = x if thing.shape != "triangle" else 0.866 * thing.radius * REACH["triangle"] + OUTLINE / PIXELS
-    corners = (thing.x - x, thing.y - y, thing.x + x, thing.y + y)
+    r, line = thing.radius * REACH[thing.shape], OUTLINE / PIXELS
+    left = right = top = bottom = r + line
+    if thing.shape == "triangle":  # see _mask
+        left = right = r + 3**0.5 * line
+        top, bottom = 0.866 * r + 2 * line, 0.866 * r + line
+    corners = (thing.x - left, thing.y - top, thing.x + right, thing.y + bottom)
     return [round(min(max(v, 0.0), 1.0), 4) for v in corners]
 
 
