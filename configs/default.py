@@ -106,6 +106,7 @@ def finish(c, arg):
 def shrink(c):
     """`smoke`: the same path with tiny towers, in seconds."""
     c.embed_dim = 32
+    c.data.dir = ""
     c.data.scenes = (64, 24, 24)
     c.image.size = 64
     c.image.grid = 4

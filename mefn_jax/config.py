@@ -9,14 +9,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mefn_jax.errors import ConfigError, UserError
 
-CHOICES = {
-    "image.arch": ("resnet", "vit"),
-    "text.punctuation": ("keep", "drop"),
-    "matcher.entropy": ("shannon", "gaussian", "bernoulli", "none"),
-    "matcher.attend": ("both", "words", "regions"),
-    "matcher.global_input": ("weighted", "pooled"),
-    "loss.anchors": ("both", "image", "text"),
-}
+CHOICES = {"image.arch": ("resnet", "vit"), "text.punctuation": ("keep", "drop")}
 POSITIVE = (
     "embed_dim",
     "image.size",
@@ -35,6 +28,7 @@ POSITIVE = (
     "matcher.init_scale",
     "matcher.init_sharpness",
 )
+NOT_NEGATIVE = ("train.steps", "train.epochs", "train.seed", "train.weight_decay", "data.workers", "eval.val_images")
 # What the shape and meaning of the parameters depend on: a checkpoint is only continued with the same.
 MODEL_KEYS = ("model", "embed_dim", "image", "text", "matcher")
 
@@ -68,18 +62,27 @@ def nearest(name: str, names) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def check(config: ConfigDict, models) -> None:
-    """Raises ConfigError, naming the option, for values that cannot work; `models` are the known model names."""
-    if config.model not in models:
-        raise ConfigError(
-            f"model: {config.model!r} is not a model{nearest(config.model, models)}; there are {_list(models)}"
-        )
-    for key, choices in CHOICES.items():
-        if get(config, key) not in choices:
-            raise ConfigError(f"{key}: {get(config, key)!r} is not one of {_list(choices)}")
+def check(config: ConfigDict, choices: dict) -> None:
+    """Raises ConfigError, naming the option, for values that cannot work. `choices` are the names that the model and
+    the loss know, by option."""
+    for key, names in (CHOICES | choices).items():
+        value = get(config, key)
+        if value not in names:
+            raise ConfigError(f"{key}: {value!r} is not one of {_list(names)}{nearest(value, names)}")
     for key in POSITIVE:
         if not get(config, key) > 0:
             raise ConfigError(f"{key}: {get(config, key)!r} must be greater than 0")
+    for key in NOT_NEGATIVE:
+        if get(config, key) < 0:
+            raise ConfigError(f"{key}: {get(config, key)!r} must not be negative")
+    if len(config.data.scenes) != 3 or min(config.data.scenes) < 1:
+        raise ConfigError(f"data.scenes: {tuple(config.data.scenes)} must be three numbers: train, val, test")
+    if config.eval.tile_images < 2:
+        raise ConfigError("eval.tile_images: 1 must be at least 2, a scene and its twin")
+    for key in ("image.vit", "text"):
+        width, heads = get(config, f"{key}.width"), get(config, f"{key}.heads")
+        if heads < 1 or width % heads:
+            raise ConfigError(f"{key}.width={width} is not a multiple of {key}.heads={heads}")
     if (config.train.steps > 0) == (config.train.epochs > 0):
         raise ConfigError(
             f"train.steps={config.train.steps} and train.epochs={config.train.epochs}: set exactly one, the other to 0"
@@ -95,6 +98,12 @@ def check(config: ConfigDict, models) -> None:
         raise ConfigError(
             f"image.size={config.image.size} is not a multiple of image.vit.patch={config.image.vit.patch}"
         )
+
+
+def check_local(name: str, path) -> None:
+    """Raises ConfigError if the option's path is a URL, which would be taken for a local directory of that name."""
+    if "://" in str(path):
+        raise ConfigError(f"{name}={path}: only local and mounted directories can be used; mount the bucket")
 
 
 def get(config: ConfigDict, key: str):

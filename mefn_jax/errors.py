@@ -18,4 +18,4 @@ class CheckpointError(UserError):
 
 
 class TrainingError(UserError):
-    """Training cannot go on: the loss is not finite."""
+    """Training cannot go on: the loss is not finite, or the log cannot be written."""

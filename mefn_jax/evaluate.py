@@ -12,6 +12,7 @@ import numpy as np
 
 from mefn_jax import baselines, metrics, twins
 from mefn_jax.checkpoint import Checkpoints, versions
+from mefn_jax.config import check_local
 from mefn_jax.data import pipeline
 from mefn_jax.data.dataset import Dataset, Split
 from mefn_jax.data.prepare import drawn_scenes
@@ -113,6 +114,8 @@ def load(workdir, step: str):
 def evaluate(workdir, data_dir: str, split_name: str, step: str, folds: int) -> dict:
     """Evaluates a workdir's checkpoint on a split, prints the table, and writes `metrics.json` and `ranks.npz` into
     `WORKDIR/eval/<split>/`. Returns what `metrics.json` holds."""
+    check_local("--workdir", workdir)
+    check_local("--data_dir", data_dir)
     evaluator, params, config, number = load(workdir, step)
     if data_dir:
         config.data.dir = data_dir

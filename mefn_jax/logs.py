@@ -1,11 +1,14 @@
 """What a run says: the header, one aligned line a log step, metrics.jsonl and TensorBoard events."""
 
+import contextlib
 import json
 import os
 import time
 from pathlib import Path
 
 import jax
+
+from mefn_jax.errors import TrainingError
 
 
 def say(text: str) -> None:
@@ -58,24 +61,37 @@ class Writer:
             return
         from tensorboardX import SummaryWriter  # only the process that writes needs it
 
-        path = Path(workdir) / "metrics.jsonl"
-        _drop_after(path, step)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = Path(workdir) / "metrics.jsonl"
+        with self._writing():
+            _drop_after(self._path, step)
+            self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict) -> None:
         """One line `{"step": step, name: number, ...}`, and a TensorBoard scalar each."""
         if not self._active:
             return
-        self._file.write(json.dumps({"step": step} | values) + "\n")
-        self._file.flush()
+        with self._writing():
+            self._file.write(json.dumps({"step": step} | values) + "\n")
+            self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         if self._active:
-            self._file.close()
             self._board.close()
+            with self._writing():
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except OSError as e:
+            raise TrainingError(
+                f"{self._path}: cannot be written ({e}). Checkpoints are intact: free some space and run the same "
+                "command to go on from the latest"
+            ) from e
 
 
 def _drop_after(path: Path, step: int) -> None:

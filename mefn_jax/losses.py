@@ -9,7 +9,7 @@ import functools
 
 import jax.numpy as jnp
 
-ANCHORS = ("both", "image", "text")
+CHOICES = {"loss.anchors": ("both", "image", "text")}  # the names that an option may have
 
 
 def build(config):

@@ -12,8 +12,9 @@ from mefn_jax.encoders.resnet import ResNet
 from mefn_jax.encoders.text import TextEncoder
 from mefn_jax.encoders.vit import ViT
 from mefn_jax.matching.cosine import PooledCosine
+from mefn_jax.matching.entropy import ENTROPIES
 from mefn_jax.matching.features import Features
-from mefn_jax.matching.mefn import MEFN
+from mefn_jax.matching.mefn import ATTEND, GLOBAL_INPUT, MEFN
 
 # A name's matcher class, and the arguments that make it that system; MEFN's others come from `config.matcher`.
 MODELS = {
@@ -22,6 +23,13 @@ MODELS = {
     "mefn_no_local": (MEFN, {"branches": "global"}),
     "mefn_no_global": (MEFN, {"branches": "local"}),
     "vsepp": (PooledCosine, {}),
+}
+# The names that an option may have.
+CHOICES = {
+    "model": tuple(MODELS),
+    "matcher.entropy": tuple(ENTROPIES),
+    "matcher.attend": ATTEND,
+    "matcher.global_input": GLOBAL_INPUT,
 }
 
 

@@ -19,7 +19,7 @@ from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.errors import CheckpointError, ConfigError, TrainingError
 from mefn_jax.evaluate import Evaluator, open_dataset
 from mefn_jax.logs import Clock, Writer, duration, header, say
-from mefn_jax.model import MODELS, build
+from mefn_jax.model import CHOICES, build
 from mefn_jax.sharding import check_divides, make_mesh, put_rows, replicated
 
 
@@ -28,7 +28,9 @@ def train(config: ConfigDict, workdir) -> None:
 
     Raises ConfigError, DataError, CheckpointError or TrainingError; complete checkpoints are never harmed.
     """
-    configuration.check(config, MODELS)
+    configuration.check(config, CHOICES | losses.CHOICES)
+    configuration.check_local("--workdir", workdir)
+    configuration.check_local("data.dir", config.data.dir)
     mesh = make_mesh()
     check_divides("train.batch_size", config.train.batch_size, mesh)
     dataset = open_dataset(config.data)

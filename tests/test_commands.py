@@ -129,7 +129,8 @@ def start(cache, workdir, *args):
     )
 
 
-LONG = ("--config.train.steps=24", "--config.train.save_every=2", "--config.train.eval_every=100")
+DROPOUT = ("--config.text.dropout=0.1", "--config.image.vit.dropout=0.1")  # so that the random keys matter
+LONG = ("--config.train.steps=24", "--config.train.save_every=2", "--config.train.eval_every=100", *DROPOUT)
 
 
 def test_killed_runs_resume_bit_identically(tmp_path, command, cache):
@@ -143,7 +144,7 @@ def test_killed_runs_resume_bit_identically(tmp_path, command, cache):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         with Checkpoints(tmp_path / "broken", create=True) as checkpoints:
-            assert (checkpoints.latest or 0) % 2 == 0
+            assert checkpoints.latest is None or checkpoints.meta(checkpoints.latest)["step"] == checkpoints.latest
     text = command("train.py", SMOKE, f"--workdir={tmp_path / 'broken'}", *LONG).stdout
     assert "resuming after" in text
     assert_identical(parameters(tmp_path / "whole"), parameters(tmp_path / "broken"))
@@ -156,7 +157,7 @@ def test_killed_runs_resume_bit_identically(tmp_path, command, cache):
 
 
 def test_one_and_eight_devices_give_the_same_losses(tmp_path, command):
-    options = ("--config.train.log_every=1", "--config.image.arch=resnet")
+    options = ("--config.train.log_every=1", "--config.image.arch=resnet", *DROPOUT)
     losses, recalls = [], []
     for devices in (1, 8):
         workdir = tmp_path / str(devices)
@@ -166,7 +167,7 @@ def test_one_and_eight_devices_give_the_same_losses(tmp_path, command):
         recalls.append(logged(workdir, "val.rsum"))
     assert len(losses[0]) == 8
     assert losses[0] == pytest.approx(losses[1], rel=2e-5)
-    assert recalls[0].keys() == recalls[1].keys()
+    assert recalls[0] == pytest.approx(recalls[1], abs=5)  # an image less or more at rank 1 is 4 points
 
 
 def test_a_real_source_end_to_end(prepared, tmp_path, command):
@@ -284,6 +285,19 @@ def test_a_full_disk_leaves_the_old_checkpoint_intact(tmp_path, command, cache):
     text = command("train.py", SMOKE, f"--workdir={tmp_path}", *options).stdout
     assert "resuming after 4" in text
     assert parameters(tmp_path)[0] == 8
+
+
+def test_a_log_that_cannot_be_written_says_so(tmp_path, command):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    message = refusal(command, "train.py", SMOKE, f"--workdir={tmp_path}")
+    assert "metrics.jsonl: cannot be written" in message
+    assert "No space left on device" in message
+
+
+def test_a_url_is_no_directory(tmp_path, command):
+    for script, option in (("train.py", "--workdir"), ("eval.py", "--workdir"), ("eval.py", "--data_dir")):
+        message = refusal(command, script, f"{option}=gs://bucket/run")
+        assert f"{option}=gs://bucket/run: only local and mounted directories" in message
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, command):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mefn_jax import config as configuration
+from mefn_jax import losses
 from mefn_jax.errors import ConfigError
-from mefn_jax.model import MODELS
+from mefn_jax.model import CHOICES, MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
@@ -23,7 +24,7 @@ def load(name, arg=""):
 def test_shipped_configurations_are_valid(name, model):
     for smoke in ("", ",smoke"):
         config = load(name, f"model={model}{smoke}")
-        configuration.check(config, MODELS)
+        configuration.check(config, CHOICES | losses.CHOICES)
         assert config.is_locked
         assert config.model == model
         assert set(configuration.flatten(config.to_dict())) == set(configuration.flatten(load("default").to_dict()))
@@ -57,23 +58,31 @@ def test_arguments_are_a_closed_set(arg, message):
         ("train.batch_size", 0, "train.batch_size: 0 must be greater than 0"),
         ("train.steps", 5, "train.steps=5 and train.epochs=30.0: set exactly one"),
         ("train.warmup", 1.0, "train.warmup"),
+        ("train.steps", -5, "train.steps: -5 must not be negative"),
+        ("train.seed", -1, "train.seed: -1 must not be negative"),
+        ("data.workers", -1, "data.workers: -1 must not be negative"),
+        ("data.scenes", (10, 5), "data.scenes: (10, 5) must be three numbers"),
+        ("eval.tile_images", 1, "eval.tile_images: 1 must be at least 2"),
+        ("image.vit.heads", 7, "image.vit.width=384 is not a multiple of image.vit.heads=7"),
+        ("text.heads", 7, "text.width=768 is not a multiple of text.heads=7"),
+        ("loss.anchors", "images", "loss.anchors: 'images' is not one of both, image, text, did you mean 'image'?"),
         ("text.max_words", 600, "exceeds text.max_positions=512"),
     ],
 )
 def test_impossible_values_are_named(key, value, message):
     config = load("default").unlock()
     section, _, name = key.rpartition(".")
-    target = config[section] if section else config
+    target = configuration.get(config, section) if section else config
     target[name] = value
     with pytest.raises(ConfigError, match=re.escape(message)):
-        configuration.check(config, MODELS)
+        configuration.check(config, CHOICES | losses.CHOICES)
 
 
 def test_patches_must_divide_the_image():
     config = load("default")
     config.image.arch, config.image.size = "vit", 100
     with pytest.raises(ConfigError, match=r"image.size=100 is not a multiple of image.vit.patch=16"):
-        configuration.check(config, MODELS)
+        configuration.check(config, CHOICES | losses.CHOICES)
 
 
 def test_differences_are_named_by_dotted_key():

@@ -29,7 +29,7 @@ triplet = jax.jit(losses.triplet, static_argnames=("anchors",))
     st.integers(0, 2**32 - 1),
     st.lists(st.integers(0, 3), min_size=6, max_size=6),
     st.sampled_from([0.0, 0.3, 1.0]),
-    st.sampled_from(losses.ANCHORS),
+    st.sampled_from(losses.CHOICES["loss.anchors"]),
 )
 def test_equals_a_naive_loop(seed, ids, hardest, anchors):
     scores = np.random.default_rng(seed).uniform(-1, 1, (6, 6)).astype(np.float32)

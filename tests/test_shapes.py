@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mefn_jax.data import grammar, shapes
+from mefn_jax import baselines, twins
+from mefn_jax.data import grammar, prepare, shapes
+from mefn_jax.data.dataset import Dataset
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +160,14 @@ def test_scenes_depend_on_the_seed_alone():
     assert a == b
     assert list(shapes.examples("train", 6, seed=6)) != a
     assert next(shapes.examples("val", 6, seed=5))["image"] != a[0]["image"]
+
+
+def test_baselines_cannot_tell_twins_apart(tmp_path, monkeypatch):
+    """On the scenes that the default configuration draws, so that the table's claim is what is tested."""
+    monkeypatch.setenv("MEFN_CACHE", str(tmp_path))
+    data = Dataset(prepare.drawn_scenes((4000, 500, 500), 0))
+    test = data.split("test")
+    known = twins.find(test)
+    assert len(known.captions) > 1000
+    for scores in (baselines.words_only(test), baselines.colour_histogram(data.split("train"), test)):
+        assert twins.accuracy(known, scores, 32, 256)["all"] == pytest.approx(50, abs=5)
