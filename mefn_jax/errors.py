@@ -17,5 +17,9 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be written, found, or used with this configuration."""
 
 
+class WeightsError(UserError):
+    """Pretrained weights that cannot be read or do not fit their configuration."""
+
+
 class TrainingError(UserError):
     """Training cannot go on: the loss is not finite, or the log cannot be written."""

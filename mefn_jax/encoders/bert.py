@@ -9,7 +9,8 @@ from mefn_jax.encoders.transformer import Block
 
 
 class BERT(nn.Module):
-    """ids int32 and mask bool `(B, L)` -> hidden states float32 `(B, L, C)`; L is at most `max_positions`."""
+    """ids int32 and mask bool `(B, L)` -> `(hidden states float32 (B, L, C), pooled (B, C))`; L is at most
+    `max_positions`. `pooled` is [CLS]'s state, with `pooler` after BERT's pooling layer."""
 
     vocab_size: int
     width: int
@@ -18,6 +19,10 @@ class BERT(nn.Module):
     mlp_width: int
     max_positions: int
     dropout: float = 0.0
+    segments: int = 2
+    pooler: bool = False
+    activation: str = "gelu"
+    eps: float = 1e-12
 
     @nn.compact
     def __call__(self, ids, mask, deterministic=True):
@@ -27,14 +32,15 @@ class BERT(nn.Module):
         positions = nn.Embed(self.max_positions, self.width, embedding_init=_sine_table, name="positions")
         x = x + positions(jnp.arange(ids.shape[1]))
         # Captions are one segment, yet BERT adds a segment embedding, and pretrained ones are not zero.
-        segments = nn.Embed(2, self.width, embedding_init=nn.initializers.normal(0.02), name="segments")
+        segments = nn.Embed(self.segments, self.width, embedding_init=nn.initializers.normal(0.02), name="segments")
         x = x + segments(jnp.zeros_like(ids))
-        x = nn.LayerNorm(1e-12, name="norm")(x)
+        x = nn.LayerNorm(self.eps, name="norm")(x)
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
         for k in range(self.layers):
-            block = Block(self.heads, self.mlp_width, False, self.dropout, 1e-12, name=f"layer_{k}")
+            block = Block(self.heads, self.mlp_width, False, self.dropout, self.eps, self.activation, name=f"layer_{k}")
             x = block(x, mask, deterministic)
-        return x
+        pooled = x[:, 0]
+        return x, nn.tanh(nn.Dense(self.width, name="pooler")(pooled)) if self.pooler else pooled
 
 
 def _sine_table(key, shape, dtype):

@@ -1,0 +1,117 @@
+"""PyTorch's towers with random weights, and what they compute: the reference for `test_pretrained.py`.
+
+    python tests/reference_towers.py     # needs torch and transformers; writes tests/fixtures/<name>/
+
+Each directory is a checkpoint as `save_pretrained` writes it, and `expected.npz` with inputs, every layer's hidden
+states and the pooled output.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+TEXT = SMALL | {"vocab_size": 40, "max_position_embeddings": 12}
+IMAGE = SMALL | {"image_size": 16, "patch_size": 8}
+CLIP_IDS = {"bos_token_id": 38, "eos_token_id": 39, "pad_token_id": 0}
+RESNET = {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 2]}
+# name: (architecture, options, height and width of the input where it has pixels)
+TOWERS = {
+    "bert": ("bert", TEXT, None),
+    "bert_relu": ("bert", TEXT | {"hidden_act": "relu", "type_vocab_size": 1, "layer_norm_eps": 1e-5}, None),
+    "bert_wide_heads": (
+        "bert",
+        TEXT | {"num_attention_heads": 4, "num_hidden_layers": 3, "hidden_act": "gelu_new"},
+        None,
+    ),
+    "clip_text": ("clip_text", TEXT | CLIP_IDS, None),
+    "clip_text_gelu": ("clip_text", TEXT | CLIP_IDS | {"hidden_act": "gelu", "num_attention_heads": 4}, None),
+    "vit": ("vit", IMAGE, (16, 16)),
+    "vit_not_square": ("vit", IMAGE | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-6}, (24, 40)),
+    "vit_no_bias": ("vit", IMAGE | {"qkv_bias": False, "patch_size": 4}, (12, 12)),
+    "clip_vision": ("clip_vision", IMAGE, (16, 16)),
+    "clip_vision_not_square": ("clip_vision", IMAGE | {"num_attention_heads": 4}, (16, 32)),
+    "clip": ("clip", {"text_config": TEXT | CLIP_IDS, "vision_config": IMAGE, "projection_dim": 10}, (16, 16)),
+    "resnet": ("resnet", RESNET, (32, 32)),
+    "resnet_basic": ("resnet", RESNET | {"layer_type": "basic", "downsample_in_first_stage": True}, (40, 64)),
+    "resnet_v1": ("resnet", RESNET | {"downsample_in_bottleneck": True}, (33, 47)),
+}
+
+
+def write(name: str, directory: Path, seed: int = 0) -> None:
+    """Writes one tower of `TOWERS` and what it computes."""
+    import torch
+    import transformers as hf
+
+    kind, options, size = TOWERS[name]
+    config, model = {
+        "bert": (hf.BertConfig, hf.BertModel),
+        "vit": (hf.ViTConfig, hf.ViTModel),
+        "resnet": (hf.ResNetConfig, hf.ResNetModel),
+        "clip_text": (hf.CLIPTextConfig, hf.CLIPTextModel),
+        "clip_vision": (hf.CLIPVisionConfig, hf.CLIPVisionModel),
+        "clip": (hf.CLIPConfig, hf.CLIPModel),
+    }[kind]
+    torch.manual_seed(seed)
+    tower = model(config(**options)).eval()
+    randomise(tower)
+    tower.save_pretrained(directory)
+    np.savez(directory / "expected.npz", **compute(kind, tower, size, seed))
+
+
+def randomise(tower) -> None:
+    """Every parameter and statistic away from its beginning, so that none can be mistaken for another."""
+    import torch
+
+    with torch.no_grad():
+        for name, value in [*tower.named_parameters(), *tower.named_buffers()]:
+            if name.endswith("running_var"):
+                value.uniform_(0.5, 2.0)
+            elif value.dtype.is_floating_point:
+                norm = value.ndim == 1 and name.endswith("weight")
+                value.add_(torch.randn_like(value) * (0.2 if value.ndim < 2 else 0.05)) if norm else value.copy_(
+                    torch.randn_like(value) * (0.3 if value.ndim < 4 else 0.1)
+                )
+
+
+def compute(kind: str, tower, size, seed: int) -> dict[str, np.ndarray]:
+    """Inputs and outputs of a tower: `hidden_0 ...`, `last`, `pooled`."""
+    import torch
+
+    inputs = {}
+    if kind in ("bert", "clip_text", "clip"):
+        inputs |= captions(tower.config.get_text_config().vocab_size, seed)
+    if size:
+        inputs["pixel_values"] = np.random.default_rng(seed).normal(size=(2, 3, *size)).astype(np.float32)
+    given = {k: torch.from_numpy(v) for k, v in inputs.items()}
+    with torch.no_grad():
+        if kind == "clip":
+            out = tower(**given)
+            return inputs | {"pooled": out.image_embeds.numpy(), "pooled_text": out.text_embeds.numpy()}
+        if kind in ("vit", "clip_vision"):
+            given["interpolate_pos_encoding"] = True
+        out = tower(**given, output_hidden_states=True)
+    hidden = {f"hidden_{k}": h.numpy() for k, h in enumerate(out.hidden_states)}
+    return inputs | hidden | {"last": out.last_hidden_state.numpy(), "pooled": out.pooler_output.numpy()}
+
+
+def captions(vocabulary: int, seed: int) -> dict[str, np.ndarray]:
+    """Three texts of different length, padded; the last token of each is the largest id, CLIP's end of text."""
+    ids = np.random.default_rng(seed).integers(1, vocabulary - 2, (3, 9))
+    mask = np.arange(9) < np.array([[9], [5], [2]])
+    ids[np.arange(3), mask.sum(1) - 1] = vocabulary - 1
+    return {"input_ids": ids * mask, "attention_mask": mask.astype(np.int64)}
+
+
+def main() -> None:
+    root = Path(__file__).parent / "fixtures"
+    for name in TOWERS:
+        write(name, root / name)
+        files = {p.name: p.stat().st_size for p in sorted((root / name).iterdir())}
+        print(name, json.dumps(files))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Towers equal PyTorch's, layer by layer: from fixtures of `reference_towers.py`, and directly where torch is."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from mefn_jax.encoders import pretrained
+from mefn_jax.encoders.resnet import Residual
+from mefn_jax.encoders.transformer import Block
+from mefn_jax.errors import WeightsError
+from tests import reference_towers
+
+FIXTURES = Path(__file__).parent / "fixtures"
+TORCH = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
+
+
+def assert_equal(ours, theirs):
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+def inputs_of(kind: str, expected) -> tuple:
+    if kind == "text":
+        return expected["input_ids"].astype(np.int32), expected["attention_mask"] > 0
+    return (expected["pixel_values"].transpose(0, 2, 3, 1),)
+
+
+def run(tower, kind: str, expected):
+    """`(layers' outputs, states of the fragments, pooled)` of a tower on a fixture's inputs."""
+    (last, pooled), variables = jax.jit(
+        lambda params, *inputs: tower.module.apply(
+            {"params": params},
+            *inputs,
+            capture_intermediates=lambda module, _: isinstance(module, Block | Residual),
+            mutable="intermediates",
+        )
+    )(tower.params, *inputs_of(kind, expected))
+    captured = variables["intermediates"]
+    return {name: value["__call__"][0] for name, value in captured.items()}, np.asarray(last), np.asarray(pooled)
+
+
+def check(directory: Path, name: str) -> None:
+    architecture = reference_towers.TOWERS[name][0]
+    expected = np.load(directory / "expected.npz")
+    if architecture == "clip":
+        for kind, key in (("image", "pooled"), ("text", "pooled_text")):
+            tower = pretrained.load(directory, kind)
+            projected = run(tower, kind, expected)[2] @ tower.projection
+            assert_equal(projected / np.linalg.norm(projected, axis=1, keepdims=True), expected[key])
+        return
+    kind = "text" if architecture in ("bert", "clip_text") else "image"
+    tower = pretrained.load(directory, kind)
+    layers, last, pooled = run(tower, kind, expected)
+    if architecture == "resnet":
+        for s, depth in enumerate(tower.module.depths):
+            assert_equal(layers[f"stage_{s}_block_{depth - 1}"], expected[f"hidden_{s + 1}"].transpose(0, 2, 3, 1))
+        assert_equal(last, expected["last"].transpose(0, 2, 3, 1))
+        assert_equal(pooled, expected["pooled"][:, :, 0, 0])
+        return
+    assert len(layers) == tower.module.layers
+    for k in range(tower.module.layers):
+        assert_equal(layers[f"layer_{k}"], expected[f"hidden_{k + 1}"])
+    if architecture == "vit":  # CLIP's vision tower normalises only what it pools
+        assert_equal(last.reshape(len(last), -1, last.shape[-1]), expected["last"][:, 1:])
+    elif kind == "text":
+        assert_equal(last, expected["last"])
+    assert_equal(pooled, expected["pooled"])
+
+
+@pytest.mark.parametrize("name", sorted(reference_towers.TOWERS))
+def test_equals_pytorch(name):
+    check(FIXTURES / name, name)
+
+
+@pytest.mark.skipif(not TORCH, reason="torch and transformers are not installed; the fixtures stand for them")
+@pytest.mark.parametrize("name", sorted(reference_towers.TOWERS))
+def test_equals_pytorch_directly(name, tmp_path):
+    reference_towers.write(name, tmp_path, seed=1)
+    check(tmp_path, name)
+
+
+def test_fixtures_are_small():
+    assert sum(p.stat().st_size for p in FIXTURES.rglob("*") if p.is_file()) < 1_000_000
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A copy of the BERT fixture, to be broken, and its tensors."""
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(FIXTURES / "bert" / name, tmp_path)
+    return tmp_path, load_file(tmp_path / "model.safetensors")
+
+
+def refusal(directory, kind="text") -> str:
+    with pytest.raises(WeightsError) as error:
+        pretrained.load(directory, kind)
+    return str(error.value)
+
+
+def test_another_architecture_is_refused(checkpoint):
+    directory, _ = checkpoint
+    assert "model_type 'bert' is no image tower that can be loaded; there are vit, resnet, clip" in refusal(
+        directory, "image"
+    )
+
+
+@pytest.mark.parametrize(("name", "kind", "known"), [("bert", "text", "gelu, gelu_new"), ("resnet", "image", "relu")])
+def test_an_unknown_activation_is_named(name, kind, known, tmp_path):
+    config = json.loads((FIXTURES / name / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "mish"}))
+    shutil.copy(FIXTURES / name / "model.safetensors", tmp_path)
+    assert f"hidden_act 'mish' is not one of {known}" in refusal(tmp_path, kind)
+
+
+def test_missing_surplus_and_misshapen_tensors_are_listed(checkpoint):
+    directory, tensors = checkpoint
+    del tensors["encoder.layer.1.output.dense.bias"]
+    tensors["encoder.layer.2.output.dense.bias"] = np.zeros(3, np.float32)
+    tensors["pooler.dense.weight"] = np.zeros((3, 4), np.float32)
+    save_file(tensors, directory / "model.safetensors")
+    message = refusal(directory)
+    assert "missing encoder.layer.1.output.dense.bias" in message
+    assert "surplus encoder.layer.2.output.dense.bias (3,)" in message
+    assert "pooler.dense.weight has shape (3, 4), which does not give (16, 16)" in message
+
+
+def test_a_vocabulary_that_does_not_match_the_embedding_is_named(checkpoint):
+    directory, _ = checkpoint
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"vocab_size": 41}))
+    assert "embeddings.word_embeddings.weight has shape (40, 16), which does not give (41, 16)" in refusal(directory)
+
+
+def test_truncated_weights_are_named(checkpoint):
+    directory, _ = checkpoint
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "model.safetensors: cannot be read" in refusal(directory)
+
+
+def test_a_pickle_is_refused_with_the_conversion(checkpoint):
+    directory, _ = checkpoint
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    message = refusal(directory)
+    assert "a pickle may run code" in message
+    assert "safetensors.torch" in message
+
+
+def test_sharded_weights(checkpoint):
+    directory, tensors = checkpoint
+    whole = pretrained.load(directory, "text").params
+    (directory / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in shards.items():
+        save_file({n: tensors[n] for n in part}, directory / file)
+    index = {"weight_map": {n: file for file, part in shards.items() for n in part}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    jax.tree.map(np.testing.assert_array_equal, pretrained.load(directory, "text").params, whole)
+    (directory / "b.safetensors").unlink()
+    assert "lacks b.safetensors" in refusal(directory)
+
+
+def test_no_checkpoint_at_all(tmp_path):
+    assert "config.json: no such file" in refusal(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert "is not JSON" in refusal(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert "model.safetensors: no such file" in refusal(tmp_path)
