@@ -29,6 +29,7 @@ def base():
 
     c.image = ConfigDict()
     c.image.arch = "resnet"  # resnet or vit
+    c.image.pretrained = ""  # a checkpoint's directory (Hugging Face layout): its sizes replace those below
     c.image.size = 224  # pixels of the square input
     c.image.grid = 7  # regions: at most grid x grid; a finer map is average-pooled to it
     c.image.mean = (0.485, 0.456, 0.406)  # of the pixels, per channel in [0, 1]
@@ -39,6 +40,9 @@ def base():
     c.image.resnet.widths = (256, 512, 1024, 2048)  # channels of each stage
     c.image.resnet.bottleneck = True  # 1x1-3x3-1x1 blocks; False: two 3x3
     c.image.resnet.stem_pool = True  # 7x7 stem and max-pooling; False: a 3x3 stem for small images
+    c.image.resnet.norm = "group"  # group, or batch: BatchNorm on stored statistics, for pretrained weights
+    c.image.resnet.stride_first = False  # a stage's stride on its first 1x1 (v1), not on the 3x3 (v1.5)
+    c.image.resnet.stride_all = False  # the first stage halves the size too
     c.image.vit = ConfigDict()
     c.image.vit.width = 384  # (these are ViT-S/16's)
     c.image.vit.layers = 12  # Transformer blocks
@@ -47,8 +51,17 @@ def base():
     c.image.vit.patch = 16  # pixels a patch side
     c.image.vit.stem = ()  # widths of 3x3 stride-2 convolutions before patches are cut; () for the original
     c.image.vit.dropout = 0.0  # in attention, and after attention and MLP
+    c.image.vit.pool = "mean"  # pooled: mean of the patches, class (token), or tanh (of a layer on it)
+    c.image.vit.table = ()  # rows and columns of the position table; () for those of the input
+    c.image.vit.embed_norm = False  # CLIP's norm before the first block
+    c.image.vit.bias = True  # of query, key and value
+    c.image.vit.activation = "gelu"  # a name of ACTIVATIONS in mefn_jax/encoders/transformer.py
+    c.image.vit.eps = 1e-6  # of the norms
 
     c.text = ConfigDict()
+    c.text.arch = "bert"  # bert or clip (causal)
+    c.text.pretrained = ""  # a checkpoint's directory: its sizes and tokenizer replace ours
+    c.text.vocab_size = 0  # of the embedding; 0: the tokenizer's
     c.text.max_words = 32  # wordpieces kept of a caption, without [CLS] and [SEP]
     c.text.lower_case = True  # captions in lower case; must agree with what the data set was prepared with
     c.text.punctuation = "keep"  # keep or drop; must agree likewise
@@ -58,6 +71,10 @@ def base():
     c.text.mlp_width = 3072  # hidden width of the blocks' MLP
     c.text.max_positions = 512  # positions with an embedding
     c.text.dropout = 0.1  # in the embeddings, in attention, and after attention and MLP
+    c.text.segments = 2  # rows of BERT's segment embedding, of which the first is used
+    c.text.pooler = False  # pooled: BERT's tanh layer on [CLS]; False: [CLS] itself
+    c.text.activation = "gelu"  # a name of ACTIVATIONS in mefn_jax/encoders/transformer.py
+    c.text.eps = 1e-12  # of the norms
 
     c.matcher = ConfigDict()  # MEFN's own (DESIGN 3); the ablations are names of `model`
     c.matcher.entropy = "shannon"  # shannon, gaussian, bernoulli or none
@@ -80,6 +97,8 @@ def base():
     c.train.warmup = 0.05  # share of the steps over which the learning rate rises; then a cosine to 0
     c.train.weight_decay = 0.05  # on matrices; not on biases, norms and scalars
     c.train.clip_norm = 2.0  # the gradient's largest global norm
+    c.train.multipliers = ()  # "regex:factor" of the learning rate, the first that is found in a path; factor 0 freezes
+    c.train.layer_decay = 1.0  # factor of the learning rate a Transformer layer further from the output
     c.train.log_every = 50  # steps a log line
     c.train.eval_every = 1000  # steps between evaluations on val; also evaluates at the end
     c.train.save_every = 1000  # steps between checkpoints; also saves after each evaluation and at the end
@@ -106,7 +125,7 @@ def finish(c, arg):
 def shrink(c):
     """`smoke`: the same path with tiny towers, in seconds."""
     c.embed_dim = 32
-    c.data.dir = ""
+    c.data.dir = c.image.pretrained = c.text.pretrained = ""
     c.data.scenes = (64, 24, 24)
     c.image.size = 64
     c.image.grid = 4

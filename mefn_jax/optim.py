@@ -1,7 +1,11 @@
-"""AdamW with warm-up and cosine, and gradient clipping."""
+"""AdamW with warm-up and cosine, gradient clipping, learning rates by path, and freezing."""
+
+import re
 
 import jax
 import optax
+
+from mefn_jax.errors import ConfigError
 
 
 def schedule(learning_rate: float, steps: int, warmup: float) -> optax.Schedule:
@@ -10,13 +14,89 @@ def schedule(learning_rate: float, steps: int, warmup: float) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warm, max(steps, warm + 1))
 
 
-def adamw(learning_rate: optax.Schedule, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm. Matrices decay; biases, norms and scalars (lambda, kappa, g) do not."""
+def adamw(
+    learning_rate: optax.Schedule, weight_decay: float, clip_norm: float, factors: dict | None = None
+) -> optax.GradientTransformation:
+    """AdamW after clipping by global norm. Matrices decay; biases, norms and scalars (lambda, kappa, g) do not.
+    `factors` (see `rate_factors`) multiply each parameter's learning rate."""
 
     def decays(params):
         # By name too: the bias of a projection to several heads is a matrix (heads, width of a head).
         return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim > 1 and path[-1].key != "bias", params)
 
+    def scale(updates, params=None):
+        return updates if factors is None else jax.tree.map(lambda u, f: u * f, updates, trainable(factors, factors))
+
     return optax.chain(
-        optax.clip_by_global_norm(clip_norm), optax.adamw(learning_rate, weight_decay=weight_decay, mask=decays)
+        optax.clip_by_global_norm(clip_norm),
+        optax.adamw(learning_rate, weight_decay=weight_decay, mask=decays),
+        optax.stateless(scale),
     )
+
+
+def rate_factors(params, multipliers: tuple[str, ...], layer_decay: float) -> dict:
+    """Each parameter's factor of the learning rate, a tree like `params` of Python numbers.
+
+    `multipliers` are "regex:factor"; the first whose regex is found in a path ("image/backbone/layer_0/norm_1/scale")
+    counts, else 1. In a Transformer of n layers, layer k has `layer_decay ** (n - 1 - k)` besides, what comes before
+    the layers `layer_decay ** n`. Raises ConfigError for a rule that is malformed or that fits no parameter.
+    """
+    rules, used = [_rule(text) for text in multipliers], set()
+    depths = {kind: _layers(params[kind].get("backbone", {})) for kind in ("image", "text")}
+
+    def factor(path, _):
+        name = "/".join(part.key for part in path)
+        number = next((k for k, (regex, _) in enumerate(rules) if regex.search(name)), None)
+        used.add(number)
+        return (1.0 if number is None else rules[number][1]) * _decay(name, depths, layer_decay)
+
+    factors = jax.tree_util.tree_map_with_path(factor, params)
+    for number, text in enumerate(multipliers):
+        if number not in used:
+            raise ConfigError(
+                f"train.multipliers: {text!r} fits no parameter that the rules before it leave; paths look like "
+                "image/backbone/layer_0/attention/query/kernel"
+            )
+    return factors
+
+
+def _rule(text: str) -> tuple[re.Pattern, float]:
+    regex, separator, value = text.rpartition(":")
+    try:
+        rule = re.compile(regex), float(value)
+    except (re.error, ValueError) as e:
+        raise ConfigError(f"train.multipliers: {text!r} is not a regex:factor ({e})") from None
+    if not separator or not regex or not rule[1] >= 0:
+        raise ConfigError(f"train.multipliers: {text!r} is not a regex:factor with a factor of at least 0")
+    return rule
+
+
+def _layers(backbone: dict) -> int:
+    return sum(bool(re.fullmatch(r"layer_\d+", name)) for name in backbone)
+
+
+def _decay(name: str, depths: dict, layer_decay: float) -> float:
+    found = re.match(r"(image|text)/backbone/(?:layer_(\d+)/|(norm|pooler)/)?", name)
+    if found is None or not depths[found[1]]:
+        return 1.0
+    depth = depths[found[1]]
+    if found[2] is not None:
+        return layer_decay ** (depth - 1 - int(found[2]))
+    # BERT's one norm of its own follows the embeddings; a pre-norm tower's follows the layers.
+    return 1.0 if found[3] == "pooler" or (found[3] == "norm" and found[1] == "image") else layer_decay**depth
+
+
+def trainable(tree, factors):
+    """`tree` with None at the frozen parameters (factor 0), so that they are neither differentiated nor given any
+    state of the optimiser."""
+    return jax.tree.map(lambda value, f: value if f > 0 else None, tree, factors)
+
+
+def frozen(tree, factors):
+    """The other part: None at the trainable parameters."""
+    return jax.tree.map(lambda value, f: None if f > 0 else value, tree, factors)
+
+
+def merge(first, second):
+    """A whole tree again from two parts."""
+    return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None)

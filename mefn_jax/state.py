@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mefn_jax import optim
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -16,15 +18,15 @@ class TrainState:
     opt_state: optax.OptState
 
 
-def create(model, optimizer, shapes, seed: int, sharding) -> TrainState:
-    """A new state, made where `sharding` puts it. `shapes` are (pixels, ids, mask) as ShapeDtypeStructs."""
+def create(init, optimizer, factors, sharding) -> TrainState:
+    """A new state of the parameters that `init()` makes, where `sharding` puts it; the optimiser has no state for
+    those whose learning rate has factor 0."""
 
-    def init():
-        # Only the shapes matter: parameters do not depend on the values seen at init.
-        params = model.init(jax.random.key(seed), *(jnp.ones(s.shape, s.dtype) for s in shapes))
-        return TrainState(jnp.int32(0), params, optimizer.init(params))
+    def new():
+        params = init()
+        return TrainState(jnp.int32(0), params, optimizer.init(optim.trainable(params, factors)))
 
-    return jax.jit(init, out_shardings=sharding)()
+    return jax.jit(new, out_shardings=sharding)()
 
 
 def count(params) -> int:

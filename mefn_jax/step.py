@@ -6,20 +6,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mefn_jax import losses
+from mefn_jax import losses, optim
 from mefn_jax.sharding import by_rows, replicated
 from mefn_jax.state import TrainState
 
 
-def train_step(state: TrainState, batch: dict, *, model, optimizer, loss_at, seed: int, mesh):
+def train_step(state: TrainState, batch: dict, *, model, optimizer, factors, loss_at, seed: int, mesh):
     """One step on a batch `{pixels (B, H, W, 3), ids (B, L), mask (B, L), image (B,)}`; `loss_at` gives the loss at a
-    step (`losses.build`). Returns the new state and float32 scalars {loss, grad_norm}."""
+    step (`losses.build`), `factors` the learning rates (`optim.rate_factors`): what has 0 stays as it is. Returns the
+    new state and float32 scalars {loss, grad_norm}.
+    """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     image_key, text_key = jax.random.split(key)
     positives = losses.positives_mask(batch["image"])
     loss = loss_at(state.step)
 
-    def loss_of(params):
+    kept = optim.frozen(state.params, factors)
+
+    def loss_of(trained):
+        params = optim.merge(trained, kept)
         images = model.encode_images(params, batch["pixels"], image_key)
         texts = model.encode_texts(params, batch["ids"], batch["mask"], text_key)
         # Every device scores its own images against all texts of the global batch.
@@ -27,9 +32,10 @@ def train_step(state: TrainState, batch: dict, *, model, optimizer, loss_at, see
         scores = model.score(params, images, texts)
         return loss(scores, positives, params["loss"].get("scale"), params["loss"].get("bias"))
 
-    value, grads = jax.value_and_grad(loss_of)(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    trained = optim.trainable(state.params, factors)
+    value, grads = jax.value_and_grad(loss_of)(trained)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    params = optim.merge(optax.apply_updates(trained, updates), kept)
     metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
     return TrainState(state.step + 1, params, opt_state), jax.tree.map(jnp.float32, metrics)
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -15,11 +16,11 @@ from mefn_jax import config as configuration
 from mefn_jax import losses, optim, state, step
 from mefn_jax.checkpoint import Checkpoints, git_commit, versions
 from mefn_jax.data import pipeline
-from mefn_jax.data.tokenizer import Tokenizer
+from mefn_jax.data.tokenizer import Tokenizer, read_json
 from mefn_jax.errors import CheckpointError, ConfigError, TrainingError
 from mefn_jax.evaluate import Evaluator, open_dataset
 from mefn_jax.logs import Clock, Writer, duration, header, say
-from mefn_jax.model import CHOICES, build
+from mefn_jax.model import CHOICES, adopt, build, with_pretrained
 from mefn_jax.sharding import check_divides, make_mesh, put_rows, replicated
 
 
@@ -34,26 +35,32 @@ def train(config: ConfigDict, workdir) -> None:
     mesh = make_mesh()
     check_divides("train.batch_size", config.train.batch_size, mesh)
     dataset = open_dataset(config.data)
-    check_text(config, dataset.facts)
+    if not config.text.pretrained:
+        check_text(config, dataset.facts)
     train_split, val_split = dataset.split("train"), dataset.split("val").head(config.eval.val_images)
     if train_split.captions < config.train.batch_size:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} exceeds the {train_split.captions} training captions"
         )
     t = config.text
-    tokenizer = Tokenizer(dataset.tokenizer_json, t.max_words, t.lower_case, t.punctuation)
+    json = read_json(t.pretrained) if t.pretrained else dataset.tokenizer_json
+    tokenizer = Tokenizer(json, t.max_words, t.lower_case, t.punctuation)
     steps = config.train.steps or math.ceil(config.train.epochs * train_split.captions / config.train.batch_size)
 
     with Checkpoints(workdir, create=True) as checkpoints:
         done = checkpoints.latest or 0
+        config, towers = adopt(config, tokenizer.vocab_size)
         if done:
             tokenizer = resume_tokenizer(checkpoints.meta(done), config, workdir, tokenizer)
         model = build(config, tokenizer.vocab_size)
+        pixels = jnp.ones((mesh.size, config.image.size, config.image.size, 3), jnp.uint8)
+        # Only the shapes matter: parameters do not depend on the values seen at init.
+        ids, mask = (jnp.ones((mesh.size, t.max_words + 2), dtype) for dtype in (jnp.int32, bool))
+        init = functools.partial(model.init, jax.random.key(config.train.seed), pixels, ids, mask)
         schedule = optim.schedule(config.train.learning_rate, steps, config.train.warmup)
-        optimizer = optim.adamw(schedule, config.train.weight_decay, config.train.clip_norm)
-        pixels = jax.ShapeDtypeStruct((mesh.size, config.image.size, config.image.size, 3), np.uint8)
-        ids, mask = (jax.ShapeDtypeStruct((mesh.size, t.max_words + 2), dtype) for dtype in (np.int32, bool))
-        new = functools.partial(state.create, model, optimizer, (pixels, ids, mask), config.train.seed)
+        factors = optim.rate_factors(jax.eval_shape(init), config.train.multipliers, config.train.layer_decay)
+        optimizer = optim.adamw(schedule, config.train.weight_decay, config.train.clip_norm, factors)
+        new = functools.partial(state.create, init, optimizer, factors)
         if done:
             abstract = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
@@ -62,6 +69,8 @@ def train(config: ConfigDict, workdir) -> None:
             current = checkpoints.restore(done, abstract)
         else:
             current = new(replicated(mesh))
+            params = jax.device_put(with_pretrained(current.params, towers), replicated(mesh))
+            current = current.replace(params=params)
         announce(config, workdir, mesh, train_split, val_split, state.count(current.params), steps, done)
         if done >= steps:
             say(f"step {done} of {steps} is done already; nothing to train")
@@ -79,6 +88,7 @@ def train(config: ConfigDict, workdir) -> None:
             mesh,
             model=model,
             optimizer=optimizer,
+            factors=factors,
             loss_at=losses.build(config.loss),
             seed=config.train.seed,
         )

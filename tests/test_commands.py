@@ -217,7 +217,7 @@ def refusal(command, script, *args):
         (["--confg.train.steps=4"], "Unknown command line flag 'confg.train.steps'"),
         (["--config=configs/nowhere.py"], "configs/nowhere.py"),
         (["--config=configs/shapes.py:smok"], "unknown configuration argument 'smok', did you mean 'smoke'?"),
-        (["--config=configs/shapes.py:model=mefm"], "'mefm' is not a model, did you mean 'mefn'?"),
+        (["--config=configs/shapes.py:model=mefm"], "vsepp, did you mean 'mefn'?"),
         ([SMOKE, "--config.data.dir=/nowhere"], "data.dir: /nowhere: no such directory"),
         ([SMOKE, "--config.train.batch_size=100000"], "train.batch_size=100000 exceeds the 320 training captions"),
         ([SMOKE, "--config.text.lower_case=False"], "text.lower_case=False, but the data set was prepared with True"),

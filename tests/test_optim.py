@@ -1,12 +1,17 @@
 """The optimiser: what decays, the schedule's ends, clipping."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mefn_jax import optim
+from mefn_jax import losses, optim, state, step
 from mefn_jax.encoders.transformer import SelfAttention
+from mefn_jax.errors import ConfigError
+from mefn_jax.matching.features import make_features
+from mefn_jax.sharding import make_mesh, replicated
 
 
 def test_matrices_decay_and_nothing_else():
@@ -40,3 +45,116 @@ def test_a_long_gradient_is_shortened_first():
     _, state = optimizer.update({"kernel": jnp.full((2, 2), 100.0)}, optimizer.init(params), params)
     mean = next(leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2, 2))
     np.testing.assert_allclose(mean, 0.1 * np.full((2, 2), 1.0), rtol=1e-5)  # norm 200 becomes 2: 1 each
+
+
+PARAMS = {
+    "image": {
+        "backbone": {"patches": 1.0, "layer_0": {"mlp": 1.0}, "layer_1": {"mlp": 1.0}, "norm": {"scale": 1.0}},
+        "regions": 1.0,
+    },
+    "text": {"backbone": {"words": 1.0, "norm": {"scale": 1.0}, "layer_0": {"mlp": 1.0}, "pooler": {"kernel": 1.0}}},
+    "matcher": {"log_scale": 1.0},
+}
+
+
+def factors(*rules, decay=1.0):
+    found = optim.rate_factors(PARAMS, rules, decay)
+    return {"/".join(k.key for k in path): f for path, f in jax.tree_util.tree_leaves_with_path(found)}
+
+
+def test_the_first_rule_that_fits_counts():
+    found = factors("image/backbone/layer_0:0", "backbone:0.1", "^matcher:2")
+    assert found.pop("image/backbone/layer_0/mlp") == 0
+    assert found.pop("matcher/log_scale") == 2
+    assert found.pop("image/regions") == 1
+    assert set(found.values()) == {0.1}
+
+
+def test_layer_decay_counts_from_the_output():
+    found = factors("layer_1:0.5", decay=0.1)
+    assert found["image/backbone/patches"] == pytest.approx(0.01)
+    assert found["image/backbone/layer_0/mlp"] == pytest.approx(0.1)
+    assert found["image/backbone/layer_1/mlp"] == 0.5
+    assert found["text/backbone/words"] == found["text/backbone/norm/scale"] == pytest.approx(0.1)
+    for name in ("image/backbone/norm/scale", "text/backbone/pooler/kernel", "text/backbone/layer_0/mlp"):
+        assert found[name] == 1
+    assert found["image/regions"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("image", "is not a regex:factor"),
+        ("image:-1", "a factor of at least 0"),
+        ("imge:0.1", "fits no parameter that the rules before it leave"),
+        ("(:0", "is not a regex:factor"),
+    ],
+)
+def test_a_wrong_rule_is_named(rule, message):
+    with pytest.raises(ConfigError, match=message):
+        factors(rule)
+
+
+def linear_model():
+    """The least that the train step needs of a model."""
+
+    def encode(kind):
+        def features(params, x, *rest):
+            pooled = x.astype(jnp.float32) @ params[kind]["kernel"] + params[kind]["bias"]
+            return make_features(pooled[:, None], jnp.ones((len(x), 1), bool), pooled)
+
+        return features
+
+    return types.SimpleNamespace(
+        encode_images=encode("image"),
+        encode_texts=encode("text"),
+        score=lambda params, images, texts: images.pooled @ texts.pooled.T * params["matcher"]["factor"],
+    )
+
+
+def after(steps: int, *rules):
+    """The state after some steps with these learning rates, and the state before."""
+    rng = np.random.default_rng(0)
+    params = {
+        kind: {"kernel": rng.normal(size=(5, 3)).astype(np.float32), "bias": np.ones(3, np.float32)}
+        for kind in ("image", "text")
+    } | {"matcher": {"factor": jnp.float32(1.0)}, "loss": {}}
+    found = optim.rate_factors(params, rules, 1.0)
+    optimizer = optim.adamw(lambda _: 0.1, weight_decay=0.5, clip_norm=1e9, factors=found)
+    mesh = make_mesh()
+    current = state.create(lambda: jax.tree.map(jnp.asarray, params), optimizer, found, replicated(mesh))
+    batch = {"pixels": rng.normal(size=(8, 5)), "ids": rng.normal(size=(8, 5)), "mask": np.ones((8, 5), bool)}
+    config = types.SimpleNamespace(margin=0.2, warmup_steps=-1, anchors="both")
+    run = step.compile_step(
+        mesh,
+        model=linear_model(),
+        optimizer=optimizer,
+        factors=found,
+        loss_at=losses.build(config),
+        seed=0,
+    )
+    for _ in range(steps):
+        current, _ = run(current, batch | {"image": np.arange(8)})
+    return current, params
+
+
+def test_frozen_parameters_stay_bit_identical_and_have_no_state():
+    current, before = after(3, "^image:0")
+    jax.tree.map(np.testing.assert_array_equal, current.params["image"], before["image"])
+    assert np.abs(current.params["text"]["kernel"] - before["text"]["kernel"]).max() > 0.01
+    # Two moments of the 19 trainable numbers, and counters.
+    held = sum(leaf.size for leaf in jax.tree.leaves(current.opt_state) if leaf.ndim or leaf.dtype == jnp.float32)
+    assert held == 2 * (5 * 3 + 3 + 1)
+
+
+def test_a_factor_multiplies_the_step():
+    plain, before = after(1)
+    slow, _ = after(1, "text:0.1", "image/bias:0.5")
+    for kind, name, factor in (
+        ("text", "kernel", 0.1),
+        ("text", "bias", 0.1),
+        ("image", "bias", 0.5),
+        ("image", "kernel", 1),
+    ):
+        steps = [current.params[kind][name] - before[kind][name] for current in (plain, slow)]
+        np.testing.assert_allclose(steps[1], factor * steps[0], rtol=1e-4, atol=1e-7)

@@ -11,6 +11,8 @@ from mefn_jax.errors import DataError
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILE = "tokenizer.json"
+# The names that a tokenizer may have for the tokens around a caption, and for padding.
+STARTS, ENDS, PADS = (CLS, "<|startoftext|>", "<s>"), (SEP, "<|endoftext|>", "</s>"), (PAD, "<pad>", "<|endoftext|>")
 
 
 def normalise(caption: str, lower_case: bool, punctuation: str) -> str:
@@ -52,17 +54,27 @@ class Tokenizer:
         self.json, self.max_words = json, max_words
         self.lower_case, self.punctuation = lower_case, punctuation
         self._tokenizer = tokenizers.Tokenizer.from_str(json)
-        self.pad, self.cls, self.sep = (self._tokenizer.token_to_id(t) for t in (PAD, CLS, SEP))
+        self._tokenizer.no_truncation()  # what a checkpoint's file may ask for is done here, to one length
+        self._tokenizer.no_padding()
+        self.pad, self.cls, self.sep = (self._known(names) for names in (PADS, STARTS, ENDS))
         self.vocab_size = self._tokenizer.get_vocab_size()
 
     def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Returns `ids` int32 and `mask` bool, both `(B, max_words + 2)`; the mask covers [CLS] and [SEP] too."""
         texts = [normalise(c, self.lower_case, self.punctuation) for c in captions]
         ids = np.full((len(texts), self.max_words + 2), self.pad, np.int32)
-        for row, encoding in zip(ids, self._tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
-            pieces = encoding.ids[: self.max_words]
+        mask = np.zeros(ids.shape, bool)
+        for number, encoding in enumerate(self._tokenizer.encode_batch(texts, add_special_tokens=False)):
+            row, pieces = ids[number], encoding.ids[: self.max_words]
             row[: len(pieces) + 2] = [self.cls, *pieces, self.sep]
-        return ids, ids != self.pad
+            mask[number, : len(pieces) + 2] = True
+        return ids, mask
+
+    def _known(self, names: tuple) -> int:
+        found = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
+        if not found:
+            raise DataError(f"the tokenizer has none of the tokens {', '.join(names)}")
+        return found[0]
 
     def pieces(self, caption: str) -> list[str]:
         """The wordpieces of one caption, in the order of the encoder's words."""
@@ -74,5 +86,7 @@ def read_json(directory) -> str:
     """The text of `tokenizer.json` in `directory`. Raises DataError if there is none."""
     path = Path(directory) / FILE
     if not path.is_file():
-        raise DataError(f"{path}: no such file; run python -m mefn_jax.data.prepare again for this data set")
+        raise DataError(
+            f"{path}: no such file; run python -m mefn_jax.data.prepare again for a data set, copy it for a checkpoint"
+        )
     return path.read_text(encoding="utf-8")

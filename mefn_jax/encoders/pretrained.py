@@ -31,13 +31,11 @@ HEADS = ("cls.", "classifier.", "logit_scale")
 @dataclasses.dataclass(frozen=True)
 class Tower:
     """A Linen module `(inputs, ..., deterministic) -> (fragments' states, pooled)`, its parameters (a nested dict of
-    float32 arrays), the projection of `pooled` into CLIP's joint space `(C, D)`, or None, and the checkpoint's
-    `config.json`."""
+    float32 arrays), and the projection of `pooled` into CLIP's joint space `(C, D)`, or None."""
 
     module: nn.Module
     params: dict
     projection: np.ndarray | None
-    config: dict
 
 
 def load(directory, kind: str) -> Tower:
@@ -51,20 +49,34 @@ def load(directory, kind: str) -> Tower:
         there = ", ".join(n for k, n in known if k == kind)
         raise WeightsError(f"{directory}: model_type {name!r} is no {kind} tower that can be loaded; there are {there}")
     tensors = read_tensors(directory)
-    options = config.get({"image": "vision_config", "text": "text_config"}[kind], config)
+    values = config.get({"image": "vision_config", "text": "text_config"}[kind], config)
     try:
-        module, table, inputs, other = known[kind, name](options, tensors)
+        module, table, inputs, other = known[kind, name](values, tensors)
     except KeyError as e:
         raise WeightsError(f"{directory}/config.json: no value for {e}") from None
     # Of a ResNet, Hugging Face uses the option in some blocks and ReLU in others: nothing to be equal to.
     activations = ("relu",) if name == "resnet" else tuple(ACTIVATIONS)
-    if options["hidden_act"] not in activations:
+    if values["hidden_act"] not in activations:
         raise WeightsError(
-            f"{directory}/config.json: hidden_act {options['hidden_act']!r} is not one of {', '.join(activations)}"
+            f"{directory}/config.json: hidden_act {values['hidden_act']!r} is not one of {', '.join(activations)}"
         )
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     params, projection = _assign(directory, tensors, table, shapes, other)
-    return Tower(module, params, projection, config)
+    return Tower(module, params, projection)
+
+
+def options(module: nn.Module) -> dict:
+    """The arguments that a tower's module was made with."""
+    return {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in ("parent", "name")}
+
+
+def normalisation(directory) -> tuple[tuple, tuple] | None:
+    """The channels' mean and deviation that the checkpoint's `preprocessor_config.json` names; None without one."""
+    path = Path(directory) / "preprocessor_config.json"
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return (tuple(found["image_mean"]), tuple(found["image_std"])) if "image_mean" in found else None
 
 
 def read_config(directory: Path) -> dict:
