@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import tokenizers
 from conftest import ROOT, environment, write_flickr8k
 
 from mefn_jax.checkpoint import Checkpoints, v1
+from mefn_jax.encoders import pretrained
 
 SMOKE = "--config=configs/shapes.py:smoke"
 
@@ -285,6 +288,64 @@ def test_a_full_disk_leaves_the_old_checkpoint_intact(tmp_path, command, cache):
     text = command("train.py", SMOKE, f"--workdir={tmp_path}", *options).stdout
     assert "resuming after 4" in text
     assert parameters(tmp_path)[0] == 8
+
+
+@pytest.fixture
+def towers(tmp_path):
+    """Checkpoints of a tiny BERT, with a tokenizer, and a tiny ViT with its own normalisation of pixels."""
+    for name in ("bert", "vit"):
+        shutil.copytree(ROOT / "tests" / "fixtures" / name, tmp_path / name)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "circle", "square", "left", "of"]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.save(str(tmp_path / "bert" / "tokenizer.json"))
+    pixels = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.2]}
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(pixels))
+    return tmp_path
+
+
+def test_pretrained_towers_are_trained_kept_frozen_and_evaluated(towers, command):
+    workdir = towers / "run"
+    options = (
+        f"--config.text.pretrained={towers / 'bert'}",
+        f"--config.image.pretrained={towers / 'vit'}",
+        "--config.text.max_words=10",
+        '--config.train.multipliers=("text/backbone:0", "image/backbone:0.1")',
+    )
+    command("train.py", SMOKE, f"--workdir={workdir}", *options)
+    _, found = parameters(workdir)
+    moved = {}
+    for kind, name in (("text", "bert"), ("image", "vit")):
+        before = jax.tree_util.tree_leaves_with_path(pretrained.load(towers / name, kind).params)
+        now = [found[f"/params/{kind}/backbone/" + "/".join(part.key for part in path)] for path, _ in before]
+        moved[kind] = max(float(np.abs(a - b).max()) for a, (_, b) in zip(now, before, strict=True))
+    assert moved["text"] == 0
+    assert 0 < moved["image"] < 0.01
+    with Checkpoints(workdir) as checkpoints:
+        config = checkpoints.meta(checkpoints.latest)["config"]
+    assert (config["text"]["width"], config["image"]["vit"]["pool"]) == (16, "tanh")
+    assert tuple(config["image"]["mean"]) == (0.4, 0.5, 0.6)
+    # What was trained needs the checkpoints of the towers no more.
+    shutil.rmtree(towers / "bert")
+    shutil.rmtree(towers / "vit")
+    assert "mefn (step" in command("eval.py", f"--workdir={workdir}").stdout
+
+
+def test_a_text_tower_without_its_own_tokenizer_is_refused(towers, command):
+    options = (
+        f"--workdir={towers / 'run'}",
+        f"--config.text.pretrained={towers / 'bert'}",
+        "--config.text.max_words=10",
+    )
+    path = towers / "bert" / "tokenizer.json"
+    whole = tokenizers.Tokenizer.from_file(str(path))
+    path.unlink()
+    assert "tokenizer.json: no such file" in refusal(command, "train.py", SMOKE, *options)
+    whole.add_tokens([f"new{k}" for k in range(40)])
+    whole.save(str(path))
+    assert "the tokenizer has 51 tokens, the embedding 40" in refusal(command, "train.py", SMOKE, *options)
 
 
 def test_a_log_that_cannot_be_written_says_so(tmp_path, command):
