@@ -36,7 +36,7 @@ def train_step(state: TrainState, batch: dict, *, model, optimizer, factors, los
     value, grads = jax.value_and_grad(loss_of)(trained)
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
     params = optim.merge(optax.apply_updates(trained, updates), kept)
-    metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
+    metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, opt_state), jax.tree.map(jnp.float32, metrics)
 
 

@@ -121,6 +121,13 @@ def test_every_model_trains_and_evaluates(model, tmp_path, command):
     assert f"{model} (step 4)" in command("eval.py", f"--workdir={tmp_path}").stdout
 
 
+@pytest.mark.parametrize("pair", ["resnet101,text=bert", "vit_b16", "clip_vit_b32,text=clip"])
+def test_every_pair_of_towers_trains_and_evaluates(pair, tmp_path, command):
+    config = f"--config=configs/flickr30k.py:image={pair},smoke"
+    command("train.py", config, f"--workdir={tmp_path}", "--config.train.steps=4")
+    assert "mefn (step 4)" in command("eval.py", f"--workdir={tmp_path}").stdout
+
+
 def start(cache, workdir, *args):
     return subprocess.Popen(
         [sys.executable, "train.py", SMOKE, f"--workdir={workdir}", *args],

@@ -89,3 +89,14 @@ def test_differences_are_named_by_dotted_key():
     old, new = load("default").to_dict(), load("default", "model=vsepp").to_dict()
     assert configuration.differences(old, new) == {"model": ("mefn", "vsepp"), "loss.warmup_steps": (-1, 500)}
     assert configuration.differences({"a": (1, 2)}, {"a": [1, 2]}) == {}
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vit_b16", "clip_vit_b32", "resnet101"])
+def test_full_size_towers_are_one_argument(name):
+    text = "clip" if name.startswith("clip") else "bert"
+    config = load("flickr30k", f"image={name},text={text}")
+    configuration.check(config, CHOICES | losses.CHOICES)
+    assert config.image.arch == name.partition("_")[0].replace("clip", "vit").rstrip("0123456789")
+    assert config.text.arch == text
+    with pytest.raises(ConfigError, match="image=vgg19 is none of resnet101, resnet50, vit_b16, clip_vit_b32"):
+        load("flickr30k", "image=vgg19")

@@ -1,0 +1,58 @@
+"""Flickr30K with full-size towers: MEFN on ResNet-101 and BERT-base, 224 px, as the paper describes it.
+
+    python train.py --config=configs/flickr30k.py --config.data.dir=data/flickr30k \\
+        --config.image.pretrained=RESNET --config.text.pretrained=BERT
+
+`RESNET` and `BERT` are directories of checkpoints in Hugging Face layout (microsoft/resnet-101, bert-base-uncased).
+Other towers: `:image=resnet50`, `:image=vit_b16`, `:image=clip_vit_b32,text=clip`. Meant for accelerators. It has not
+been trained at full size by us: there is no number to expect yet.
+"""
+
+from configs import default
+from mefn_jax.config import parse_arg
+from mefn_jax.errors import ConfigError
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+VIT_BASE = {"width": 768, "layers": 12, "heads": 12, "mlp_width": 3072}
+IMAGES = {
+    "resnet101": {"arch": "resnet", "resnet": {"depths": (3, 4, 23, 3)}, **IMAGENET},
+    "resnet50": {"arch": "resnet", "resnet": {"depths": (3, 4, 6, 3)}, **IMAGENET},
+    "vit_b16": {"arch": "vit", "vit": VIT_BASE | {"patch": 16, "pool": "class"}, **HALF},
+    "clip_vit_b32": {
+        "arch": "vit",
+        "vit": VIT_BASE | {"patch": 32, "pool": "class", "embed_norm": True, "activation": "quick_gelu", "eps": 1e-5},
+        **CLIP,
+    },
+}
+TEXTS = {
+    "bert": {"arch": "bert"},  # the default's sizes are BERT-base's
+    "clip": {
+        "arch": "clip",
+        "width": 512,
+        "layers": 12,
+        "heads": 8,
+        "mlp_width": 2048,
+        "max_positions": 77,
+        "activation": "quick_gelu",
+        "eps": 1e-5,
+        "dropout": 0.0,
+    },
+}
+
+
+def get_config(arg=""):
+    options = parse_arg(arg, model="mefn", smoke=False, image="resnet101", text="bert")
+    for name, known in (("image", IMAGES), ("text", TEXTS)):
+        if options[name] not in known:
+            raise ConfigError(f"{name}={options[name]} is none of {', '.join(known)}")
+    c = default.base()
+    c.data.dir = "data/flickr30k"
+    c.embed_dim = 512
+    c.image.update(IMAGES[options["image"]])
+    c.text.update(TEXTS[options["text"]])
+    c.train.update(epochs=30.0, batch_size=128, learning_rate=5e-4)
+    # Pretrained towers move more slowly than what is new (VSE-infinity's factor for BERT).
+    c.train.multipliers = ("image/backbone:0.1", "text/backbone:0.1")
+    return default.finish(c, f"model={options['model']}" + (",smoke" if options["smoke"] else ""))
