@@ -167,6 +167,16 @@ def test_sharded_weights(checkpoint):
     assert "lacks b.safetensors" in refusal(directory)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_weights_become_float32(checkpoint, dtype):
+    directory, tensors = checkpoint
+    half = {n: t.astype(dtype) if t.dtype == np.float32 else t for n, t in tensors.items()}
+    save_file(half, directory / "model.safetensors")
+    found = pretrained.load(directory, "text").params["words"]["embedding"]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, tensors["embeddings.word_embeddings.weight"], rtol=0.01)
+
+
 def test_no_checkpoint_at_all(tmp_path):
     assert "config.json: no such file" in refusal(tmp_path)
     (tmp_path / "config.json").write_text("{")
