@@ -1,12 +1,14 @@
-"""What a run says: the header, one aligned line a log step, metrics.jsonl and TensorBoard events."""
+"""What a training run says: the header, one aligned line a log step, metrics.jsonl and TensorBoard events."""
 
 import contextlib
+import itertools
 import json
 import os
 import time
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from mefn_jax.errors import TrainingError
 
@@ -38,6 +40,7 @@ class Clock:
         self.reset()
 
     def reset(self) -> None:
+        """Starts anew."""
         self._start, self.data = time.perf_counter(), 0.0
 
     def waited(self, since: float) -> None:
@@ -46,6 +49,7 @@ class Clock:
 
     @property
     def elapsed(self) -> float:
+        """Seconds since the start."""
         return time.perf_counter() - self._start
 
 
@@ -78,6 +82,7 @@ class Writer:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Closes both files."""
         if self._active:
             self._board.close()
             with self._writing():
@@ -92,6 +97,65 @@ class Writer:
                 f"{self._path}: cannot be written ({e}). Checkpoints are intact: free some space and run the same "
                 "command to go on from the latest"
             ) from e
+
+
+class StepLog:
+    """Collects each step's metrics on the device and writes a line every `log_every` steps, one step late."""
+
+    def __init__(self, config, schedule, steps: int):
+        self.clock = Clock()
+        self._every, self._batch = config.train.log_every, config.train.batch_size
+        self._schedule, self._steps = schedule, steps
+        self._window, self._first = [], True
+
+    def add(self, done: int, metrics: dict, captions) -> None:
+        """Metrics on the device of the step after which `done` are done, and its batch's captions."""
+        self._window.append((done, metrics, captions))
+        if self._first:  # compilation is no part of a step's time
+            jax.block_until_ready(metrics)
+            say(f"first step, compilation included: {self.clock.elapsed:.1f} s")
+            self.clock.reset()
+            self._first = False
+
+    def write(self, writer: Writer, bar, everything: bool) -> None:
+        """Checks and logs what is due. Raises TrainingError at the first step whose loss is not finite."""
+        due = len(self._window) if everything else len(self._window) - 1
+        if not everything and (due < 1 or self._window[due - 1][0] % self._every):
+            return
+        window, self._window = self._window[:due], self._window[due:]
+        values = [(done, jax.device_get(m), captions) for done, m, captions in window]
+        for done, m, captions in values:
+            if not np.isfinite(m["loss"]) or not np.isfinite(m["grad_norm"]):
+                raise TrainingError(
+                    f"step {done}: loss {m['loss']}, gradient norm {m['grad_norm']}; captions of the batch (positions "
+                    f"in the training split): {captions.tolist()}. Lower train.learning_rate, or look at these; the "
+                    "latest checkpoint is from before"
+                )
+        seconds = self.clock.elapsed / max(1, len(values))
+        for _, line in itertools.groupby(values, key=lambda v: (v[0] - 1) // self._every):
+            self._line(writer, bar, list(line), seconds)
+        if values:
+            self.clock.reset()
+
+    def _line(self, writer: Writer, bar, values: list, seconds: float) -> None:
+        """One line for some steps' values; `seconds` is what a step took."""
+        done, m, _ = values[-1]
+        line = {
+            "loss": float(np.mean([v["loss"] for _, v, _ in values])),
+            "grad_norm": float(m["grad_norm"]),
+            "learning_rate": float(self._schedule(done - 1)),
+            "ms_per_step": 1000 * seconds,
+            "pairs_per_s": self._batch / seconds,
+            "data_wait": self.clock.data / self.clock.elapsed,
+        }
+        writer.write(done, line)
+        with bar.external_write_mode():
+            say(
+                f"step {done:>{len(str(self._steps))}}/{self._steps}  loss {line['loss']:8.4f}  "
+                f"grad {line['grad_norm']:7.3f}  lr {line['learning_rate']:.2e}  {line['ms_per_step']:7.1f} ms/step  "
+                f"{line['pairs_per_s']:7.0f} pairs/s  data {line['data_wait']:4.0%}  "
+                f"ETA {duration(seconds * (self._steps - done))}"
+            )
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -24,8 +24,10 @@ def adamw(
         # By name too: the bias of a projection to several heads is a matrix (heads, width of a head).
         return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim > 1 and path[-1].key != "bias", params)
 
-    def scale(updates, params=None):
-        return updates if factors is None else jax.tree.map(lambda u, f: u * f, updates, trainable(factors, factors))
+    moving = None if factors is None else trainable(factors, factors)  # None where frozen, as in the updates
+
+    def scale(updates, _):
+        return updates if moving is None else jax.tree.map(lambda u, f: u * f, updates, moving)
 
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),

@@ -12,6 +12,7 @@ def make_mesh() -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device has all of it."""
     return NamedSharding(mesh, PartitionSpec())
 
 

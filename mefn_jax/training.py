@@ -1,14 +1,12 @@
 """The training loop, top to bottom."""
 
 import functools
-import itertools
 import math
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -16,12 +14,14 @@ from mefn_jax import config as configuration
 from mefn_jax import losses, optim, state, step
 from mefn_jax.checkpoint import Checkpoints, git_commit, versions
 from mefn_jax.data import pipeline
+from mefn_jax.data.dataset import Split
 from mefn_jax.data.tokenizer import Tokenizer, read_json
-from mefn_jax.errors import CheckpointError, ConfigError, TrainingError
-from mefn_jax.evaluate import Evaluator, open_dataset
-from mefn_jax.logs import Clock, Writer, duration, header, say
-from mefn_jax.model import CHOICES, adopt, build, with_pretrained
+from mefn_jax.errors import CheckpointError, ConfigError
+from mefn_jax.evaluator import Evaluator, open_dataset
+from mefn_jax.logs import StepLog, Writer, header, say
+from mefn_jax.model import CHOICES, Model, build
 from mefn_jax.sharding import check_divides, make_mesh, put_rows, replicated
+from mefn_jax.towers import adopt, with_pretrained
 
 
 def train(config: ConfigDict, workdir) -> None:
@@ -35,16 +35,12 @@ def train(config: ConfigDict, workdir) -> None:
     mesh = make_mesh()
     check_divides("train.batch_size", config.train.batch_size, mesh)
     dataset = open_dataset(config.data)
-    if not config.text.pretrained:
-        check_text(config, dataset.facts)
+    tokenizer = own_tokenizer(config, dataset)
     train_split, val_split = dataset.split("train"), dataset.split("val").head(config.eval.val_images)
     if train_split.captions < config.train.batch_size:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} exceeds the {train_split.captions} training captions"
         )
-    t = config.text
-    json = read_json(t.pretrained) if t.pretrained else dataset.tokenizer_json
-    tokenizer = Tokenizer(json, t.max_words, t.lower_case, t.punctuation)
     steps = config.train.steps or math.ceil(config.train.epochs * train_split.captions / config.train.batch_size)
 
     with Checkpoints(workdir, create=True) as checkpoints:
@@ -53,36 +49,18 @@ def train(config: ConfigDict, workdir) -> None:
         if done:
             tokenizer = resume_tokenizer(checkpoints.meta(done), config, workdir, tokenizer)
         model = build(config, tokenizer.vocab_size)
-        pixels = jnp.ones((mesh.size, config.image.size, config.image.size, 3), jnp.uint8)
-        # Only the shapes matter: parameters do not depend on the values seen at init.
-        ids, mask = (jnp.ones((mesh.size, t.max_words + 2), dtype) for dtype in (jnp.int32, bool))
-        init = functools.partial(model.init, jax.random.key(config.train.seed), pixels, ids, mask)
+        init = initialiser(model, config, mesh)
         schedule = optim.schedule(config.train.learning_rate, steps, config.train.warmup)
         factors = optim.rate_factors(jax.eval_shape(init), config.train.multipliers, config.train.layer_decay)
         optimizer = optim.adamw(schedule, config.train.weight_decay, config.train.clip_norm, factors)
         new = functools.partial(state.create, init, optimizer, factors)
-        if done:
-            abstract = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
-                jax.eval_shape(functools.partial(new, replicated(mesh))),
-            )
-            current = checkpoints.restore(done, abstract)
-        else:
-            current = new(replicated(mesh))
-            params = jax.device_put(with_pretrained(current.params, towers), replicated(mesh))
-            current = current.replace(params=params)
+        current = restored(new, checkpoints, mesh) if done else begun(new, towers, mesh)
         announce(config, workdir, mesh, train_split, val_split, state.count(current.params), steps, done)
         if done >= steps:
             say(f"step {done} of {steps} is done already; nothing to train")
             return
 
-        meta = {
-            "config": config.to_dict(),
-            "tokenizer": tokenizer.json,
-            "preprocessing": {"size": config.image.size, "resize": "shorter side, centre crop, bilinear"},
-            "commit": git_commit(),
-            "versions": versions(),
-        }
+        meta = described(config, tokenizer)
         evaluator = Evaluator(model, tokenizer, config, mesh)
         train_step = step.compile_step(
             mesh,
@@ -92,21 +70,7 @@ def train(config: ConfigDict, workdir) -> None:
             loss_at=losses.build(config.loss),
             seed=config.train.seed,
         )
-        process = (jax.process_index(), jax.process_count())
-        batches = pipeline.iterate(
-            pipeline.training_dataset(
-                train_split,
-                tokenizer,
-                config.image.size,
-                config.train.batch_size,
-                config.train.seed,
-                process,
-                config.data.twins_together,
-            ),
-            done,
-            config.data.threads,
-            config.data.workers,
-        )
+        batches = training_batches(config, train_split, tokenizer, done)
         writer, log = Writer(workdir, done), StepLog(config, schedule, steps)
         bar = tqdm(total=steps, initial=done, unit=" steps", disable=None, leave=False)
         c = config.train
@@ -138,63 +102,55 @@ def train(config: ConfigDict, workdir) -> None:
         say(f"done: {steps} steps; best val rSum at step {checkpoints.best}; checkpoints in {checkpoints.directory}")
 
 
-class StepLog:
-    """Collects each step's metrics on the device and writes a line every `log_every` steps, one step late."""
+def own_tokenizer(config, dataset) -> Tokenizer:
+    """The tokenizer of the pretrained text tower, or of the data set without one."""
+    t = config.text
+    if not t.pretrained:
+        check_text(config, dataset.facts)
+    json = read_json(t.pretrained) if t.pretrained else dataset.tokenizer_json
+    return Tokenizer(json, t.max_words, t.lower_case, t.punctuation)
 
-    def __init__(self, config, schedule, steps: int):
-        self.clock = Clock()
-        self._every, self._batch = config.train.log_every, config.train.batch_size
-        self._schedule, self._steps = schedule, steps
-        self._window, self._first = [], True
 
-    def add(self, done: int, metrics: dict, captions) -> None:
-        """Metrics on the device of the step after which `done` are done, and its batch's captions."""
-        self._window.append((done, metrics, captions))
-        if self._first:  # compilation is no part of a step's time
-            jax.block_until_ready(metrics)
-            say(f"first step, compilation included: {self.clock.elapsed:.1f} s")
-            self.clock.reset()
-            self._first = False
+def initialiser(model: Model, config, mesh):
+    """`init() -> params`, random from the seed. Only the inputs' shapes matter: parameters do not depend on values."""
+    pixels = jnp.ones((mesh.size, config.image.size, config.image.size, 3), jnp.uint8)
+    ids, mask = (jnp.ones((mesh.size, config.text.max_words + 2), dtype) for dtype in (jnp.int32, bool))
+    return functools.partial(model.init, jax.random.key(config.train.seed), pixels, ids, mask)
 
-    def write(self, writer: Writer, bar, everything: bool) -> None:
-        """Checks and logs what is due. Raises TrainingError at the first step whose loss is not finite."""
-        due = len(self._window) if everything else len(self._window) - 1
-        if not everything and (due < 1 or self._window[due - 1][0] % self._every):
-            return
-        window, self._window = self._window[:due], self._window[due:]
-        values = [(done, jax.device_get(m), captions) for done, m, captions in window]
-        for done, m, captions in values:
-            if not np.isfinite(m["loss"]) or not np.isfinite(m["grad_norm"]):
-                raise TrainingError(
-                    f"step {done}: loss {m['loss']}, gradient norm {m['grad_norm']}; captions of the batch (positions "
-                    f"in the training split): {captions.tolist()}. Lower train.learning_rate, or look at these; the "
-                    "latest checkpoint is from before"
-                )
-        seconds = self.clock.elapsed / max(1, len(values))
-        for _, line in itertools.groupby(values, key=lambda v: (v[0] - 1) // self._every):
-            self._line(writer, bar, list(line), seconds)
-        if values:
-            self.clock.reset()
 
-    def _line(self, writer: Writer, bar, values: list, seconds: float) -> None:
-        """One line for some steps' values; `seconds` is what a step took."""
-        done, m, _ = values[-1]
-        line = {
-            "loss": float(np.mean([v["loss"] for _, v, _ in values])),
-            "grad_norm": float(m["grad_norm"]),
-            "learning_rate": float(self._schedule(done - 1)),
-            "ms_per_step": 1000 * seconds,
-            "pairs_per_s": self._batch / seconds,
-            "data_wait": self.clock.data / self.clock.elapsed,
-        }
-        writer.write(done, line)
-        with bar.external_write_mode():
-            say(
-                f"step {done:>{len(str(self._steps))}}/{self._steps}  loss {line['loss']:8.4f}  "
-                f"grad {line['grad_norm']:7.3f}  lr {line['learning_rate']:.2e}  {line['ms_per_step']:7.1f} ms/step  "
-                f"{line['pairs_per_s']:7.0f} pairs/s  data {line['data_wait']:4.0%}  "
-                f"ETA {duration(seconds * (self._steps - done))}"
-            )
+def begun(new, towers: dict, mesh) -> state.TrainState:
+    """The state that `new(sharding)` makes, with the pretrained towers' parameters."""
+    current = new(replicated(mesh))
+    return current.replace(params=jax.device_put(with_pretrained(current.params, towers), replicated(mesh)))
+
+
+def restored(new, checkpoints: Checkpoints, mesh) -> state.TrainState:
+    """The latest checkpoint's state, in the shapes that `new(sharding)` would make, laid out as this run lays it."""
+    where = replicated(mesh)
+    shapes = jax.eval_shape(functools.partial(new, where))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
+    return checkpoints.restore(checkpoints.latest, abstract)
+
+
+def described(config, tokenizer: Tokenizer) -> dict:
+    """What a checkpoint says of itself beside the state and the step (DESIGN.md 7)."""
+    return {
+        "config": config.to_dict(),
+        "tokenizer": tokenizer.json,
+        "preprocessing": {"size": config.image.size, "resize": "shorter side, centre crop, bilinear"},
+        "commit": git_commit(),
+        "versions": versions(),
+    }
+
+
+def training_batches(config, split: Split, tokenizer: Tokenizer, done: int):
+    """An iterator over this process's rows of the batches from step `done` on; close it when done."""
+    d, t = config.data, config.train
+    process = (jax.process_index(), jax.process_count())
+    dataset = pipeline.training_dataset(
+        split, tokenizer, config.image.size, t.batch_size, t.seed, process, d.twins_together
+    )
+    return pipeline.iterate(dataset, done, d.threads, d.workers)
 
 
 def evaluate(evaluator: Evaluator, params, split, done: int, writer: Writer, bar) -> float:

@@ -36,10 +36,12 @@ class Split:
 
     @property
     def images(self) -> int:
+        """I, how many images the split has."""
         return len(self.rows)
 
     @property
     def captions(self) -> int:
+        """C, how many captions the split has."""
         return int(self.first[-1])
 
     @functools.cached_property
@@ -92,6 +94,7 @@ class Dataset:
 
     @property
     def tokenizer_json(self) -> str:
+        """The text of the data set's `tokenizer.json`. Raises DataError if it has none."""
         return tokenizer.read_json(self.directory)
 
     def split(self, name: str) -> Split:

@@ -177,9 +177,11 @@ def to_json(value) -> dict:
 
 
 def thing_from_json(value: dict) -> Thing:
+    """The Thing that `to_json` wrote."""
     return Thing(**value)
 
 
 def meaning_from_json(value: dict) -> Meaning:
+    """The Meaning that `to_json` wrote."""
     phrases = tuple(Phrase(p["attributes"], p["count"], tuple(p["things"])) for p in value["phrases"])
     return Meaning(phrases, value["relation"])

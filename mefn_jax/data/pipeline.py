@@ -21,6 +21,7 @@ class LoadPair(grain.transforms.Map):
         self.split, self.tokenizer, self.size = split, tokenizer, size
 
     def map(self, caption: int) -> dict:
+        """One row of a batch (see above), without its first axis."""
         image = int(self.split.caption_image[caption])
         record = self.split.record(image)
         text = record["captions"][caption - int(self.split.first[image])]

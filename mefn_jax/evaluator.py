@@ -1,0 +1,105 @@
+"""A model compiled for evaluation: encodes a split, scores all pairs; from a training run or from its checkpoint."""
+
+import dataclasses
+import functools
+
+import jax
+import ml_collections
+import numpy as np
+
+from mefn_jax import metrics
+from mefn_jax.checkpoint import Checkpoints
+from mefn_jax.data import pipeline
+from mefn_jax.data.dataset import Dataset, Split
+from mefn_jax.data.prepare import drawn_scenes
+from mefn_jax.data.tokenizer import Tokenizer
+from mefn_jax.matching.features import Features
+from mefn_jax.matching.tiled import FeatureScores, count_better
+from mefn_jax.model import Model, build
+from mefn_jax.sharding import by_rows, make_mesh, put_rows, replicated
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """A model's compiled encoders and matcher on a mesh, made once and used for every evaluation of a run."""
+
+    model: Model
+    tokenizer: Tokenizer
+    config: ml_collections.ConfigDict
+    mesh: jax.sharding.Mesh
+
+    @functools.cached_property
+    def _compiled(self):
+        everywhere, rows = replicated(self.mesh), by_rows(self.mesh)
+        return (
+            jax.jit(self.model.encode_images, in_shardings=(everywhere, rows), out_shardings=rows),
+            jax.jit(self.model.encode_texts, in_shardings=(everywhere, rows, rows), out_shardings=rows),
+            jax.jit(self.model.score, in_shardings=(everywhere, rows, everywhere), out_shardings=rows),
+        )
+
+    def encode(self, params, split: Split) -> tuple[Features, Features]:
+        """Features of all images and all captions of a split, as NumPy arrays in source order."""
+        encode_images, encode_texts, _ = self._compiled
+        c = self.config
+        size = -(-c.eval.batch_size // self.mesh.size) * self.mesh.size
+        image_parts = [
+            _fetch(encode_images(params, put_rows(self.mesh, pixels)), number)
+            for pixels, number in pipeline.image_batches(split, c.image.size, size, c.data.threads)
+        ]
+        captions = [caption for k in range(split.images) for caption in split.record(k)["captions"]]
+        text_parts = [
+            _fetch(encode_texts(params, *put_rows(self.mesh, (ids, mask))), number)
+            for ids, mask, number in pipeline.text_batches(captions, self.tokenizer, size)
+        ]
+        return _join(image_parts), _join(text_parts)
+
+    def scores(self, params, images: Features, texts: Features) -> FeatureScores:
+        """All pairs' scores of encoded images and captions, a tile at a time."""
+        e = self.config.eval
+        score = functools.partial(self._compiled[2], params)
+        return FeatureScores(score, images, texts, e.tile_images, e.tile_captions, self.mesh)
+
+    def rsum(self, params, split: Split) -> dict:
+        """`metrics.summarise` of a split: what training looks at."""
+        scores = self.scores(params, *self.encode(params, split))
+        return metrics.summarise(*self.counts(scores, split.caption_image), split.caption_image)
+
+    def counts(self, scores, caption_image, bar=False):
+        """`tiled.count_better` with the configured tiles."""
+        e = self.config.eval
+        tile_images = getattr(scores, "tile_images", e.tile_images)
+        return count_better(scores, caption_image, tile_images, e.tile_captions, bar)
+
+
+def _fetch(features: Features, number: int) -> Features:
+    return jax.tree.map(lambda x: np.asarray(x)[:number], features)
+
+
+def _join(parts: list[Features]) -> Features:
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+def open_dataset(data) -> Dataset:
+    """The data set of `config.data`: its `dir`, or the drawn scenes."""
+    return Dataset(data.dir or drawn_scenes(data.scenes, data.scene_seed), data.skip_bad)
+
+
+def load(workdir, step: str):
+    """A trained model: `(Evaluator, params, config, step)` from a workdir's checkpoint ("best", "latest" or a number).
+
+    Needs nothing but the checkpoint. Raises CheckpointError if there is none or it cannot be read.
+    """
+    mesh = make_mesh()
+    with Checkpoints(workdir) as checkpoints:
+        number = checkpoints.find(step)
+        meta = checkpoints.meta(number)
+        config = ml_collections.ConfigDict(meta["config"])
+        t = config.text
+        tokenizer = Tokenizer(meta["tokenizer"], t.max_words, t.lower_case, t.punctuation)
+        model = build(config, tokenizer.vocab_size)
+        pixels = np.zeros((1, config.image.size, config.image.size, 3), np.uint8)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), pixels, *tokenizer([""]))
+        where = replicated(mesh)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
+        params = checkpoints.restore(number, {"params": abstract})["params"]
+    return Evaluator(model, tokenizer, config, mesh), params, config, number
