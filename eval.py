@@ -1,23 +1,33 @@
-"""Evaluates a trained model: python eval.py --workdir=runs/shapes [--split=test] [--step=best|latest|N] [--folds=5]"""
+"""Evaluates a trained model, or pretrained towers as they are.
+
+    python eval.py --workdir=runs/shapes [--split=test] [--step=best|latest|N] [--folds=5] [--data_dir=DIR]
+    python eval.py --config=configs/flickr30k.py:model=clip,image=clip_vit_b32,text=clip \\
+        --config.image.pretrained=DIR --config.text.pretrained=DIR [--out=DIR]
+"""
 
 from absl import flags
 
-from mefn_jax.config import run
+from mefn_jax.config import config_flag, run
 
 
 def define_flags() -> None:
+    config_flag(None)
     flags.DEFINE_string("workdir", "runs/shapes", "Directory of the training run.")
     flags.DEFINE_string("data_dir", "", "Prepared data set; by default the one trained on.")
     flags.DEFINE_string("split", "test", "train, val (or dev) or test.")
     flags.DEFINE_string("step", "best", "Checkpoint: best (by val rSum), latest, or a step.")
     flags.DEFINE_integer("folds", 1, "Consecutive folds of the images to average over (COCO 1K: 5).", lower_bound=1)
+    flags.DEFINE_string("out", "", "Where metrics.json and ranks.npz go; default: WORKDIR/eval/<split>.")
 
 
 def main() -> None:
-    from mefn_jax.evaluate import evaluate  # JAX is not needed for --help
+    from mefn_jax import evaluate  # JAX is not needed for --help
 
     f = flags.FLAGS
-    evaluate(f.workdir, f.data_dir, f.split, f.step, f.folds)
+    if f.config is not None:
+        evaluate.zero_shot(f.config, f.data_dir, f.split, f.folds, f.out)
+    else:
+        evaluate.evaluate(f.workdir, f.data_dir, f.split, f.step, f.folds, f.out)
 
 
 if __name__ == "__main__":

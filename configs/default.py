@@ -29,11 +29,15 @@ def base():
 
     c.image = ConfigDict()
     c.image.arch = "resnet"  # resnet or vit
-    c.image.pretrained = ""  # a checkpoint's directory (Hugging Face layout): its sizes replace those below
-    c.image.size = 224  # pixels of the square input
-    c.image.grid = 7  # regions: at most grid x grid; a finer map is average-pooled to it
+    c.image.pretrained = ""  # a checkpoint (Hugging Face layout): directory or hub name; its sizes replace those below
+    c.image.size = 224  # pixels of the square input; 0: as the pretrained checkpoint had it
+    c.image.fit = "crop"  # crop (the centre square) or squash (the whole image into a square)
+    c.image.crop = 1.0  # crop: the share of the shorter side that is kept
+    c.image.resample = "bilinear"  # bilinear, bicubic, lanczos or nearest
     c.image.mean = (0.485, 0.456, 0.406)  # of the pixels, per channel in [0, 1]
     c.image.std = (0.229, 0.224, 0.225)  # likewise
+    c.image.scales = (7,)  # regions: a grid of at most n x n a scale, of a ResNet's last stages or a ViT's one grid
+    c.image.pooling = "tower"  # pooled: the tower's own, or mean, max or gpo of the regions
     c.image.resnet = ConfigDict()
     c.image.resnet.stem_width = 64  # channels of the first convolution
     c.image.resnet.depths = (3, 4, 23, 3)  # blocks in each stage (these are ResNet-101's)
@@ -43,6 +47,7 @@ def base():
     c.image.resnet.norm = "group"  # group, or batch: BatchNorm on stored statistics, for pretrained weights
     c.image.resnet.stride_first = False  # a stage's stride on its first 1x1 (v1), not on the 3x3 (v1.5)
     c.image.resnet.stride_all = False  # the first stage halves the size too
+    c.image.resnet.stochastic_depth = 0.0  # chance of leaving out the last block's branch; falls to 0 at the first
     c.image.vit = ConfigDict()
     c.image.vit.width = 384  # (these are ViT-S/16's)
     c.image.vit.layers = 12  # Transformer blocks
@@ -51,6 +56,7 @@ def base():
     c.image.vit.patch = 16  # pixels a patch side
     c.image.vit.stem = ()  # widths of 3x3 stride-2 convolutions before patches are cut; () for the original
     c.image.vit.dropout = 0.0  # in attention, and after attention and MLP
+    c.image.vit.stochastic_depth = 0.0  # as for resnet
     c.image.vit.pool = "mean"  # pooled: mean of the patches, class (token), or tanh (of a layer on it)
     c.image.vit.table = ()  # rows and columns of the position table; () for those of the input
     c.image.vit.embed_norm = False  # CLIP's norm before the first block
@@ -59,22 +65,40 @@ def base():
     c.image.vit.eps = 1e-6  # of the norms
 
     c.text = ConfigDict()
-    c.text.arch = "bert"  # bert or clip (causal)
-    c.text.pretrained = ""  # a checkpoint's directory: its sizes and tokenizer replace ours
+    c.text.arch = "bert"  # bert, clip (causal) or gru
+    c.text.pretrained = ""  # a checkpoint: directory or hub name; its sizes and tokenizer replace ours
     c.text.vocab_size = 0  # of the embedding; 0: the tokenizer's
     c.text.max_words = 32  # wordpieces kept of a caption, without [CLS] and [SEP]
     c.text.lower_case = True  # captions in lower case; must agree with what the data set was prepared with
     c.text.punctuation = "keep"  # keep or drop; must agree likewise
-    c.text.width = 768  # (these are BERT-base's)
-    c.text.layers = 12  # Transformer blocks
-    c.text.heads = 12  # attention heads
-    c.text.mlp_width = 3072  # hidden width of the blocks' MLP
-    c.text.max_positions = 512  # positions with an embedding
-    c.text.dropout = 0.1  # in the embeddings, in attention, and after attention and MLP
-    c.text.segments = 2  # rows of BERT's segment embedding, of which the first is used
-    c.text.pooler = False  # pooled: BERT's tanh layer on [CLS]; False: [CLS] itself
-    c.text.activation = "gelu"  # a name of ACTIVATIONS in mefn_jax/encoders/transformer.py
-    c.text.eps = 1e-12  # of the norms
+    c.text.pooling = "tower"  # pooled: the tower's own, or mean, max or gpo of the words
+    c.text.bert = ConfigDict()
+    c.text.bert.width = 768  # (these are BERT-base's)
+    c.text.bert.layers = 12  # Transformer blocks
+    c.text.bert.heads = 12  # attention heads
+    c.text.bert.mlp_width = 3072  # hidden width of the blocks' MLP
+    c.text.bert.max_positions = 512  # positions with an embedding
+    c.text.bert.dropout = 0.1  # in the embeddings, in attention, and after attention and MLP
+    c.text.bert.stochastic_depth = 0.0  # as for images
+    c.text.bert.segments = 2  # rows of the segment embedding, of which the first is used
+    c.text.bert.pooler = False  # pooled: BERT's tanh layer on [CLS]; False: [CLS] itself
+    c.text.bert.activation = "gelu"  # a name of ACTIVATIONS in mefn_jax/encoders/transformer.py
+    c.text.bert.eps = 1e-12  # of the norms
+    c.text.clip = ConfigDict()
+    c.text.clip.width = 512  # (these are CLIP ViT-B's)
+    c.text.clip.layers = 12  # as for bert, likewise below
+    c.text.clip.heads = 8  # as for bert
+    c.text.clip.mlp_width = 2048  # as for bert
+    c.text.clip.max_positions = 77  # as for bert
+    c.text.clip.dropout = 0.0  # as for bert
+    c.text.clip.stochastic_depth = 0.0  # as for bert
+    c.text.clip.activation = "quick_gelu"  # as for bert
+    c.text.clip.eps = 1e-5  # as for bert
+    c.text.gru = ConfigDict()  # its states are embed_dim wide and not projected, as in VSE++ and SCAN
+    c.text.gru.word_width = 300  # of the word embedding
+    c.text.gru.layers = 1  # one on top of another
+    c.text.gru.bidirectional = True  # SCAN; False: VSE++
+    c.text.gru.dropout = 0.0  # on the embeddings and between layers
 
     c.matcher = ConfigDict()  # MEFN's own (DESIGN 3); the ablations are names of `model`
     c.matcher.entropy = "shannon"  # shannon, gaussian, bernoulli or none
@@ -98,6 +122,8 @@ def base():
     c.train.weight_decay = 0.05  # on matrices; not on biases, norms and scalars
     c.train.clip_norm = 2.0  # the gradient's largest global norm
     c.train.multipliers = ()  # "regex:factor" of the learning rate, the first that is found in a path; factor 0 freezes
+    c.train.dtype = "float32"  # of the towers' arithmetic: float32 or bfloat16; parameters and scores are float32
+    c.train.remat = False  # compute the towers' blocks again in the backward pass instead of keeping them
     c.train.layer_decay = 1.0  # factor of the learning rate a Transformer layer further from the output
     c.train.log_every = 50  # steps a log line
     c.train.eval_every = 1000  # steps between evaluations on val; also evaluates at the end
@@ -128,10 +154,13 @@ def shrink(c):
     c.data.dir = c.image.pretrained = c.text.pretrained = ""
     c.data.scenes = (64, 24, 24)
     c.image.size = 64
-    c.image.grid = 4
+    c.image.scales = tuple(min(n, 4) for n in c.image.scales)
     c.image.resnet.update(stem_width=8, depths=(1, 1, 1, 1), widths=(8, 16, 16, 32), stem_pool=False)
     c.image.vit.update(width=32, layers=2, heads=2, mlp_width=64, patch=16, stem=())
-    c.text.update(width=32, layers=2, heads=2, mlp_width=64, max_words=16, max_positions=64)
+    c.text.max_words = 16
+    for tower in (c.text.bert, c.text.clip):
+        tower.update(width=32, layers=2, heads=2, mlp_width=64, max_positions=64)
+    c.text.gru.word_width = 16
     c.loss.warmup_steps = min(c.loss.warmup_steps, 4)
     c.train.update(steps=8, epochs=0.0, batch_size=16, log_every=2, eval_every=4, save_every=4)
     c.eval.update(batch_size=16, tile_images=8, tile_captions=40)

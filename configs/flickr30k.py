@@ -19,27 +19,15 @@ VIT_BASE = {"width": 768, "layers": 12, "heads": 12, "mlp_width": 3072}
 IMAGES = {
     "resnet101": {"arch": "resnet", "resnet": {"depths": (3, 4, 23, 3)}, **IMAGENET},
     "resnet50": {"arch": "resnet", "resnet": {"depths": (3, 4, 6, 3)}, **IMAGENET},
-    "vit_b16": {"arch": "vit", "vit": VIT_BASE | {"patch": 16, "pool": "class"}, **HALF},
+    "vit_b16": {"arch": "vit", "vit": VIT_BASE | {"patch": 16, "pool": "class"}, "scales": (7, 4, 2), **HALF},
     "clip_vit_b32": {
         "arch": "vit",
         "vit": VIT_BASE | {"patch": 32, "pool": "class", "embed_norm": True, "activation": "quick_gelu", "eps": 1e-5},
+        "scales": (7, 4, 2),
         **CLIP,
     },
 }
-TEXTS = {
-    "bert": {"arch": "bert"},  # the default's sizes are BERT-base's
-    "clip": {
-        "arch": "clip",
-        "width": 512,
-        "layers": 12,
-        "heads": 8,
-        "mlp_width": 2048,
-        "max_positions": 77,
-        "activation": "quick_gelu",
-        "eps": 1e-5,
-        "dropout": 0.0,
-    },
-}
+TEXTS = ("bert", "clip", "gru")  # sizes are the defaults: BERT-base, CLIP ViT-B, SCAN
 
 
 def get_config(arg=""):
@@ -50,8 +38,9 @@ def get_config(arg=""):
     c = default.base()
     c.data.dir = "data/flickr30k"
     c.embed_dim = 512
+    c.image.scales = (7, 7, 7)  # C3, C4 and C5
     c.image.update(IMAGES[options["image"]])
-    c.text.update(TEXTS[options["text"]])
+    c.text.arch = options["text"]
     c.train.update(epochs=30.0, batch_size=128, learning_rate=5e-4)
     # Pretrained towers move more slowly than what is new (VSE-infinity's factor for BERT).
     c.train.multipliers = ("image/backbone:0.1", "text/backbone:0.1")

@@ -16,10 +16,11 @@ def get_config(arg=""):
     c.data.twins_together = True
     c.image.arch = "vit"
     c.image.size = 72
-    c.image.grid = 3
+    c.image.scales = (3,)
     c.image.mean = c.image.std = (0.5, 0.5, 0.5)
     c.image.vit.update(width=128, layers=2, heads=4, mlp_width=256, patch=24, stem=())
-    c.text.update(width=128, layers=2, heads=4, mlp_width=256, max_words=20, max_positions=64, dropout=0.0)
+    c.text.max_words = 20
+    c.text.bert.update(width=128, layers=2, heads=4, mlp_width=256, max_positions=64, dropout=0.0)
     c.train.update(steps=1500, epochs=0.0, batch_size=64, learning_rate=1e-3, log_every=100)
     c.train.update(eval_every=500, save_every=500)
     c.eval.val_images = 200

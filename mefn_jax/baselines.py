@@ -87,7 +87,7 @@ def _histograms(split: Split) -> np.ndarray:
     rows = []
     for i in range(split.images):
         record = split.record(i)
-        pixels = images.decode(record["image"], 64, record["image_id"])
+        pixels = images.decode(record["image"], images.Resize(64), record["image_id"])
         bins = pixels.reshape(-1, 3).astype(int) * BINS // 256
         flat = (bins[:, 0] * BINS + bins[:, 1]) * BINS + bins[:, 2]
         rows.append(np.bincount(flat, minlength=BINS**3) / len(flat))

@@ -9,11 +9,14 @@ from ml_collections import ConfigDict, config_flags
 
 from mefn_jax.errors import ConfigError, UserError
 
-CHOICES = {"image.arch": ("resnet", "vit"), "text.punctuation": ("keep", "drop")}
+CHOICES = {
+    "image.arch": ("resnet", "vit"),
+    "text.punctuation": ("keep", "drop"),
+    "train.dtype": ("float32", "bfloat16"),
+}
 POSITIVE = (
     "embed_dim",
-    "image.size",
-    "image.grid",
+    "image.crop",
     "text.max_words",
     "train.batch_size",
     "train.learning_rate",
@@ -79,25 +82,48 @@ def check(config: ConfigDict, choices: dict) -> None:
         raise ConfigError(f"data.scenes: {tuple(config.data.scenes)} must be three numbers: train, val, test")
     if config.eval.tile_images < 2:
         raise ConfigError("eval.tile_images: 1 must be at least 2, a scene and its twin")
-    for key in ("image.vit", "text"):
-        width, heads = get(config, f"{key}.width"), get(config, f"{key}.heads")
-        if heads < 1 or width % heads:
-            raise ConfigError(f"{key}.width={width} is not a multiple of {key}.heads={heads}")
     if (config.train.steps > 0) == (config.train.epochs > 0):
         raise ConfigError(
             f"train.steps={config.train.steps} and train.epochs={config.train.epochs}: set exactly one, the other to 0"
         )
     if not 0 <= config.train.warmup < 1:
         raise ConfigError(f"train.warmup: {config.train.warmup!r} must be a share of the steps, in [0, 1)")
-    if config.text.max_words + 2 > config.text.max_positions:
+    for kind, check_tower in (("image", check_image_tower), ("text", check_text_tower)):
+        if not config[kind].pretrained:  # else the sizes come from the checkpoint
+            check_tower(config)
+
+
+def check_image_tower(config: ConfigDict) -> None:
+    """Raises ConfigError if the image tower's sizes cannot work with the input's size and the scales."""
+    c = config.image
+    if c.size < 1:
+        raise ConfigError(f"image.size: {c.size!r} must be greater than 0")
+    if not c.scales or min(c.scales) < 1:
+        raise ConfigError(f"image.scales: {tuple(c.scales)} must be numbers above 0, one a scale")
+    if c.arch == "resnet" and len(c.scales) > len(c.resnet.depths):
+        raise ConfigError(f"image.scales: {len(c.scales)} scales, but the ResNet has {len(c.resnet.depths)} stages")
+    if c.arch == "vit":
+        _check_heads("image.vit", c.vit)
+        if c.size % c.vit.patch:
+            raise ConfigError(f"image.size={c.size} is not a multiple of image.vit.patch={c.vit.patch}")
+
+
+def check_text_tower(config: ConfigDict) -> None:
+    """Raises ConfigError if the text tower's sizes cannot work with the captions' length."""
+    arch, max_words = config.text.arch, config.text.max_words
+    if arch == "gru":  # any length
+        return
+    tower = config.text[arch]
+    _check_heads(f"text.{arch}", tower)
+    if max_words + 2 > tower.max_positions:
         raise ConfigError(
-            f"text.max_words={config.text.max_words} with [CLS] and [SEP] exceeds text.max_positions="
-            f"{config.text.max_positions}"
+            f"text.max_words={max_words} with [CLS] and [SEP] exceeds text.{arch}.max_positions={tower.max_positions}"
         )
-    if config.image.arch == "vit" and config.image.size % config.image.vit.patch:
-        raise ConfigError(
-            f"image.size={config.image.size} is not a multiple of image.vit.patch={config.image.vit.patch}"
-        )
+
+
+def _check_heads(section: str, tower: ConfigDict) -> None:
+    if tower.heads < 1 or tower.width % tower.heads:
+        raise ConfigError(f"{section}.width={tower.width} is not a multiple of {section}.heads={tower.heads}")
 
 
 def check_local(name: str, path) -> None:
@@ -138,7 +164,7 @@ def run(main, define_flags) -> None:
         try:
             define_flags()
             rest = flags.FLAGS(argv)
-            if "config" in flags.FLAGS and not config_path().is_file():
+            if "config" in flags.FLAGS and flags.FLAGS.config is not None and not config_path().is_file():
                 raise ConfigError(f"--config={config_path()}: no such file")
             return rest
         except (flags.Error, UserError, AttributeError, KeyError, FileNotFoundError, ValueError) as e:
@@ -156,8 +182,9 @@ def run(main, define_flags) -> None:
     app.run(guarded, flags_parser=parse)
 
 
-def config_flag(default: str) -> None:
-    """Defines `--config=FILE.py[:arguments]` and its `--config.key=value` overrides."""
+def config_flag(default: str | None) -> None:
+    """Defines `--config=FILE.py[:arguments]` and its `--config.key=value` overrides; without a default it may be left
+    out, and is then None."""
     config_flags.DEFINE_config_file(
         "config", default, "Configuration file, with arguments after a colon.", lock_config=True
     )

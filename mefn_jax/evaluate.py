@@ -10,18 +10,40 @@ import numpy as np
 from mefn_jax import baselines, metrics, twins
 from mefn_jax.checkpoint import versions
 from mefn_jax.config import check_local
-from mefn_jax.data.dataset import Split
+from mefn_jax.data.dataset import ALIASES, Split
 from mefn_jax.errors import ConfigError
-from mefn_jax.evaluator import Evaluator, load, open_dataset
+from mefn_jax.evaluator import Evaluator, load, open_dataset, untrained
 from mefn_jax.logs import say
 
 
-def evaluate(workdir, data_dir: str, split_name: str, step: str, folds: int) -> dict:
+def evaluate(workdir, data_dir: str, split: str, step: str, folds: int, out: str = "") -> dict:
     """Evaluates a workdir's checkpoint on a split, prints the table, and writes `metrics.json` and `ranks.npz` into
-    `WORKDIR/eval/<split>/`. Returns what `metrics.json` holds."""
+    `out`, or into `WORKDIR/eval/<split>/`. Returns what `metrics.json` holds."""
     check_local("--workdir", workdir)
     check_local("--data_dir", data_dir)
-    evaluator, params, config, number = load(workdir, step)
+    evaluator, params, number = load(workdir, step)
+    split = ALIASES.get(split, split)
+    report, ranks = tabulate(evaluator, params, f"step {number}", data_dir, split, folds)
+    report["step"] = number
+    _write(Path(out or Path(workdir) / "eval" / split), report, ranks)
+    return report
+
+
+def zero_shot(config, data_dir: str, split: str, folds: int, out: str = "") -> dict:
+    """Evaluates the pretrained towers that a configuration names, without training (see `evaluator.untrained`). Prints
+    the table, and writes as `evaluate` does if `out` is given."""
+    check_local("--data_dir", data_dir)
+    evaluator, params = untrained(config)
+    report, ranks = tabulate(evaluator, params, "zero-shot", data_dir, ALIASES.get(split, split), folds)
+    if out:
+        _write(Path(out), report, ranks)
+    return report
+
+
+def tabulate(evaluator: Evaluator, params, title: str, data_dir: str, split_name: str, folds: int) -> tuple[dict, dict]:
+    """Scores a split, of `data_dir` or of the configured data, and prints the table. Returns the report and the ranks
+    `{i2t (I,), t2i (C,)}`."""
+    config = evaluator.config
     if data_dir:
         config.data.dir = data_dir
     dataset = open_dataset(config.data)
@@ -32,7 +54,7 @@ def evaluate(workdir, data_dir: str, split_name: str, step: str, folds: int) -> 
         say(f"left out {len(split.skipped)} images that cannot be decoded: {', '.join(split.skipped[:5])}")
     images, texts = evaluator.encode(params, split)
     scores = evaluator.scores(params, images, texts)
-    rows = {f"{config.model} (step {number})": fold_results(evaluator, scores, split, folds)}
+    rows = {f"{config.model} ({title})": fold_results(evaluator, scores, split, folds)}
     known = twins.find(split) if folds == 1 else None
     if known:
         others = {
@@ -43,14 +65,12 @@ def evaluate(workdir, data_dir: str, split_name: str, step: str, folds: int) -> 
         for (result, _), scoring in zip(rows.values(), [scores, *others.values()], strict=True):
             result["twins"] = twins.accuracy(known, scoring, config.eval.tile_images, config.eval.tile_captions)
     report, ranks = next(iter(rows.values()))
-    report |= {"step": number, "protocol": protocol(config, split, folds)}
+    report |= {"protocol": protocol(config, split, folds)}
     if known:
         report["protocol"]["captions_true_of_several"] = 100.0 * known.shared
         report["baselines"] = {name: result for name, (result, _) in list(rows.items())[1:]}
     show(rows, report["protocol"], split, folds)
-    report |= {"config": config.to_dict(), "versions": versions()}
-    _write(Path(workdir) / "eval" / split.name, report, ranks)
-    return report
+    return report | {"config": config.to_dict(), "versions": versions()}, ranks
 
 
 def fold_results(evaluator: Evaluator, scores, split: Split, folds: int) -> tuple[dict, dict]:
@@ -78,6 +98,11 @@ def protocol(config, split: Split, folds: int) -> dict:
     number = np.diff(split.first)
     each = str(number.min()) if number.min() == number.max() else f"{number.min()} to {number.max()}"
     case = "lower case" if config.text.lower_case else "case kept"
+    text = (
+        "as the checkpoint's tokenizer has it"
+        if config.text.pretrained
+        else f"{case}, punctuation {config.text.punctuation}"
+    )
     return {
         "split": split.name,
         "images": split.images,
@@ -85,7 +110,7 @@ def protocol(config, split: Split, folds: int) -> dict:
         "folds": folds,
         "captions_per_image": each,
         "ties": "against the model",
-        "text": f"{case}, punctuation {config.text.punctuation}, at most {config.text.max_words} wordpieces",
+        "text": f"{text}, at most {config.text.max_words} wordpieces",
     }
 
 

@@ -7,15 +7,18 @@ import jax
 import ml_collections
 import numpy as np
 
-from mefn_jax import metrics
+from mefn_jax import losses, metrics, towers
 from mefn_jax.checkpoint import Checkpoints
+from mefn_jax.config import check
 from mefn_jax.data import pipeline
 from mefn_jax.data.dataset import Dataset, Split
+from mefn_jax.data.images import resize_of
 from mefn_jax.data.prepare import drawn_scenes
 from mefn_jax.data.tokenizer import Tokenizer
+from mefn_jax.errors import ConfigError
 from mefn_jax.matching.features import Features
 from mefn_jax.matching.tiled import FeatureScores, count_better
-from mefn_jax.model import Model, build
+from mefn_jax.model import CHOICES, Model, build
 from mefn_jax.sharding import by_rows, make_mesh, put_rows, replicated
 
 
@@ -44,7 +47,7 @@ class Evaluator:
         size = -(-c.eval.batch_size // self.mesh.size) * self.mesh.size
         image_parts = [
             _fetch(encode_images(params, put_rows(self.mesh, pixels)), number)
-            for pixels, number in pipeline.image_batches(split, c.image.size, size, c.data.threads)
+            for pixels, number in pipeline.image_batches(split, resize_of(c.image), size, c.data.threads)
         ]
         captions = [caption for k in range(split.images) for caption in split.record(k)["captions"]]
         text_parts = [
@@ -85,7 +88,7 @@ def open_dataset(data) -> Dataset:
 
 
 def load(workdir, step: str):
-    """A trained model: `(Evaluator, params, config, step)` from a workdir's checkpoint ("best", "latest" or a number).
+    """A trained model: `(Evaluator, params, step)` from a workdir's checkpoint ("best", "latest" or a number).
 
     Needs nothing but the checkpoint. Raises CheckpointError if there is none or it cannot be read.
     """
@@ -102,4 +105,30 @@ def load(workdir, step: str):
         where = replicated(mesh)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
         params = checkpoints.restore(number, {"params": abstract})["params"]
-    return Evaluator(model, tokenizer, config, mesh), params, config, number
+    return Evaluator(model, tokenizer, config, mesh), params, number
+
+
+def untrained(config: ml_collections.ConfigDict):
+    """Pretrained towers scored by what they bring themselves, `model=clip`: `(Evaluator, params)`.
+
+    Raises ConfigError where something would be random: another model, or a tower that is not CLIP's.
+    """
+    check(config, CHOICES | losses.CHOICES)
+    if config.model != "clip":
+        raise ConfigError(
+            f"model={config.model} has to be trained; without training there is --config=FILE.py:model=clip"
+        )
+    config, found, json = towers.load(config)
+    lacking = [kind for kind in ("image", "text") if kind not in found or found[kind].projection is None]
+    if lacking:
+        raise ConfigError(
+            f"{lacking[0]}.pretrained={config[lacking[0]].pretrained!r}: give a CLIP checkpoint with its projection; "
+            "any other tower has to be trained first"
+        )
+    t, mesh = config.text, make_mesh()
+    tokenizer = Tokenizer(json, t.max_words, t.lower_case, t.punctuation)
+    towers.check_vocabulary(config, tokenizer.vocab_size)
+    model = build(config, tokenizer.vocab_size)
+    pixels = np.zeros((1, config.image.size, config.image.size, 3), np.uint8)
+    params = towers.with_pretrained(model.init(jax.random.key(0), pixels, *tokenizer([""])), found)
+    return Evaluator(model, tokenizer, config, mesh), jax.device_put(params, replicated(mesh))

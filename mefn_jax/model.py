@@ -6,9 +6,12 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
+from mefn_jax.data.images import FITS, RESAMPLE
 from mefn_jax.encoders.bert import BERT
 from mefn_jax.encoders.clip_text import CLIPText
+from mefn_jax.encoders.gru import GRU
 from mefn_jax.encoders.image import ImageEncoder
+from mefn_jax.encoders.pooling import POOLINGS
 from mefn_jax.encoders.resnet import ResNet
 from mefn_jax.encoders.text import TextEncoder
 from mefn_jax.encoders.vit import ViT
@@ -24,11 +27,16 @@ MODELS = {
     "mefn_no_local": (MEFN, {"branches": "global"}),
     "mefn_no_global": (MEFN, {"branches": "local"}),
     "vsepp": (PooledCosine, {}),
+    "clip": (PooledCosine, {}),
 }
 # The names that an option may have.
 CHOICES = {
     "model": tuple(MODELS),
-    "text.arch": ("bert", "clip"),
+    "image.fit": FITS,
+    "image.resample": tuple(RESAMPLE),
+    "image.pooling": ("tower", *POOLINGS),
+    "text.arch": ("bert", "clip", "gru"),
+    "text.pooling": ("tower", *POOLINGS),
     "matcher.entropy": tuple(ENTROPIES),
     "matcher.attend": ATTEND,
     "matcher.global_input": GLOBAL_INPUT,
@@ -84,14 +92,23 @@ def _encode(encoder, params, dropout_key, *inputs) -> Features:
 
 def build(config: ConfigDict, vocab_size: int) -> Model:
     """The model that a configuration describes."""
-    backbone = ResNet(**config.image.resnet) if config.image.arch == "resnet" else ViT(**config.image.vit)
-    image = ImageEncoder(
-        backbone, config.embed_dim, config.image.grid, tuple(config.image.mean), tuple(config.image.std)
-    )
-    arch = CLIPText if config.text.arch == "clip" else BERT
-    names = {f.name for f in dataclasses.fields(arch)}
-    sizes = {name: value for name, value in config.text.items() if name in names}
-    text = arch(**sizes | {"vocab_size": config.text.vocab_size or vocab_size})
     matcher, fixed = MODELS[config.model]
     options = (config.matcher.to_dict() | fixed) if matcher is MEFN else fixed
-    return Model(image, TextEncoder(text, config.embed_dim), matcher(**options))
+    return Model(image_encoder(config), text_encoder(config, vocab_size), matcher(**options))
+
+
+def image_encoder(config: ConfigDict) -> ImageEncoder:
+    """The image encoder that a configuration describes."""
+    c, run = config.image, {"dtype": config.train.dtype, "remat": config.train.remat}
+    backbone = ResNet(**c.resnet, **run) if c.arch == "resnet" else ViT(**c.vit, **run)
+    return ImageEncoder(backbone, config.embed_dim, tuple(c.scales), tuple(c.mean), tuple(c.std), c.pooling)
+
+
+def text_encoder(config: ConfigDict, vocab_size: int) -> TextEncoder:
+    """The text encoder that a configuration describes; `vocab_size` is the tokenizer's."""
+    c, run = config.text, {"dtype": config.train.dtype, "remat": config.train.remat}
+    vocab_size = c.vocab_size or vocab_size
+    if c.arch == "gru":
+        return TextEncoder(GRU(vocab_size, width=config.embed_dim, **c.gru), 0, c.pooling)
+    tower = CLIPText if c.arch == "clip" else BERT
+    return TextEncoder(tower(vocab_size=vocab_size, **c[c.arch], **run), config.embed_dim, c.pooling)

@@ -88,6 +88,11 @@ def _decay(name: str, depths: dict, layer_decay: float) -> float:
     return 1.0 if found[3] == "pooler" or (found[3] == "norm" and found[1] == "image") else layer_decay**depth
 
 
+def moves(factors) -> bool:
+    """Is any parameter of this part of the tree trained?"""
+    return any(f > 0 for f in jax.tree.leaves(factors))
+
+
 def trainable(tree, factors):
     """`tree` with None at the frozen parameters (factor 0), so that they are neither differentiated nor given any
     state of the optimiser."""

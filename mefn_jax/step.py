@@ -13,11 +13,14 @@ from mefn_jax.state import TrainState
 
 def train_step(state: TrainState, batch: dict, *, model, optimizer, factors, loss_at, seed: int, mesh):
     """One step on a batch `{pixels (B, H, W, 3), ids (B, L), mask (B, L), image (B,)}`; `loss_at` gives the loss at a
-    step (`losses.build`), `factors` the learning rates (`optim.rate_factors`): what has 0 stays as it is. Returns the
-    new state and float32 scalars {loss, grad_norm}.
+    step (`losses.build`), `factors` the learning rates (`optim.rate_factors`): what has 0 stays as it is, and a tower
+    that is frozen whole has no dropout. Returns the new state and float32 scalars {loss, grad_norm}.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    image_key, text_key = jax.random.split(key)
+    keys = {
+        kind: key_of_kind if optim.moves(factors[kind].get("backbone", factors[kind])) else None
+        for kind, key_of_kind in zip(("image", "text"), jax.random.split(key), strict=True)
+    }
     positives = losses.positives_mask(batch["image"])
     loss = loss_at(state.step)
 
@@ -25,8 +28,8 @@ def train_step(state: TrainState, batch: dict, *, model, optimizer, factors, los
 
     def loss_of(trained):
         params = optim.merge(trained, kept)
-        images = model.encode_images(params, batch["pixels"], image_key)
-        texts = model.encode_texts(params, batch["ids"], batch["mask"], text_key)
+        images = model.encode_images(params, batch["pixels"], keys["image"])
+        texts = model.encode_texts(params, batch["ids"], batch["mask"], keys["text"])
         # Every device scores its own images against all texts of the global batch.
         texts = jax.lax.with_sharding_constraint(texts, replicated(mesh))
         scores = model.score(params, images, texts)

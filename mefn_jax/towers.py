@@ -2,45 +2,96 @@
 
 from ml_collections import ConfigDict
 
+from mefn_jax.config import check_image_tower, check_text_tower
 from mefn_jax.encoders import pretrained
 from mefn_jax.encoders.clip_text import CLIPText
+from mefn_jax.encoders.pretrained import Tower
 from mefn_jax.encoders.resnet import ResNet
 from mefn_jax.errors import WeightsError
 
+# What `load` sets in each section, beside the tower's own.
+LOADED = {
+    "image": ("arch", "fit", "crop", "resample", "mean", "std"),
+    "text": ("arch", "vocab_size", "lower_case", "punctuation"),
+}
 
-def adopt(config: ConfigDict, vocab_size: int) -> tuple[ConfigDict, dict[str, pretrained.Tower]]:
-    """The configuration with the sizes of the pretrained towers that it names, and these towers, by "image", "text".
 
-    Raises WeightsError for a checkpoint that cannot be used, or that knows fewer tokens than the tokenizer has.
+def load(config: ConfigDict) -> tuple[ConfigDict, dict[str, Tower], str | None]:
+    """The pretrained towers that a configuration names, by "image" and "text"; the configuration with their sizes and
+    preprocessing; and the text of the text tower's tokenizer, None without one.
+
+    Raises WeightsError for a checkpoint that cannot be used, ConfigError for options that its sizes do not allow.
     """
     config = config.copy_and_resolve_references().unlock()
-    towers = {}
+    towers, json = {}, None
     if config.image.pretrained:
-        tower = towers["image"] = pretrained.load(config.image.pretrained, "image")
+        directory = pretrained.find(config.image.pretrained)
+        tower = towers["image"] = pretrained.load(directory, "image")
         config.image.arch = "resnet" if isinstance(tower.module, ResNet) else "vit"
         config.image[config.image.arch].update(pretrained.options(tower.module))
-        found = pretrained.normalisation(config.image.pretrained)
-        if found:
-            config.image.mean, config.image.std = found
+        found = pretrained.preprocessing(directory)
+        config.image.update(found | {"size": config.image.size or found.get("size", 0)})
+        check_image_tower(config)
     if config.text.pretrained:
-        tower = towers["text"] = pretrained.load(config.text.pretrained, "text")
+        directory = pretrained.find(config.text.pretrained)
+        tower = towers["text"] = pretrained.load(directory, "text")
         config.text.arch = "clip" if isinstance(tower.module, CLIPText) else "bert"
-        config.text.update(pretrained.options(tower.module) | {"dropout": config.text.dropout})
-        if vocab_size > config.text.vocab_size:
-            raise WeightsError(
-                f"{config.text.pretrained}: the tokenizer has {vocab_size} tokens, the embedding "
-                f"{config.text.vocab_size}; they are not of one checkpoint"
-            )
-    return config.lock(), towers
+        sizes = pretrained.options(tower.module)
+        config.text.vocab_size = sizes.pop("vocab_size")
+        config.text[config.text.arch].update(sizes)
+        # What is to be done to a caption is the tokenizer's business.
+        config.text.update(lower_case=False, punctuation="keep")
+        json = pretrained.tokenizer_json(directory)
+        check_text_tower(config)
+    if config.model == "clip":
+        config.embed_dim = _joint_width(config, towers)
+    return config.lock(), towers, json
 
 
-def with_pretrained(params: dict, towers: dict[str, pretrained.Tower]) -> dict:
+def _joint_width(config: ConfigDict, towers: dict[str, Tower]) -> int:
+    """CLIP's joint space is as wide as its checkpoint has it."""
+    widths = {tower.projection.shape[1] for tower in towers.values() if tower.projection is not None}
+    if len(widths) > 1:
+        raise WeightsError(
+            f"{config.image.pretrained} and {config.text.pretrained}: their projections have the widths "
+            f"{' and '.join(map(str, sorted(widths)))}; they are not of one CLIP"
+        )
+    return widths.pop() if widths else config.embed_dim
+
+
+def as_saved(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
+    """The configuration of a run that goes on: what `load` took from pretrained towers when it began is in `saved`, so
+    that they need not be there any more."""
+    config = config.copy_and_resolve_references().unlock()
+    for kind, keys in LOADED.items():
+        ours, theirs = config[kind], saved[kind]
+        if ours.pretrained and theirs.pretrained:
+            trained = {k: v for k, v in ours[theirs.arch].items() if k in pretrained.TRAINING}
+            ours.update({key: theirs[key] for key in keys})
+            ours[theirs.arch] = theirs[theirs.arch]
+            ours[theirs.arch].update(trained)
+    config.image.size = config.image.size or saved.image.size
+    if config.model == "clip" and (config.image.pretrained or config.text.pretrained):
+        config.embed_dim = saved.embed_dim
+    return config.lock()
+
+
+def check_vocabulary(config: ConfigDict, vocab_size: int) -> None:
+    """Raises WeightsError if the tokenizer has more tokens than the text tower's embedding."""
+    if config.text.vocab_size and vocab_size > config.text.vocab_size:
+        raise WeightsError(
+            f"{config.text.pretrained or 'text.vocab_size'}: the tokenizer has {vocab_size} tokens, the embedding "
+            f"{config.text.vocab_size}; they are not of one checkpoint"
+        )
+
+
+def with_pretrained(params: dict, towers: dict[str, Tower]) -> dict:
     """`params` with the towers' parameters; and CLIP's projection of the pooled states, where the joint space has its
     width."""
     params = dict(params)
     for kind, tower in towers.items():
         encoder = params[kind] = dict(params[kind]) | {"backbone": tower.params}
-        if tower.projection is not None and tower.projection.shape == encoder["pooled"]["kernel"].shape:
-            bias = encoder["pooled"]["bias"]
-            encoder["pooled"] = {"kernel": tower.projection, "bias": 0 * bias}
+        head = encoder.get("pooled")
+        if tower.projection is not None and head and tower.projection.shape == head["kernel"].shape:
+            encoder["pooled"] = {"kernel": tower.projection, "bias": 0 * head["bias"]}
     return params

@@ -1,5 +1,6 @@
 """The training loop, top to bottom."""
 
+import dataclasses
 import functools
 import math
 import time
@@ -15,13 +16,14 @@ from mefn_jax import losses, optim, state, step
 from mefn_jax.checkpoint import Checkpoints, git_commit, versions
 from mefn_jax.data import pipeline
 from mefn_jax.data.dataset import Split
-from mefn_jax.data.tokenizer import Tokenizer, read_json
+from mefn_jax.data.images import resize_of
+from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.errors import CheckpointError, ConfigError
 from mefn_jax.evaluator import Evaluator, open_dataset
 from mefn_jax.logs import StepLog, Writer, header, say
 from mefn_jax.model import CHOICES, Model, build
 from mefn_jax.sharding import check_divides, make_mesh, put_rows, replicated
-from mefn_jax.towers import adopt, with_pretrained
+from mefn_jax.towers import as_saved, check_vocabulary, load, with_pretrained
 
 
 def train(config: ConfigDict, workdir) -> None:
@@ -35,7 +37,6 @@ def train(config: ConfigDict, workdir) -> None:
     mesh = make_mesh()
     check_divides("train.batch_size", config.train.batch_size, mesh)
     dataset = open_dataset(config.data)
-    tokenizer = own_tokenizer(config, dataset)
     train_split, val_split = dataset.split("train"), dataset.split("val").head(config.eval.val_images)
     if train_split.captions < config.train.batch_size:
         raise ConfigError(
@@ -45,9 +46,12 @@ def train(config: ConfigDict, workdir) -> None:
 
     with Checkpoints(workdir, create=True) as checkpoints:
         done = checkpoints.latest or 0
-        config, towers = adopt(config, tokenizer.vocab_size)
         if done:
-            tokenizer = resume_tokenizer(checkpoints.meta(done), config, workdir, tokenizer)
+            config, tokenizer = resumed(config, checkpoints.meta(done), workdir)
+            towers = {}
+        else:
+            config, towers, json = load(config)
+            tokenizer = new_tokenizer(config, json, dataset)
         model = build(config, tokenizer.vocab_size)
         init = initialiser(model, config, mesh)
         schedule = optim.schedule(config.train.learning_rate, steps, config.train.warmup)
@@ -102,13 +106,15 @@ def train(config: ConfigDict, workdir) -> None:
         say(f"done: {steps} steps; best val rSum at step {checkpoints.best}; checkpoints in {checkpoints.directory}")
 
 
-def own_tokenizer(config, dataset) -> Tokenizer:
-    """The tokenizer of the pretrained text tower, or of the data set without one."""
-    t = config.text
-    if not t.pretrained:
+def new_tokenizer(config, json: str | None, dataset) -> Tokenizer:
+    """The tokenizer of the pretrained text tower, whose text is `json`, or of the data set without one. Raises
+    WeightsError if it has more tokens than the embedding."""
+    if json is None:
         check_text(config, dataset.facts)
-    json = read_json(t.pretrained) if t.pretrained else dataset.tokenizer_json
-    return Tokenizer(json, t.max_words, t.lower_case, t.punctuation)
+    t = config.text
+    tokenizer = Tokenizer(json or dataset.tokenizer_json, t.max_words, t.lower_case, t.punctuation)
+    check_vocabulary(config, tokenizer.vocab_size)
+    return tokenizer
 
 
 def initialiser(model: Model, config, mesh):
@@ -137,7 +143,7 @@ def described(config, tokenizer: Tokenizer) -> dict:
     return {
         "config": config.to_dict(),
         "tokenizer": tokenizer.json,
-        "preprocessing": {"size": config.image.size, "resize": "shorter side, centre crop, bilinear"},
+        "preprocessing": dataclasses.asdict(resize_of(config.image)),
         "commit": git_commit(),
         "versions": versions(),
     }
@@ -148,7 +154,7 @@ def training_batches(config, split: Split, tokenizer: Tokenizer, done: int):
     d, t = config.data, config.train
     process = (jax.process_index(), jax.process_count())
     dataset = pipeline.training_dataset(
-        split, tokenizer, config.image.size, t.batch_size, t.seed, process, d.twins_together
+        split, tokenizer, resize_of(config.image), t.batch_size, t.seed, process, d.twins_together
     )
     return pipeline.iterate(dataset, done, d.threads, d.workers)
 
@@ -170,20 +176,19 @@ def evaluate(evaluator: Evaluator, params, split, done: int, writer: Writer, bar
     return result["rsum"]
 
 
-def resume_tokenizer(meta: dict, config, workdir, tokenizer: Tokenizer) -> Tokenizer:
-    """The checkpoint's tokenizer. Raises CheckpointError naming the keys in which the model differs from the
-    checkpoint's; says what else differs."""
+def resumed(config, meta: dict, workdir) -> tuple[ConfigDict, Tokenizer]:
+    """The configuration and the tokenizer of a run that goes on. Raises CheckpointError naming the keys in which the
+    model differs from the checkpoint's; says what else differs."""
+    config = as_saved(config, ConfigDict(meta["config"]))
     changed = configuration.differences(meta["config"], config.to_dict())
-    model = {k: v for k, v in changed.items() if k.split(".")[0] in configuration.MODEL_KEYS}
+    model = {k: v for k, v in changed.items() if k.split(".")[0] in configuration.MODEL_KEYS and "pretrained" not in k}
     if model:
         listed = "; ".join(f"{k}: {old!r} there, {new!r} here" for k, (old, new) in model.items())
         raise CheckpointError(f"{workdir} holds a run with another model ({listed}); choose another --workdir")
     for key, (old, new) in changed.items():
         say(f"note: {key} was {old!r} in this workdir and is now {new!r}")
-    if meta["tokenizer"] != tokenizer.json:
-        say("note: the data set's tokenizer differs from the checkpoint's, which is kept")
     t = config.text
-    return Tokenizer(meta["tokenizer"], t.max_words, t.lower_case, t.punctuation)
+    return config, Tokenizer(meta["tokenizer"], t.max_words, t.lower_case, t.punctuation)
 
 
 def check_text(config, facts: dict) -> None:

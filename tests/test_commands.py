@@ -139,7 +139,7 @@ def start(cache, workdir, *args):
     )
 
 
-DROPOUT = ("--config.text.dropout=0.1", "--config.image.vit.dropout=0.1")  # so that the random keys matter
+DROPOUT = ("--config.text.bert.dropout=0.1", "--config.image.vit.dropout=0.1")  # so that the random keys matter
 LONG = ("--config.train.steps=24", "--config.train.save_every=2", "--config.train.eval_every=100", *DROPOUT)
 
 
@@ -247,10 +247,10 @@ def test_eval_without_a_run_or_step_is_refused(trained, tmp_path, command):
 
 def test_another_model_in_the_workdir_is_refused_by_key(trained, command):
     workdir, _ = trained
-    args = (f"--workdir={workdir}", "--config.embed_dim=64", "--config.text.layers=3")
+    args = (f"--workdir={workdir}", "--config.embed_dim=64", "--config.text.bert.layers=3")
     message = refusal(command, "train.py", SMOKE, *args)
     assert "embed_dim: 32 there, 64 here" in message
-    assert "text.layers: 2 there, 3 here" in message
+    assert "text.bert.layers: 2 there, 3 here" in message
     assert "image" not in message.replace(str(workdir), "")
     assert "choose another --workdir" in message
 
@@ -308,7 +308,7 @@ def towers(tmp_path):
     )
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.save(str(tmp_path / "bert" / "tokenizer.json"))
-    pixels = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.2]}
+    pixels = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.2], "size": 16, "resample": 3}
     (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(pixels))
     return tmp_path
 
@@ -332,12 +332,20 @@ def test_pretrained_towers_are_trained_kept_frozen_and_evaluated(towers, command
     assert 0 < moved["image"] < 0.01
     with Checkpoints(workdir) as checkpoints:
         config = checkpoints.meta(checkpoints.latest)["config"]
-    assert (config["text"]["width"], config["image"]["vit"]["pool"]) == (16, "tanh")
+    assert (config["text"]["bert"]["width"], config["image"]["vit"]["pool"]) == (16, "tanh")
     assert tuple(config["image"]["mean"]) == (0.4, 0.5, 0.6)
-    # What was trained needs the checkpoints of the towers no more.
+    assert (config["image"]["fit"], config["image"]["resample"]) == ("squash", "bicubic")
+    # What has begun needs the checkpoints of the towers no more.
     shutil.rmtree(towers / "bert")
     shutil.rmtree(towers / "vit")
     assert "mefn (step" in command("eval.py", f"--workdir={workdir}").stdout
+    more = command("train.py", SMOKE, f"--workdir={workdir}", *options, "--config.train.steps=10").stdout
+    assert "resuming after 8" in more
+    assert "note: train.steps was 8" in more
+    again = parameters(workdir)[1]
+    np.testing.assert_array_equal(
+        again["/params/text/backbone/words/embedding"], found["/params/text/backbone/words/embedding"]
+    )
 
 
 def test_a_text_tower_without_its_own_tokenizer_is_refused(towers, command):
@@ -349,7 +357,7 @@ def test_a_text_tower_without_its_own_tokenizer_is_refused(towers, command):
     path = towers / "bert" / "tokenizer.json"
     whole = tokenizers.Tokenizer.from_file(str(path))
     path.unlink()
-    assert "tokenizer.json: no such file" in refusal(command, "train.py", SMOKE, *options)
+    assert "tokenizer.json: no such file, nor vocab.txt" in refusal(command, "train.py", SMOKE, *options)
     whole.add_tokens([f"new{k}" for k in range(40)])
     whole.save(str(path))
     assert "the tokenizer has 51 tokens, the embedding 40" in refusal(command, "train.py", SMOKE, *options)

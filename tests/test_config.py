@@ -63,10 +63,14 @@ def test_arguments_are_a_closed_set(arg, message):
         ("data.workers", -1, "data.workers: -1 must not be negative"),
         ("data.scenes", (10, 5), "data.scenes: (10, 5) must be three numbers"),
         ("eval.tile_images", 1, "eval.tile_images: 1 must be at least 2"),
-        ("image.vit.heads", 7, "image.vit.width=384 is not a multiple of image.vit.heads=7"),
-        ("text.heads", 7, "text.width=768 is not a multiple of text.heads=7"),
+        ("image.size", 0, "image.size: 0 must be greater than 0"),
+        ("image.scales", (), "image.scales: () must be numbers above 0"),
+        ("image.scales", (7, 7, 7, 7, 7), "image.scales: 5 scales, but the ResNet has 4 stages"),
+        ("image.fit", "stretch", "image.fit: 'stretch' is not one of crop, squash"),
+        ("train.dtype", "float16", "train.dtype: 'float16' is not one of float32, bfloat16"),
+        ("text.bert.heads", 7, "text.bert.width=768 is not a multiple of text.bert.heads=7"),
         ("loss.anchors", "images", "loss.anchors: 'images' is not one of both, image, text, did you mean 'image'?"),
-        ("text.max_words", 600, "exceeds text.max_positions=512"),
+        ("text.max_words", 600, "exceeds text.bert.max_positions=512"),
     ],
 )
 def test_impossible_values_are_named(key, value, message):
@@ -78,11 +82,20 @@ def test_impossible_values_are_named(key, value, message):
         configuration.check(config, CHOICES | losses.CHOICES)
 
 
-def test_patches_must_divide_the_image():
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("size", 100, r"image.size=100 is not a multiple of image.vit.patch=16"),
+        ("vit.heads", 7, r"image.vit.width=384 is not a multiple of image.vit.heads=7"),
+    ],
+)
+def test_sizes_must_divide(key, value, message):
     config = load("default")
-    config.image.arch, config.image.size = "vit", 100
-    with pytest.raises(ConfigError, match=r"image.size=100 is not a multiple of image.vit.patch=16"):
+    config.update_from_flattened_dict({"image.arch": "vit", f"image.{key}": value})
+    with pytest.raises(ConfigError, match=message):
         configuration.check(config, CHOICES | losses.CHOICES)
+    config.image.pretrained = "somewhere"  # the checkpoint's own sizes will count
+    configuration.check(config, CHOICES | losses.CHOICES)
 
 
 def test_differences_are_named_by_dotted_key():

@@ -151,7 +151,7 @@ def jpeg(width, height, mode="RGB"):
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (500, 375), (90, 200), (20, 30)])
 def test_decode_scales_the_shorter_side_and_crops_the_centre(width, height):
     data = jpeg(width, height)
-    found = images.decode(data, 32, "x")
+    found = images.decode(data, images.Resize(32), "x")
     assert found.shape == (32, 32, 3)
     assert found.dtype == np.uint8
     side = min(width, height)
@@ -164,13 +164,13 @@ def test_decode_scales_the_shorter_side_and_crops_the_centre(width, height):
 
 
 def test_grey_images_become_rgb():
-    assert images.decode(jpeg(40, 40, "L"), 16, "x").shape == (16, 16, 3)
+    assert images.decode(jpeg(40, 40, "L"), images.Resize(16), "x").shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image", jpeg(100, 100)[:400], jpeg(64, 64)[:-200]])
 def test_broken_images_are_named(data):
     with pytest.raises(DataError, match=r"image 'x.jpg' cannot be decoded .* data.skip_bad=True"):
-        images.decode(data, 32, "x.jpg")
+        images.decode(data, images.Resize(32), "x.jpg")
 
 
 def test_normalise():
@@ -225,8 +225,10 @@ def parts(prepared):
 @given(hosts=st.sampled_from([1, 2, 4, 8]), seed=st.integers(0, 3), step=st.integers(0, 60))
 def test_the_global_batch_does_not_depend_on_the_number_of_hosts(parts, hosts, seed, step):
     split, tokenizer = parts
-    whole = pipeline.training_dataset(split, tokenizer, 16, 8, seed)[step]
-    pieces = [pipeline.training_dataset(split, tokenizer, 16, 8, seed, (p, hosts))[step] for p in range(hosts)]
+    whole = pipeline.training_dataset(split, tokenizer, images.Resize(16), 8, seed)[step]
+    pieces = [
+        pipeline.training_dataset(split, tokenizer, images.Resize(16), 8, seed, (p, hosts))[step] for p in range(hosts)
+    ]
     assert same(whole, jax.tree.map(lambda *xs: np.concatenate(xs), *pieces))
 
 
@@ -234,7 +236,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_hosts(parts, hosts, s
 def test_reading_ahead_changes_nothing(parts, start, threads, workers):
     flags.FLAGS.mark_as_parsed()  # grain's processes take absl's flags along
     split, tokenizer = parts
-    dataset = pipeline.training_dataset(split, tokenizer, 16, 8, 0)
+    dataset = pipeline.training_dataset(split, tokenizer, images.Resize(16), 8, 0)
     batches = pipeline.iterate(dataset, start, threads, workers)
     try:
         for k in range(start, start + 4):
@@ -245,7 +247,7 @@ def test_reading_ahead_changes_nothing(parts, start, threads, workers):
 
 def test_one_epoch_visits_every_pair_once(parts):
     split, tokenizer = parts
-    dataset = pipeline.training_dataset(split, tokenizer, 16, 8, 3)
+    dataset = pipeline.training_dataset(split, tokenizer, images.Resize(16), 8, 3)
     epochs = [np.concatenate([dataset[k]["caption"] for k in range(25 * e, 25 * (e + 1))]) for e in range(2)]
     for captions in epochs:
         np.testing.assert_array_equal(np.sort(captions), np.arange(200))
@@ -254,22 +256,22 @@ def test_one_epoch_visits_every_pair_once(parts):
 
 def test_a_batch_row_is_the_image_and_caption_it_says(parts):
     split, tokenizer = parts
-    batch = pipeline.training_dataset(split, tokenizer, 16, 8, 0)[2]
+    batch = pipeline.training_dataset(split, tokenizer, images.Resize(16), 8, 0)[2]
     for k in range(8):
         record = split.record(int(batch["image"][k]))
         text = record["captions"][batch["caption"][k] - 5 * batch["image"][k]]
         np.testing.assert_array_equal(batch["ids"][k], tokenizer([text])[0][0])
-        np.testing.assert_array_equal(batch["pixels"][k], images.decode(record["image"], 16, ""))
+        np.testing.assert_array_equal(batch["pixels"][k], images.decode(record["image"], images.Resize(16), ""))
 
 
 def test_evaluation_order_is_source_order_and_padded(parts):
     split, tokenizer = parts
-    batches = list(pipeline.image_batches(split, 16, 16, 2))
+    batches = list(pipeline.image_batches(split, images.Resize(16), 16, 2))
     assert [n for _, n in batches] == [16, 16, 8]
     assert all(pixels.shape == (16, 16, 16, 3) for pixels, _ in batches)
     pixels = np.concatenate([pixels[:n] for pixels, n in batches])
     for k in (0, 17, 39):
-        np.testing.assert_array_equal(pixels[k], images.decode(split.record(k)["image"], 16, ""))
+        np.testing.assert_array_equal(pixels[k], images.decode(split.record(k)["image"], images.Resize(16), ""))
     texts = list(pipeline.text_batches(["a b"] * 5, tokenizer, 4))
     assert [n for *_, n in texts] == [4, 1]
     assert not texts[1][1][1:].any()  # padded rows have no words
@@ -282,7 +284,7 @@ def test_twins_come_in_one_batch_and_every_pair_is_visited(tmp_path):
     split, tokenizer = dataset.split("train"), tokenizer_of(dataset)
     twin = split.twins()
     assert (twin >= 0).sum() > 5
-    batches = pipeline.training_dataset(split, tokenizer, 16, 2, 0, twins_together=True)
+    batches = pipeline.training_dataset(split, tokenizer, images.Resize(16), 2, 0, twins_together=True)
     epoch = [batches[k] for k in range(78)]  # 155 captions in twos; one is visited twice
     captions = np.concatenate([b["caption"] for b in epoch])
     assert set(captions.tolist()) == set(range(155))
@@ -301,10 +303,10 @@ def test_bad_images_can_be_left_out(tmp_path):
     dataset = Dataset(tmp_path / "out")
     tokenizer = tokenizer_of(dataset)
     with pytest.raises(DataError, match=r"train_2.jpg"):
-        [pipeline.training_dataset(dataset.split("train"), tokenizer, 16, 6, 0)[k] for k in range(5)]
+        [pipeline.training_dataset(dataset.split("train"), tokenizer, images.Resize(16), 6, 0)[k] for k in range(5)]
     split = Dataset(tmp_path / "out", skip_bad=True).split("train")
     assert split.skipped == ["train_2.jpg"]
     assert (split.images, split.captions) == (5, 25)
-    batches = [pipeline.training_dataset(split, tokenizer, 16, 5, 0)[k] for k in range(5)]
+    batches = [pipeline.training_dataset(split, tokenizer, images.Resize(16), 5, 0)[k] for k in range(5)]
     np.testing.assert_array_equal(np.sort(np.concatenate([b["caption"] for b in batches])), np.arange(25))
     assert [split.record(k)["image_id"] for k in range(5)] == [f"train_{k}.jpg" for k in (0, 1, 3, 4, 5)]

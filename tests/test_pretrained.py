@@ -32,8 +32,8 @@ def inputs_of(kind: str, expected) -> tuple:
 
 
 def run(tower, kind: str, expected):
-    """`(layers' outputs, states of the fragments, pooled)` of a tower on a fixture's inputs."""
-    (last, pooled), variables = jax.jit(
+    """`(layers' outputs, states of the fragments or the last grid, pooled)` of a tower on a fixture's inputs."""
+    (states, pooled), variables = jax.jit(
         lambda params, *inputs: tower.module.apply(
             {"params": params},
             *inputs,
@@ -42,6 +42,7 @@ def run(tower, kind: str, expected):
         )
     )(tower.params, *inputs_of(kind, expected))
     captured = variables["intermediates"]
+    last = states if kind == "text" else states[-1]
     return {name: value["__call__"][0] for name, value in captured.items()}, np.asarray(last), np.asarray(pooled)
 
 

@@ -121,7 +121,7 @@ def _undecodable(records) -> dict[int, str]:
         record = records[k]
         name = record["image_id"].decode()
         try:
-            images.decode(record["image"], 32, name)
+            images.decode(record["image"], images.Resize(32), name)
         except DataError:
             bad[k] = name
     return bad

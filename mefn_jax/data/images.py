@@ -1,5 +1,6 @@
-"""JPEG bytes to a square array: decode, resize, crop. Normalisation happens on the device (`normalise`)."""
+"""JPEG bytes to a square array: decode, resize, crop or squash. Normalisation happens on the device (`normalise`)."""
 
+import dataclasses
 import io
 
 import jax.numpy as jnp
@@ -8,26 +9,62 @@ from PIL import Image
 
 from mefn_jax.errors import DataError
 
+RESAMPLE = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+FITS = ("crop", "squash")
 
-def decode(data: bytes, size: int, name: str) -> np.ndarray:
-    """Decodes, scales the shorter side to `size`, crops the centre: uint8 `(size, size, 3)`, RGB.
 
-    Raises DataError naming the image (`name`) if it is not a complete image.
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """How an image becomes a square.
+
+    Attributes:
+        size: pixels of its side.
+        fit: "crop" scales the shorter side to `size / crop` pixels and cuts the centre square out; "squash" scales both
+            sides to `size`, whatever the image's shape.
+        crop: the share of the shorter side that is kept.
+        resample: a name of RESAMPLE.
     """
+
+    size: int
+    fit: str = "crop"
+    crop: float = 1.0
+    resample: str = "bilinear"
+
+
+def resize_of(image) -> Resize:
+    """What `config.image` says of resizing."""
+    return Resize(image.size, image.fit, image.crop, image.resample)
+
+
+def decode(data: bytes, resize: Resize, name: str) -> np.ndarray:
+    """Decodes and resizes: uint8 `(size, size, 3)`, RGB. Raises DataError naming the image (`name`) if it is not a
+    complete image."""
+    size = resize.size
     try:
         with Image.open(io.BytesIO(data)) as image:
             # libjpeg decodes at 1/2, 1/4 or 1/8 where that is still at least the size asked for.
-            image.draft("RGB", (size, size))
+            shorter = round(size / resize.crop)
+            image.draft("RGB", (shorter, shorter))
             image = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise DataError(f"image {name!r} cannot be decoded ({e}); replace it, or set data.skip_bad=True") from None
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
+    box = (0, 0, *image.size) if resize.fit == "squash" else _centre(image.size, shorter, size)
+    return np.asarray(image.resize((size, size), RESAMPLE[resize.resample], box=box, reducing_gap=2.0))
+
+
+def _centre(sides: tuple[int, int], shorter: int, size: int) -> tuple:
+    """The box, in pixels of the original, that is the centre square of `size` once the shorter side is `shorter`."""
+    scale = shorter / min(sides)
+    width, height = (max(shorter, round(side * scale)) for side in sides)
     left, top = (width - size) // 2, (height - size) // 2
     # Resizing straight from the box of the crop touches only the pixels that are kept.
     box = (left / width, top / height, (left + size) / width, (top + size) / height)
-    box = tuple(b * side for b, side in zip(box, image.size * 2, strict=True))
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0))
+    return tuple(b * side for b, side in zip(box, sides * 2, strict=True))
 
 
 def normalise(pixels, mean: tuple, std: tuple):

@@ -17,8 +17,8 @@ PASSES = 1_000_000  # over the data: without end for any run, yet positions stay
 class LoadPair(grain.transforms.Map):
     """The position of a caption in the split to one (image, caption) example."""
 
-    def __init__(self, split: Split, tokenizer: Tokenizer, size: int):
-        self.split, self.tokenizer, self.size = split, tokenizer, size
+    def __init__(self, split: Split, tokenizer: Tokenizer, resize: images.Resize):
+        self.split, self.tokenizer, self.resize = split, tokenizer, resize
 
     def map(self, caption: int) -> dict:
         """One row of a batch (see above), without its first axis."""
@@ -27,7 +27,7 @@ class LoadPair(grain.transforms.Map):
         text = record["captions"][caption - int(self.split.first[image])]
         ids, mask = self.tokenizer([text])
         return {
-            "pixels": images.decode(record["image"], self.size, record["image_id"]),
+            "pixels": images.decode(record["image"], self.resize, record["image_id"]),
             "ids": ids[0],
             "mask": mask[0],
             "image": np.int32(image),
@@ -38,7 +38,7 @@ class LoadPair(grain.transforms.Map):
 def training_dataset(
     split: Split,
     tokenizer: Tokenizer,
-    size: int,
+    resize: images.Resize,
     batch_size: int,
     seed: int,
     process=(0, 1),
@@ -56,7 +56,7 @@ def training_dataset(
     else:
         captions = grain.MapDataset.range(split.captions).shuffle(seed=seed).repeat(PASSES)
     # Batch before slicing by process: slicing examples would permute the global batch with the number of hosts.
-    return captions.map(LoadPair(split, tokenizer, size)).batch(batch_size // number)[index::number]
+    return captions.map(LoadPair(split, tokenizer, resize)).batch(batch_size // number)[index::number]
 
 
 def _shuffled_twos(split: Split, seed: int):
@@ -86,13 +86,13 @@ def iterate(dataset, start: int, threads: int, workers: int = 0):
     return iter(batches)
 
 
-def image_batches(split: Split, size: int, batch_size: int, threads: int):
+def image_batches(split: Split, resize: images.Resize, batch_size: int, threads: int):
     """All images of a split in order: `(pixels uint8 (batch_size, H, W, 3), number)`; the last batch is padded with
     zeros and `number` says how many rows are real."""
 
     def load(k):
         record = split.record(k)
-        return images.decode(record["image"], size, record["image_id"])
+        return images.decode(record["image"], resize, record["image_id"])
 
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     batches = grain.MapDataset.range(split.images).map(load).batch(batch_size).to_iter_dataset(read)

@@ -83,10 +83,8 @@ class Tokenizer:
 
 
 def read_json(directory) -> str:
-    """The text of `tokenizer.json` in `directory`. Raises DataError if there is none."""
+    """The text of a data set's `tokenizer.json`. Raises DataError if there is none."""
     path = Path(directory) / FILE
     if not path.is_file():
-        raise DataError(
-            f"{path}: no such file; run python -m mefn_jax.data.prepare again for a data set, copy it for a checkpoint"
-        )
+        raise DataError(f"{path}: no such file; run python -m mefn_jax.data.prepare again")
     return path.read_text(encoding="utf-8")

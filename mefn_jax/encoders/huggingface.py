@@ -120,7 +120,6 @@ def _bert(c: dict, tensors: dict):
     module = BERT(
         vocab_size=c["vocab_size"],
         max_positions=c["max_position_embeddings"],
-        dropout=c.get("hidden_dropout_prob", 0.0),
         segments=c["type_vocab_size"],
         pooler=p + "pooler.dense.weight" in tensors,
         **_sizes(c),
@@ -145,13 +144,12 @@ def _grid(c: dict) -> tuple[int, int]:
 def _vit(c: dict, tensors: dict):
     p = _prefix(tensors, "embeddings.cls_token", "", "vit.")
     pooler = p + "pooler.dense.weight" in tensors
-    bias = c.get("qkv_bias", True)
+    bias = c["qkv_bias"]
     module = ViT(
         patch=c["patch_size"],
         pool="tanh" if pooler else "class",
         table=_grid(c),
         bias=bias,
-        dropout=c.get("hidden_dropout_prob", 0.0),
         **_sizes(c),
     )
     rows = [
@@ -209,7 +207,7 @@ def _resnet(c: dict, tensors: dict):
         bottleneck=bottleneck,
         stem_pool=True,
         norm="batch",
-        stride_first=c.get("downsample_in_bottleneck", False),
+        stride_first=c["downsample_in_bottleneck"],
         stride_all=c["downsample_in_first_stage"],
     )
 

@@ -1,40 +1,56 @@
-"""Pixels to Features: a backbone's grid becomes regions with a 2-D position, and a pooled embedding."""
+"""Pixels to Features: a backbone's grids become regions of several scales, and a pooled embedding."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from mefn_jax.data.images import normalise
+from mefn_jax.encoders.pooling import Pool
 from mefn_jax.encoders.positions import grid_positions
 from mefn_jax.matching.features import make_features
 
 
 class ImageEncoder(nn.Module):
-    """uint8 pixels `(B, H, W, 3)` -> Features with N = rows x columns regions in the joint space of `dim`.
+    """uint8 pixels `(B, H, W, 3)` -> Features in the joint space of `dim`, its regions scale after scale.
 
     Attributes:
-        backbone: a Linen module `(pixels, deterministic) -> (grid (B, h, w, C), pooled (B, C))`.
+        backbone: a Linen module `(pixels, deterministic) -> (grids [(B, h, w, C)], pooled (B, C))`.
         dim: D, the width of the joint space.
-        grid: the most rows and columns of regions; a larger grid is average-pooled.
+        scales: for each scale the most rows and columns of regions. They are average-pooled from the backbone's last
+            grids (a ResNet's stages, finest first), or from its one grid (a ViT).
         mean, std: of the pixel channels, in [0, 1].
+        pooling: what becomes `pooled`: "tower" for the backbone's own, else a name of `pooling.POOLINGS`, of regions.
     """
 
     backbone: nn.Module
     dim: int
-    grid: int
+    scales: tuple
     mean: tuple
     std: tuple
+    pooling: str = "tower"
 
     @nn.compact
     def __call__(self, pixels, deterministic=True):
-        grid, pooled = self.backbone(normalise(pixels, self.mean, self.std), deterministic)
-        grid = pool_grid(grid, self.grid)  # (B, h, w, C)
-        batch, rows, columns, _ = grid.shape
-        regions = nn.Dense(self.dim, name="regions")(grid)
-        regions = regions + nn.Dense(self.dim, use_bias=False, name="positions")(grid_positions(rows, columns, 64))
-        regions = regions.reshape(batch, rows * columns, self.dim)
-        pooled = nn.Dense(self.dim, name="pooled")(pooled)
-        return make_features(regions, jnp.ones(regions.shape[:2], bool), pooled)
+        grids, pooled = self.states(pixels, deterministic)
+        positions = nn.Dense(self.dim, use_bias=False, name="positions")
+        regions = []
+        for k, grid in enumerate(grids):
+            # A scale's own bias says which scale it is; where a region is, is said in the same terms at every scale.
+            region = nn.Dense(self.dim, name=f"regions_{k}")(grid) + positions(grid_positions(*grid.shape[1:3], 64))
+            regions.append(region.reshape(len(pixels), -1, self.dim))
+        regions = jnp.concatenate(regions, 1)  # (B, N, D)
+        mask = jnp.ones(regions.shape[:2], bool)
+        if self.pooling == "tower":
+            pooled = nn.Dense(self.dim, name="pooled")(pooled)
+        else:
+            pooled = Pool(self.pooling, name="pooling")(regions, mask)
+        return make_features(regions, mask, pooled)
+
+    def states(self, pixels, deterministic=True):
+        """The backbone's states before any projection: `(grids [(B, n, m, C)] by scale, pooled (B, C))`."""
+        grids, pooled = self.backbone(normalise(pixels, self.mean, self.std), deterministic)
+        grids = grids * len(self.scales) if len(grids) == 1 else grids[-len(self.scales) :]
+        return [pool_grid(grid, most) for grid, most in zip(grids, self.scales, strict=True)], pooled
 
 
 def pool_grid(grid, most: int):

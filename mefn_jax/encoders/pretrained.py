@@ -6,6 +6,8 @@ file is accounted for; `huggingface.py` says which becomes which parameter.
 
 import dataclasses
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,9 @@ from mefn_jax.errors import WeightsError
 # Buffers and heads for other tasks, which a retrieval model has no use for.
 IGNORED = ("position_ids", "num_batches_tracked")
 HEADS = ("cls.", "classifier.", "logit_scale")
+TRAINING = ("dropout", "stochastic_depth", "dtype", "remat")  # a module's options that a checkpoint does not decide
+FILES = ("*.json", "*.safetensors", "vocab.txt", "merges.txt")  # what is fetched of a checkpoint
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,46 +50,121 @@ def load(directory, kind: str) -> Tower:
         raise WeightsError(f"{directory}: model_type {name!r} is no {kind} tower that can be loaded; there are {there}")
     tensors = read_tensors(directory)
     values = config.get({"image": "vision_config", "text": "text_config"}[kind], config)
-    try:
-        module, table, inputs, other = known[kind, name](values, tensors)
-    except KeyError as e:
-        raise WeightsError(f"{directory}/config.json: no value for {e}") from None
     # Of a ResNet, Hugging Face uses the option in some blocks and ReLU in others: nothing to be equal to.
     activations = ("relu",) if name == "resnet" else tuple(ACTIVATIONS)
     if values["hidden_act"] not in activations:
         raise WeightsError(
             f"{directory}/config.json: hidden_act {values['hidden_act']!r} is not one of {', '.join(activations)}"
         )
+    module, table, inputs, other = known[kind, name](values, tensors)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     params, projection = _assign(directory, tensors, table, shapes, other)
     return Tower(module, params, projection)
 
 
 def options(module: nn.Module) -> dict:
-    """The arguments that a tower's module was made with."""
-    return {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in ("parent", "name")}
+    """The sizes that a tower's module was made with, by name; not how it is trained (TRAINING)."""
+    skipped = ("parent", "name", *TRAINING)
+    return {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in skipped}
 
 
-def normalisation(directory) -> tuple[tuple, tuple] | None:
-    """The channels' mean and deviation that the checkpoint's `preprocessor_config.json` names; None without one."""
+def find(name: str) -> Path:
+    """The directory of a checkpoint: `name` itself, or the local copy of what the Hugging Face hub has by this name,
+    fetched where there is a network. Raises WeightsError where there is neither."""
+    if Path(name).is_dir():
+        return Path(name)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise WeightsError(f"{name}: no such directory")
+    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except (OSError, ValueError) as e:
+        raise WeightsError(
+            f"{name}: no such directory here, nor to be had from the Hugging Face hub ({type(e).__name__}). Where "
+            f"there is a network, run: hf download {name} --local-dir DIR; copy DIR to this machine and give its path"
+        ) from None
+
+
+def preprocessing(directory) -> dict:
+    """What the checkpoint's `preprocessor_config.json` says, as options of `config.image`: size, fit, crop, resample,
+    mean and std, as far as it says them; empty without that file. Raises WeightsError for a square that is none."""
     path = Path(directory) / "preprocessor_config.json"
     if not path.is_file():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return (tuple(found["image_mean"]), tuple(found["image_std"])) if "image_mean" in found else None
+        return {}
+    found = _json(path)
+    wanted = {ours: tuple(found[f"image_{ours}"]) for ours in ("mean", "std") if f"image_{ours}" in found}
+    if found.get("resample") in RESAMPLE:
+        wanted["resample"] = RESAMPLE[found["resample"]]
+    size, crop = _sides(found.get("size")), _sides(found.get("crop_size"))
+    if len(set(size)) > 1 or len(set(crop)) > 1:
+        raise WeightsError(
+            f"{path}: size {found.get('size')}, crop_size {found.get('crop_size')}: only squares are built"
+        )
+    if "crop_pct" in found:  # ConvNeXt's processor, which ResNets come with: it squashes from 384 pixels on
+        return (
+            wanted
+            | {"size": size[0]}
+            | ({"fit": "crop", "crop": float(found["crop_pct"])} if size[0] < 384 else {"fit": "squash", "crop": 1.0})
+        )
+    if crop and found.get("do_center_crop", True):
+        return wanted | {"size": crop[0], "fit": "crop", "crop": crop[0] / size[0] if size else 1.0}
+    return wanted | ({"size": size[0], "fit": "squash", "crop": 1.0} if size else {})
+
+
+def _sides(size) -> tuple:
+    """`224`, `{"shortest_edge": 224}` or `{"height": 224, "width": 224}` as a tuple of numbers; () for none."""
+    if isinstance(size, dict):
+        return tuple(size.values())
+    return () if size is None else (size,)
+
+
+def tokenizer_json(directory: Path) -> str:
+    """The checkpoint's tokenizer as the text of a `tokenizer.json`, made from `vocab.txt` or `vocab.json` where it
+    comes so. Raises WeightsError without any."""
+    path = directory / "tokenizer.json"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    if not any((directory / name).is_file() for name in ("vocab.txt", "vocab.json")):
+        raise WeightsError(f"{path}: no such file, nor vocab.txt or vocab.json; copy them from the checkpoint's source")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory).backend_tokenizer.to_str()
+    except Exception as e:  # of many kinds
+        raise WeightsError(f"{directory}: no tokenizer can be made of its files ({_first_line(e)})") from None
 
 
 def read_config(directory: Path) -> dict:
-    """The checkpoint's `config.json`. Raises WeightsError if there is none."""
+    """The checkpoint's `config.json`, with the defaults of `transformers` for what it leaves out. Raises WeightsError
+    if there is none, or it makes no sense."""
     path = directory / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
+    if not path.is_file():
         raise WeightsError(
             f"{path}: no such file; give the directory of a Hugging Face checkpoint (config.json, model.safetensors)"
-        ) from None
+        )
+    config = _json(path)
+    if config.get("model_type") not in {name for _, name, _ in ARCHITECTURES}:
+        return config  # `load` refuses it
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoConfig  # slow to import
+
+    try:
+        return AutoConfig.for_model(**config).to_dict()
+    except Exception as e:  # of many kinds
+        raise WeightsError(f"{path}: {_first_line(e)}") from None
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
         raise WeightsError(f"{path}: is not JSON ({e})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def read_tensors(directory: Path) -> dict[str, np.ndarray]:

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mefn_jax.encoders.transformer import skip_chance, skipped
+
 GROUP_SIZE = 16
 
 
@@ -22,36 +24,40 @@ class StoredBatchNorm(nn.Module):
         scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
         mean, var = (jax.lax.stop_gradient(self.param(n, i, shape)) for n, i in (("mean", zeros), ("var", ones)))
         factor = scale / jnp.sqrt(var + 1e-5)
-        return x * factor + (bias - mean * factor)
+        return x * factor.astype(x.dtype) + (bias - mean * factor).astype(x.dtype)
 
 
-def norm_layer(kind: str, width: int, name: str) -> nn.Module:
+def norm_layer(kind: str, width: int, dtype: str, name: str) -> nn.Module:
     """The normalisation of `width` channels: "batch", or "group" with groups of `GROUP_SIZE` channels (one group where
     there are fewer)."""
     if kind == "batch":
         return StoredBatchNorm(name=name)
-    return nn.GroupNorm(max(1, width // GROUP_SIZE), name=name)
+    return nn.GroupNorm(max(1, width // GROUP_SIZE), dtype=dtype, name=name)
 
 
-def conv(width: int, kernel: int, stride: int, name: str) -> nn.Conv:
+def conv(width: int, kernel: int, stride: int, dtype: str, name: str) -> nn.Conv:
     """A convolution padded by half its kernel on both sides, as PyTorch's are (SAME pads one side less)."""
-    return nn.Conv(width, (kernel, kernel), (stride, stride), kernel // 2, use_bias=False, name=name)
+    return nn.Conv(width, (kernel, kernel), (stride, stride), kernel // 2, use_bias=False, dtype=dtype, name=name)
 
 
 class Residual(nn.Module):
     """One residual block, `basic` (two 3 x 3) or `bottleneck` (1 x 1, 3 x 3, 1 x 1 at a quarter of the width), whose
-    stride sits on the 3 x 3, or with `stride_first` on the first 1 x 1 (v1)."""
+    stride sits on the 3 x 3, or with `stride_first` on the first 1 x 1 (v1). `skip` is the chance that training leaves
+    the branch out of an image (`skipped`)."""
 
     width: int
     stride: int
     bottleneck: bool
     norm: str = "group"
     stride_first: bool = False
+    skip: float = 0.0
+    dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, deterministic=True):
         def normed(y, width, kernel, stride, name):
-            return norm_layer(self.norm, width, name + "_norm")(conv(width, kernel, stride, name)(y))
+            y = conv(width, kernel, stride, self.dtype, name)(y)
+            return norm_layer(self.norm, width, self.dtype, name + "_norm")(y)
 
         if self.bottleneck:
             first, second = (self.stride, 1) if self.stride_first else (1, self.stride)
@@ -63,16 +69,17 @@ class Residual(nn.Module):
             y = normed(y, self.width, 3, 1, "conv_2")
         if x.shape[-1] != self.width or self.stride != 1:
             x = normed(x, self.width, 1, self.stride, "shortcut")
-        return nn.relu(x + y)
+        return nn.relu(x + skipped(y, self.skip, deterministic))
 
 
 class ResNet(nn.Module):
-    """Normalised pixels `(B, H, W, 3)` -> `(grid (B, h, w, C), pooled (B, C))`; pooled is the mean of the grid.
+    """Normalised pixels `(B, H, W, 3)` -> `(grids [(B, h, w, C)], pooled (B, C))`: the stages' outputs, finest first
+    (C2 to C5), and the mean of the last.
 
     `depths` and `widths` give the blocks and channels of each stage (ResNet-101: 3, 4, 23, 3 and 256, 512, 1024,
     2048, bottleneck); every stage but the first (with `stride_all` the first too) halves the size. `stem_pool` adds the
     original's 3 x 3 max-pooling after a 7 x 7 stem; without it the stem is 3 x 3 (small images). `norm` is "group" or
-    "batch" (see above).
+    "batch" (see above); stochastic_depth, dtype and remat are as in `Transformer`.
     """
 
     stem_width: int
@@ -83,16 +90,32 @@ class ResNet(nn.Module):
     norm: str = "group"
     stride_first: bool = False
     stride_all: bool = False
+    stochastic_depth: float = 0.0
+    dtype: str = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(self, pixels, deterministic=True):
-        x = conv(self.stem_width, 7 if self.stem_pool else 3, 2, "stem")(pixels)
-        x = nn.relu(norm_layer(self.norm, self.stem_width, "stem_norm")(x))
+        x = conv(self.stem_width, 7 if self.stem_pool else 3, 2, self.dtype, "stem")(pixels)
+        x = nn.relu(norm_layer(self.norm, self.stem_width, self.dtype, "stem_norm")(x))
         if self.stem_pool:
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        block = nn.remat(Residual, static_argnums=(2,)) if self.remat else Residual  # 2: deterministic
+        grids, done = [], 0
         for s, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for b in range(depth):
                 stride = 2 if (s > 0 or self.stride_all) and b == 0 else 1
-                name = f"stage_{s}_block_{b}"
-                x = Residual(width, stride, self.bottleneck, self.norm, self.stride_first, name=name)(x)
-        return x, x.mean((1, 2))
+                skip = skip_chance(self.stochastic_depth, done, sum(self.depths))
+                x = block(
+                    width,
+                    stride,
+                    self.bottleneck,
+                    self.norm,
+                    self.stride_first,
+                    skip,
+                    self.dtype,
+                    name=f"stage_{s}_block_{b}",
+                )(x, deterministic)
+                done += 1
+            grids.append(x)
+        return grids, x.mean((1, 2))

@@ -2,23 +2,37 @@
 
 import flax.linen as nn
 
+from mefn_jax.encoders.pooling import Pool
 from mefn_jax.matching.features import make_features
 
 
 class TextEncoder(nn.Module):
-    """`[CLS] words [SEP] [PAD]...` -> Features: M = L - 2 words and `pooled` in the joint space of `dim`.
+    """`[CLS] words [SEP] [PAD]...`, ids int32 and mask bool `(B, L)`, True from [CLS] to [SEP] -> Features: M = L - 2
+    words and `pooled` in the joint space of `dim`.
 
-    Takes ids int32 and mask bool `(B, L)`; the mask is True from [CLS] to [SEP].
+    Attributes:
+        backbone: a Linen module `(ids, mask, deterministic) -> (hidden states (B, L, C), pooled (B, C))`.
+        dim: D, the width of the joint space; 0 for the backbone's own states as they are (VSE++'s and SCAN's GRU).
+        pooling: what becomes `pooled`: "tower" for the backbone's own, else a name of `pooling.POOLINGS`, of words.
     """
 
     backbone: nn.Module
     dim: int
+    pooling: str = "tower"
 
     @nn.compact
     def __call__(self, ids, mask, deterministic=True):
-        x, pooled = self.backbone(ids, mask, deterministic)  # (B, L, C), (B, C)
-        words = nn.Dense(self.dim, name="words")(x[:, 1:-1])
-        # Dropping the first column and one more True leaves the words: [SEP] sits behind the last one.
-        word_mask = mask[:, 2:]
-        pooled = nn.Dense(self.dim, name="pooled")(pooled)
+        words, word_mask, pooled = self.states(ids, mask, deterministic)
+        if self.dim:
+            words = nn.Dense(self.dim, name="words")(words)
+        if self.pooling != "tower":
+            pooled = Pool(self.pooling, name="pooling")(words, word_mask)
+        elif self.dim:
+            pooled = nn.Dense(self.dim, name="pooled")(pooled)
         return make_features(words, word_mask, pooled)
+
+    def states(self, ids, mask, deterministic=True):
+        """The backbone's states before any projection: words `(B, M, C)`, their mask `(B, M)`, pooled `(B, C)`."""
+        hidden, pooled = self.backbone(ids, mask, deterministic)
+        # Dropping the first column and one more True leaves the words: [SEP] sits behind the last one.
+        return hidden[:, 1:-1], mask[:, 2:], pooled

@@ -1,8 +1,12 @@
-"""The Transformer blocks that ViT, CLIP (pre-norm) and BERT (post-norm) share. B items, L positions, C width."""
+"""The Transformer that ViT, CLIP (pre-norm) and BERT (post-norm) share. B items, L positions, C width, H heads."""
 
 import functools
 
 import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+LOW = -1e30  # a logit that gets no weight
 
 
 def quick_gelu(x):
@@ -29,6 +33,7 @@ class SelfAttention(nn.Module):
     dropout: float = 0.0
     causal: bool = False
     bias: bool = True  # of query, key and value
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x, mask=None, deterministic=True):
@@ -36,51 +41,105 @@ class SelfAttention(nn.Module):
         if width % self.heads:
             raise ValueError(f"width {width} is not divisible by {self.heads} heads")
         split = (self.heads, width // self.heads)
-        q, k, v = (nn.DenseGeneral(split, use_bias=self.bias, name=name)(x) for name in ("query", "key", "value"))
-        # q, k, v (B, L, H, C/H)
-        allowed = None if mask is None else mask[:, None, None, :]
-        if self.causal:
-            allowed = nn.combine_masks(allowed, nn.make_causal_mask(x[..., 0], dtype=bool), dtype=bool)
-        dropout_rng = self.make_rng("dropout") if self.dropout and not deterministic else None
-        x = nn.dot_product_attention(
-            q,
-            k,
-            v,
-            mask=allowed,
-            dropout_rng=dropout_rng,
-            dropout_rate=self.dropout,
-            deterministic=deterministic,
+        q, k, v = (
+            nn.DenseGeneral(split, use_bias=self.bias, dtype=self.dtype, name=name)(x)  # (B, L, H, C/H)
+            for name in ("query", "key", "value")
         )
-        return nn.DenseGeneral(width, axis=(-2, -1), name="out")(x)
+        # The softmax is float32 whatever the rest is computed in.
+        logits = jnp.einsum("blhc,bmhc->bhlm", q, k, preferred_element_type=jnp.float32) / np.sqrt(split[1])
+        if mask is not None:
+            logits = jnp.where(mask[:, None, None, :], logits, LOW)
+        if self.causal:
+            logits = jnp.where(np.tril(np.ones(logits.shape[2:], bool)), logits, LOW)
+        weights = nn.Dropout(self.dropout, deterministic=deterministic)(nn.softmax(logits))  # (B, H, L, L)
+        x = jnp.einsum("bhlm,bmhc->blhc", weights.astype(v.dtype), v)
+        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(x)
 
 
 class Block(nn.Module):
-    """Attention and a two-layer MLP, each with a residual; normalised before (ViT) or after (BERT) each."""
+    """Attention and a two-layer MLP, each with a residual; normalised before (`pre_norm`: ViT, CLIP) or after (BERT)
+    each. `skip` is the chance that training leaves a residual branch out of an item (see `skipped`)."""
 
     heads: int
     mlp_width: int
     pre_norm: bool
     dropout: float = 0.0
+    skip: float = 0.0
     eps: float = 1e-6
     activation: str = "gelu"
     causal: bool = False
     bias: bool = True
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x, mask=None, deterministic=True):
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
 
         def attend(y):
-            attention = SelfAttention(self.heads, self.dropout, self.causal, self.bias, name="attention")
-            return drop(attention(y, mask, deterministic))
+            attention = SelfAttention(self.heads, self.dropout, self.causal, self.bias, self.dtype, name="attention")
+            return skipped(drop(attention(y, mask, deterministic)), self.skip, deterministic)
 
         def mlp(y):
-            y = ACTIVATIONS[self.activation](nn.Dense(self.mlp_width, name="mlp_in")(y))
-            return drop(nn.Dense(x.shape[-1], name="mlp_out")(y))
+            y = ACTIVATIONS[self.activation](nn.Dense(self.mlp_width, dtype=self.dtype, name="mlp_in")(y))
+            y = nn.Dense(x.shape[-1], dtype=self.dtype, name="mlp_out")(y)
+            return skipped(drop(y), self.skip, deterministic)
 
-        norm_1, norm_2 = (nn.LayerNorm(self.eps, name=name) for name in ("norm_1", "norm_2"))
+        norm_1, norm_2 = (nn.LayerNorm(self.eps, dtype=self.dtype, name=name) for name in ("norm_1", "norm_2"))
         if self.pre_norm:
             x = x + attend(norm_1(x))
             return x + mlp(norm_2(x))
         x = norm_1(x + attend(x))
         return norm_2(x + mlp(x))
+
+
+def skipped(branch, chance: float, deterministic: bool):
+    """Stochastic depth (Huang et al. 2016): in training, an item's whole residual branch `(B, ...)` is left out with
+    this chance, and the others' are divided by `1 - chance`. Within a module."""
+    return nn.Dropout(chance, broadcast_dims=tuple(range(1, branch.ndim)), deterministic=deterministic)(branch)
+
+
+def skip_chance(most: float, layer: int, layers: int) -> float:
+    """Stochastic depth's chance for a layer: it rises linearly from 0 at the first to `most` at the last."""
+    return most * layer / max(1, layers - 1)
+
+
+class Transformer(nn.Module, kw_only=True):
+    """The sizes that Transformer towers have in common, and their blocks.
+
+    Attributes:
+        width: C; layers, heads: their numbers; mlp_width: the hidden width of the blocks' MLP.
+        dropout: in attention, and after attention and MLP (BERT: after the embeddings too).
+        stochastic_depth: the chance of `skip_chance` at the last layer.
+        activation: a name of ACTIVATIONS.
+        eps: of the norms.
+        dtype: what is computed in, "float32" or "bfloat16"; parameters are float32.
+        remat: blocks are computed again in the backward pass instead of kept.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    activation: str = "gelu"
+    eps: float = 1e-6
+    dtype: str = "float32"
+    remat: bool = False
+
+    def blocks(self, x, mask, deterministic, **kind):
+        """All blocks on `x` `(B, L, C)`; `kind` are pre_norm, causal and bias of `Block`. Within a compact method."""
+        block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block  # 3: deterministic
+        for k in range(self.layers):
+            x = block(
+                self.heads,
+                self.mlp_width,
+                dropout=self.dropout,
+                skip=skip_chance(self.stochastic_depth, k, self.layers),
+                eps=self.eps,
+                activation=self.activation,
+                dtype=self.dtype,
+                name=f"layer_{k}",
+                **kind,
+            )(x, mask, deterministic)
+        return x
