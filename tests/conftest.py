@@ -1,12 +1,15 @@
 """What the tests share: small data made here, and the commands run as a user runs them."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,3 +83,37 @@ def prepared(tmp_path_factory, command):
     write_flickr8k(root / "source", numbers=(40, 12))
     command("-m mefn_jax.data.prepare", "--source=flickr8k", f"--path={root / 'source'}", f"--out={root / 'out'}")
     return root / "out"
+
+
+@pytest.fixture
+def towers(tmp_path):
+    """Checkpoints of a tiny BERT, with a tokenizer, and a tiny ViT with its own normalisation of pixels."""
+    for name in ("bert", "vit"):
+        shutil.copytree(ROOT / "tests" / "fixtures" / name, tmp_path / name)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "circle", "square", "left", "of"]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.save(str(tmp_path / "bert" / "tokenizer.json"))
+    pixels = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.2], "size": 16, "resample": 3}
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(pixels))
+    return tmp_path
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A checkpoint of a tiny CLIP, with a tokenizer and its preprocessing."""
+    shutil.copytree(ROOT / "tests" / "fixtures" / "clip", tmp_path / "clip")
+    words = ["a", "dog", "runs", "on", "grass", "red", "two", "children", "play", "car", "someone", "climbs"]
+    vocabulary = ["[UNK]", *words, *(f"spare{k}" for k in range(25)), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="[UNK]")
+    )
+    tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.save(str(tmp_path / "clip" / "tokenizer.json"))
+    pixels = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28], "resample": 3}
+    pixels |= {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}, "do_center_crop": True}
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(pixels))
+    return tmp_path / "clip"

@@ -17,6 +17,9 @@ import tokenizers
 from conftest import ROOT, environment, write_flickr8k
 
 from mefn_jax.checkpoint import Checkpoints, v1
+from mefn_jax.data import images
+from mefn_jax.data.dataset import Dataset
+from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.encoders import pretrained
 
 SMOKE = "--config=configs/shapes.py:smoke"
@@ -297,22 +300,6 @@ def test_a_full_disk_leaves_the_old_checkpoint_intact(tmp_path, command, cache):
     assert parameters(tmp_path)[0] == 8
 
 
-@pytest.fixture
-def towers(tmp_path):
-    """Checkpoints of a tiny BERT, with a tokenizer, and a tiny ViT with its own normalisation of pixels."""
-    for name in ("bert", "vit"):
-        shutil.copytree(ROOT / "tests" / "fixtures" / name, tmp_path / name)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "circle", "square", "left", "of"]
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
-    )
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    tokenizer.save(str(tmp_path / "bert" / "tokenizer.json"))
-    pixels = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.2], "size": 16, "resample": 3}
-    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(pixels))
-    return tmp_path
-
-
 def test_pretrained_towers_are_trained_kept_frozen_and_evaluated(towers, command):
     workdir = towers / "run"
     options = (
@@ -346,6 +333,64 @@ def test_pretrained_towers_are_trained_kept_frozen_and_evaluated(towers, command
     np.testing.assert_array_equal(
         again["/params/text/backbone/words/embedding"], found["/params/text/backbone/words/embedding"]
     )
+
+
+def test_clip_is_evaluated_zero_shot(clip, prepared, tmp_path, command):
+    config = "--config=configs/flickr30k.py:model=clip,image=clip_vit_b32,text=clip,smoke"
+    options = (
+        f"--config.image.pretrained={clip}",
+        f"--config.text.pretrained={clip}",
+        "--config.image.size=0",
+        "--config.text.max_words=10",
+        f"--config.data.dir={prepared}",
+    )
+    text = command("eval.py", config, *options, "--split=val", f"--out={tmp_path / 'out'}").stdout
+    assert "clip (zero-shot)" in text
+    assert "text as the checkpoint's tokenizer has it, at most 10 wordpieces" in text
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert report["config"]["embed_dim"] == 10
+    assert (report["config"]["image"]["size"], report["config"]["image"]["resample"]) == (16, "bicubic")
+    # The same, written out: cosines of the projected pooled states.
+    split = Dataset(prepared).split("val")
+    captions = [c for k in range(split.images) for c in split.record(k)["captions"]]
+    ids, mask = Tokenizer(pretrained.tokenizer_json(clip), 10, False, "keep")(captions)
+    assert {tuple(ids[0, [0, -1]]), ids[0, mask[0]][-1]} == {(38, 39), 39}
+    how = images.Resize(16, resample="bicubic")
+    pixels = np.stack([images.decode(split.record(k)["image"], how, "") for k in range(split.images)])
+    pixels = (pixels / 255 - np.array([0.48, 0.46, 0.41])) / np.array([0.27, 0.26, 0.28])
+    pooled = []
+    for kind, inputs in (("image", (pixels.astype(np.float32),)), ("text", (ids, mask))):
+        tower = pretrained.load(clip, kind)
+        states = tower.module.apply({"params": tower.params}, *inputs)[1] @ tower.projection
+        pooled.append(states / np.linalg.norm(states, axis=1, keepdims=True))
+    scores = np.asarray(pooled[0] @ pooled[1].T)
+    own = scores[split.caption_image, np.arange(split.captions)]
+    near = np.abs(scores - own) < 1e-5
+    near[split.caption_image, np.arange(split.captions)] = False
+    higher = scores > own + 1e-5
+    ranks = np.load(tmp_path / "out" / "ranks.npz")["t2i"]
+    assert np.all(ranks >= 1 + higher.sum(0))
+    assert np.all(ranks <= 1 + (higher | near).sum(0))
+
+
+def test_what_would_be_random_is_not_evaluated(clip, towers, command):
+    config = "--config=configs/flickr30k.py:smoke"
+    assert "model=mefn has to be trained" in refusal(command, "eval.py", config)
+    config = "--config=configs/flickr30k.py:model=clip,smoke"
+    options = ("--config.image.size=16", "--config.text.max_words=10", f"--config.text.pretrained={clip}")
+    assert "image.pretrained='': give a CLIP checkpoint" in refusal(command, "eval.py", config, *options)
+    message = refusal(command, "eval.py", config, *options, f"--config.image.pretrained={towers / 'vit'}")
+    assert "give a CLIP checkpoint with its projection" in message
+
+
+def test_a_hub_name_without_a_network_says_what_to_do(tmp_path, command, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    options = (f"--workdir={tmp_path}", "--config.text.pretrained=nobody/nothing-here")
+    message = refusal(command, "train.py", SMOKE, *options)
+    assert "nobody/nothing-here: no such directory here, nor to be had from the Hugging Face hub" in message
+    assert "hf download nobody/nothing-here --local-dir DIR" in message
+    message = refusal(command, "train.py", SMOKE, f"--workdir={tmp_path}", "--config.image.pretrained=/no/where/at all")
+    assert "/no/where/at all: no such directory" in message
 
 
 def test_a_text_tower_without_its_own_tokenizer_is_refused(towers, command):

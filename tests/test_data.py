@@ -163,6 +163,18 @@ def test_decode_scales_the_shorter_side_and_crops_the_centre(width, height):
     assert np.percentile(difference, 99) < 16
 
 
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
+def test_decode_squashes_or_keeps_a_share_of_the_centre(resample):
+    data = jpeg(90, 60)
+    whole = Image.open(io.BytesIO(data)).convert("RGB")
+    method = images.RESAMPLE[resample]
+    squashed = images.decode(data, images.Resize(32, "squash", resample=resample), "x")
+    np.testing.assert_array_equal(squashed, np.asarray(whole.resize((32, 32), method)))
+    cropped = images.decode(data, images.Resize(32, "crop", 0.8, resample), "x").astype(int)
+    scaled = whole.resize((60, 40), method)  # 32 / 0.8, as the usual two steps have it
+    assert np.abs(cropped - np.asarray(scaled.crop((14, 4, 46, 36)), int)).max() <= 2
+
+
 def test_grey_images_become_rgb():
     assert images.decode(jpeg(40, 40, "L"), images.Resize(16), "x").shape == (16, 16, 3)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.encoders import pretrained
 from mefn_jax.encoders.resnet import Residual
 from mefn_jax.encoders.transformer import Block
@@ -176,6 +177,50 @@ def test_half_precision_weights_become_float32(checkpoint, dtype):
     found = pretrained.load(directory, "text").params["words"]["embedding"]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, tensors["embeddings.word_embeddings.weight"], rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        ({"size": 224, "resample": 2}, {"size": 224, "fit": "squash", "crop": 1.0, "resample": "bilinear"}),
+        ({"size": {"height": 384, "width": 384}}, {"size": 384, "fit": "squash", "crop": 1.0}),
+        (
+            {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "resample": 3},
+            {"size": 224, "fit": "crop", "crop": 0.875, "resample": "bicubic"},
+        ),
+        ({"size": 224, "crop_size": 224}, {"size": 224, "fit": "crop", "crop": 1.0}),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, {"size": 224, "fit": "crop", "crop": 0.875}),
+        ({"size": 384, "crop_pct": 0.875}, {"size": 384, "fit": "squash", "crop": 1.0}),
+        ({"image_mean": [0.5, 0.4, 0.3]}, {"mean": (0.5, 0.4, 0.3)}),
+    ],
+)
+def test_preprocessing_is_the_checkpoints(found, wanted, tmp_path):
+    assert pretrained.preprocessing(tmp_path) == {}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(found))
+    assert pretrained.preprocessing(tmp_path) == wanted
+
+
+def test_only_squares_are_built(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 224, "width": 200}}))
+    with pytest.raises(WeightsError, match="only squares are built"):
+        pretrained.preprocessing(tmp_path)
+
+
+def test_a_tokenizer_is_made_of_a_vocabulary_alone(checkpoint):
+    directory, _ = checkpoint
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle", "##s"]
+    (directory / "vocab.txt").write_text("\n".join(words) + "\n")
+    tokenizer = Tokenizer(pretrained.tokenizer_json(directory), 6, False, "keep")
+    ids, mask = tokenizer(["A red circles", "blue"])
+    np.testing.assert_array_equal(ids[0, mask[0]], [2, 5, 6, 7, 8, 3])
+    np.testing.assert_array_equal(ids[1, mask[1]], [2, 1, 3])
+
+
+def test_defaults_that_a_config_leaves_out_are_those_of_transformers(tmp_path):
+    text = {"model_type": "clip_text_model", "hidden_size": 64, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": text}))
+    found = pretrained.read_config(tmp_path)["text_config"]
+    assert (found["hidden_size"], found["max_position_embeddings"], found["hidden_act"]) == (64, 77, "quick_gelu")
 
 
 def test_no_checkpoint_at_all(tmp_path):

@@ -86,16 +86,16 @@ def iterate(dataset, start: int, threads: int, workers: int = 0):
     return iter(batches)
 
 
-def image_batches(split: Split, resize: images.Resize, batch_size: int, threads: int):
-    """All images of a split in order: `(pixels uint8 (batch_size, H, W, 3), number)`; the last batch is padded with
-    zeros and `number` says how many rows are real."""
+def image_batches(split: Split, resize: images.Resize, batch_size: int, threads: int, start: int = 0):
+    """The images of a split in order, from position `start` on: `(pixels uint8 (batch_size, H, W, 3), number)`; the
+    last batch is padded with zeros and `number` says how many rows are real."""
 
     def load(k):
         record = split.record(k)
         return images.decode(record["image"], resize, record["image_id"])
 
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    batches = grain.MapDataset.range(split.images).map(load).batch(batch_size).to_iter_dataset(read)
+    batches = grain.MapDataset.range(start, split.images).map(load).batch(batch_size).to_iter_dataset(read)
     for pixels in batches:
         yield pad_rows(pixels, batch_size), len(pixels)
 

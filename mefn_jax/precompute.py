@@ -1,0 +1,256 @@
+"""Writes frozen towers' features to disk, once: regions in SCAN's format, words beside them.
+
+    python -m mefn_jax.precompute --config=FILE.py --config.data.dir=DIR --config.image.pretrained=DIR \\
+        --config.text.pretrained=DIR --out=DIR [--splits=train,val,test]
+    python -m mefn_jax.precompute --workdir=RUN --out=DIR        # the towers of a training run
+
+For each split (val is called dev, as SCAN does): `_ims.npy` float32 (rows, N, C), `_caps.txt` a caption a line,
+`_ids.txt` the image of each row, `_words.npy` float16 (all words, C) with `_word_offsets.npy` int64 (captions + 1,).
+With five captions an image a row is an image, else a row is a caption. The same command goes on where it was stopped.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from mefn_jax import evaluator, losses, towers
+from mefn_jax.checkpoint import versions
+from mefn_jax.config import check, check_local, config_flag, run
+from mefn_jax.data import pipeline
+from mefn_jax.data.dataset import ALIASES, Split
+from mefn_jax.data.images import resize_of
+from mefn_jax.data.tokenizer import FILE, Tokenizer
+from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.logs import say
+from mefn_jax.model import CHOICES, image_encoder, text_encoder
+from mefn_jax.sharding import by_rows, make_mesh, put_rows, replicated
+
+NAMES = {"val": "dev"}  # SCAN's name of a split, where it differs
+SAVE_SECONDS = 10.0  # between two notes of how far it has come
+
+
+@dataclasses.dataclass(frozen=True)
+class Towers:
+    """What is computed: Linen encoders with a method `states`, their parameters, and the tokenizer; None for a tower
+    whose features are not wanted."""
+
+    config: ConfigDict
+    image: nn.Module | None
+    text: nn.Module | None
+    params: dict
+    tokenizer: Tokenizer | None
+
+
+def of_config(config: ConfigDict) -> Towers:
+    """The pretrained towers that a configuration names. Raises ConfigError without any."""
+    check(config, CHOICES | losses.CHOICES)
+    config, found, text = towers.load(config)
+    if not found:
+        raise ConfigError("give image.pretrained, text.pretrained or both: only trained towers are worth keeping")
+    t = config.text
+    tokenizer = Tokenizer(text, t.max_words, t.lower_case, t.punctuation) if text else None
+    if tokenizer:
+        towers.check_vocabulary(config, tokenizer.vocab_size)
+    image = image_encoder(config) if "image" in found else None
+    words = text_encoder(config, tokenizer.vocab_size) if tokenizer else None
+    return Towers(config, image, words, {k: {"backbone": tower.params} for k, tower in found.items()}, tokenizer)
+
+
+def of_run(workdir) -> Towers:
+    """Both towers of a training run's best checkpoint."""
+    loaded, params, _ = evaluator.load(workdir, "best")
+    return Towers(loaded.config, loaded.model.image, loaded.model.text, params, loaded.tokenizer)
+
+
+def precompute(found: Towers, out: Path, splits: list[str]) -> None:
+    """Writes the features of these splits into the directory `out`. Raises ConfigError if it holds others."""
+    if jax.process_count() > 1:
+        raise ConfigError("features are written by one process; run the command on one machine")
+    mesh = make_mesh()
+    params = jax.device_put(found.params, replicated(mesh))
+    dataset = evaluator.open_dataset(found.config.data)
+    progress = Progress(out, settings_of(found, dataset.directory))
+    for name in splits:
+        split = dataset.split(name)
+        prefix = out / NAMES.get(split.name, split.name)
+        write_lines(split, prefix)
+        if found.image:
+            write_regions(found, params, mesh, split, prefix, progress)
+        if found.text:
+            write_words(found, params, mesh, split, prefix, progress)
+    if found.tokenizer:
+        (out / FILE).write_text(found.tokenizer.json, encoding="utf-8")
+    say(f"wrote {', '.join(splits)} into {out}")
+
+
+def settings_of(found: Towers, data: Path) -> dict:
+    """What the features follow from: a run goes on only with the same. The weights count by their digest."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found.params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf))
+    c = found.config
+    return {
+        "data": str(data),
+        "image": c.image.to_dict() if found.image else None,
+        "text": c.text.to_dict() if found.text else None,
+        "dtype": c.train.dtype,
+        "batch_size": c.eval.batch_size,
+        "weights": digest.hexdigest(),
+    }
+
+
+class Progress:
+    """How many items of each array are written: `OUT/features.json`, replaced as a whole."""
+
+    def __init__(self, out: Path, settings: dict):
+        """Goes on with what `out` has. Raises ConfigError, naming the settings, if that was made with others."""
+        self.path, self.settings, self.done = out / "features.json", settings, {}
+        out.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file():
+            old = json.loads(self.path.read_text(encoding="utf-8"))
+            wanted = json.loads(json.dumps(settings))
+            changed = [k for k in wanted if old["settings"].get(k) != wanted[k]]
+            if changed:
+                raise ConfigError(
+                    f"--out={out} holds features with other settings ({', '.join(changed)}); choose another"
+                )
+            self.done = old["done"]
+        elif any(out.iterdir()):
+            raise ConfigError(f"--out={out} is not empty and holds no features.json; choose another")
+
+    def save(self, name: str, number: int) -> None:
+        """Notes that the first `number` items of the array `name` are on disk."""
+        self.done[name] = number
+        new = self.path.with_suffix(".new")
+        text = json.dumps({"settings": self.settings, "done": self.done, "versions": versions()}, indent=1)
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, self.path)
+
+
+def write_lines(split: Split, prefix: Path) -> None:
+    """`_caps.txt` and `_ids.txt`."""
+    captions, ids = [], []
+    for k in range(split.images):
+        of_image = split.record(k)["captions"]
+        captions += [" ".join(c.split()) for c in of_image]
+        ids += [k] * (1 if one_row_an_image(split) else len(of_image))
+    for suffix, lines in (("caps", captions), ("ids", ids)):
+        Path(f"{prefix}_{suffix}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def one_row_an_image(split: Split) -> bool:
+    """SCAN's readers take row k // 5 for caption k, or row k where there are as many rows as captions."""
+    return bool(np.all(np.diff(split.first) == 5))
+
+
+def write_regions(found: Towers, params, mesh, split: Split, prefix: Path, progress: Progress) -> None:
+    """`_ims.npy`: the image tower's grids, scale after scale, before any projection."""
+    c = found.config
+    size = -(-c.eval.batch_size // mesh.size) * mesh.size
+
+    def regions(params, pixels):
+        grids, _ = found.image.apply({"params": params["image"]}, pixels, method="states")
+        return jnp.concatenate([g.reshape(len(g), -1, g.shape[-1]) for g in grids], 1).astype(jnp.float32)
+
+    pixels = jax.ShapeDtypeStruct((size, c.image.size, c.image.size, 3), jnp.uint8)
+    try:
+        shape = jax.eval_shape(regions, params, pixels).shape
+    except TypeError as e:  # widths that differ
+        raise ConfigError(f"image.scales={tuple(c.image.scales)}: the scales' widths differ; choose one scale") from e
+    encode = jax.jit(regions, in_shardings=(replicated(mesh), by_rows(mesh)), out_shardings=by_rows(mesh))
+    first = np.arange(split.images + 1) if one_row_an_image(split) else split.first
+
+    def batches(start):
+        for batch, number in pipeline.image_batches(split, resize_of(c.image), size, c.data.threads, start):
+            features = np.asarray(encode(params, put_rows(mesh, batch)))[:number]
+            yield np.repeat(features, np.diff(first[start : start + number + 1]), 0), number
+            start += number
+
+    _write(f"{prefix}_ims.npy", (int(first[-1]), *shape[1:]), np.float32, first, batches, progress, " images")
+
+
+def write_words(found: Towers, params, mesh, split: Split, prefix: Path, progress: Progress) -> None:
+    """`_words.npy` and `_word_offsets.npy`: the text tower's states of each caption's words, one behind the other."""
+    c = found.config
+    size = -(-c.eval.batch_size // mesh.size) * mesh.size
+    captions = [caption for k in range(split.images) for caption in split.record(k)["captions"]]
+    numbers = found.tokenizer(captions)[1].sum(1) - 2
+    offsets = np.concatenate([[0], np.cumsum(numbers)])
+
+    def words(params, ids, mask):
+        return found.text.apply({"params": params["text"]}, ids, mask, method="states")[0].astype(jnp.float16)
+
+    rows = by_rows(mesh)
+    encode = jax.jit(words, in_shardings=(replicated(mesh), rows, rows), out_shardings=rows)
+
+    def batches(start):
+        for ids, mask, number in pipeline.text_batches(captions[start:], found.tokenizer, size):
+            states = np.asarray(encode(params, *put_rows(mesh, (ids, mask))))[:number]
+            yield states[mask[:number, 2:]], number
+
+    width = jax.eval_shape(words, params, *found.tokenizer([""])).shape[-1]
+    np.save(f"{prefix}_word_offsets.npy", offsets)
+    _write(f"{prefix}_words.npy", (int(offsets[-1]), width), np.float16, offsets, batches, progress, " captions")
+
+
+def _write(path: str, shape, dtype, first: np.ndarray, batches, progress: Progress, unit: str) -> None:
+    """Fills an array from `batches(start)`, which yields (rows, number of items) from item `start` on; item k has rows
+    `first[k] : first[k + 1]`. It is named `path` when it is complete."""
+    name, part = Path(path).name, Path(path + ".part")
+    done = progress.done.get(name, 0)
+    if Path(path).is_file():
+        return
+    fresh = not (done and part.is_file())
+    done = 0 if fresh else done
+    array = np.lib.format.open_memmap(part, "w+" if fresh else "r+", dtype, shape if fresh else None)
+    saved = time.perf_counter()
+    with tqdm(total=len(first) - 1, initial=done, desc=name, unit=unit, disable=None) as bar:
+        for rows, number in batches(done):
+            array[first[done] : first[done + number]] = rows
+            done += number
+            bar.update(number)
+            if time.perf_counter() - saved > SAVE_SECONDS:
+                array.flush()  # what is noted as done must be on disk
+                progress.save(name, done)
+                saved = time.perf_counter()
+    array.flush()
+    progress.save(name, done)
+    os.replace(part, path)
+
+
+def define_flags() -> None:
+    config_flag(None)
+    flags.DEFINE_string("workdir", "", "Training run whose towers to use, instead of --config.")
+    flags.DEFINE_string("data_dir", "", "Prepared data set; by default the configuration's.")
+    flags.DEFINE_string("out", None, "Directory to write.", required=True)
+    flags.DEFINE_list("splits", ["train", "val", "test"], "Splits to write.")
+
+
+def main() -> None:
+    f = flags.FLAGS
+    check_local("--out", f.out)
+    if (f.config is None) == (not f.workdir):
+        raise ConfigError("give either --config=FILE.py with pretrained towers, or --workdir=RUN")
+    found = of_run(f.workdir) if f.workdir else of_config(f.config)
+    if f.data_dir:
+        found.config.data.dir = f.data_dir
+    try:
+        precompute(found, Path(f.out), [ALIASES.get(s, s) for s in f.splits])
+    except OSError as e:
+        raise DataError(f"{f.out}: cannot be written ({e}); free some space and run the same command to go on") from e
+
+
+if __name__ == "__main__":
+    run(main, define_flags)

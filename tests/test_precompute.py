@@ -1,0 +1,147 @@
+"""Precomputed features: what they are, and that an interrupted run loses and changes nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+from conftest import ROOT, environment, write_flickr8k
+
+from mefn_jax.data import images
+from mefn_jax.data.dataset import Dataset
+from mefn_jax.data.tokenizer import Tokenizer
+from mefn_jax.encoders import pretrained
+from mefn_jax.encoders.image import pool_grid
+
+FILES = ("train_ims.npy", "train_words.npy", "train_word_offsets.npy", "train_caps.txt", "train_ids.txt")
+
+
+def options(towers, prepared, out):
+    return (
+        "--config=configs/flickr8k.py:smoke",
+        f"--config.image.pretrained={towers / 'vit'}",
+        f"--config.text.pretrained={towers / 'bert'}",
+        "--config.image.scales=(2, 1)",
+        "--config.text.max_words=10",
+        f"--config.data.dir={prepared}",
+        f"--out={out}",
+    )
+
+
+def test_features_are_the_towers_states(towers, prepared, tmp_path, command):
+    out = tmp_path / "out"
+    text = command("-m mefn_jax.precompute", *options(towers, prepared, out), "--splits=train,dev").stdout
+    assert f"wrote train, val into {out}" in text
+    split = Dataset(prepared).split("val")
+    captions = [c for k in range(split.images) for c in split.record(k)["captions"]]
+    assert (out / "dev_caps.txt").read_text().splitlines() == captions
+    assert (out / "dev_ids.txt").read_text().split() == [str(k) for k in range(split.images)]
+
+    how = images.Resize(64, "squash", resample="bicubic")
+    pixels = np.stack([images.decode(split.record(k)["image"], how, "") for k in range(split.images)]) / 255
+    pixels = ((pixels - np.array([0.4, 0.5, 0.6])) / 0.2).astype(np.float32)
+    tower = pretrained.load(towers / "vit", "image")
+    (grid,), _ = tower.module.apply({"params": tower.params}, pixels)
+    expected = [np.asarray(pool_grid(grid, n)).reshape(split.images, n * n, -1) for n in (2, 1)]
+    found = np.load(out / "dev_ims.npy")
+    assert (found.dtype, found.shape) == (np.float32, (12, 5, 16))
+    np.testing.assert_allclose(found, np.concatenate(expected, 1), atol=2e-4)
+
+    ids, mask = Tokenizer((towers / "bert" / "tokenizer.json").read_text(), 10, False, "keep")(captions)
+    tower = pretrained.load(towers / "bert", "text")
+    states, _ = tower.module.apply({"params": tower.params}, ids, mask)
+    words, offsets = np.load(out / "dev_words.npy"), np.load(out / "dev_word_offsets.npy")
+    assert words.dtype == np.float16
+    assert offsets[-1] == len(words) == mask.sum() - 2 * len(captions)
+    for k in (0, 17, 59):
+        expected = np.asarray(states[k, 1 : mask[k].sum() - 1])
+        np.testing.assert_allclose(words[offsets[k] : offsets[k + 1]], expected, atol=5e-3)
+    assert Tokenizer((out / "tokenizer.json").read_text(), 10, False, "keep").vocab_size == 11
+    assert not list(out.glob("*.part"))
+
+
+SLOW = """
+import sys, time
+from mefn_jax import precompute
+from mefn_jax.config import run
+from mefn_jax.data import pipeline
+quick = pipeline.image_batches
+def image_batches(*args):
+    for batch in quick(*args):
+        time.sleep(0.4)
+        yield batch
+pipeline.image_batches, precompute.SAVE_SECONDS = image_batches, 0.0
+run(precompute.main, precompute.define_flags)
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(towers, prepared, tmp_path, command, cache):
+    args = ("--splits=train", "--config.eval.batch_size=4")
+    command("-m mefn_jax.precompute", *options(towers, prepared, tmp_path / "whole"), *args)
+    broken = tmp_path / "broken"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *options(towers, prepared, broken), *args], cwd=ROOT, env=environment(cache)
+    )
+    progress = broken / "features.json"
+    while not (progress.is_file() and json.loads(progress.read_text())["done"].get("train_ims.npy", 0) >= 8):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = json.loads(progress.read_text())["done"]["train_ims.npy"]
+    assert 8 <= done < 40
+    assert not (broken / "train_ims.npy").exists()
+    # What was written is not written again: a mark in it survives.
+    part = np.load(broken / "train_ims.npy.part", mmap_mode="r+")
+    part[0] += 1
+    part.flush()
+    command("-m mefn_jax.precompute", *options(towers, prepared, broken), *args)
+    whole, found = (np.load(tmp_path / run / "train_ims.npy") for run in ("whole", "broken"))
+    found[0] -= 1
+    np.testing.assert_allclose(found[0], whole[0], atol=1e-6)
+    np.testing.assert_array_equal(found[1:], whole[1:])
+    for name in FILES[1:]:
+        assert (tmp_path / "whole" / name).read_bytes() == (broken / name).read_bytes(), name
+
+
+def test_other_settings_and_missing_towers_are_refused(towers, prepared, tmp_path, command):
+    out = tmp_path / "out"
+    command("-m mefn_jax.precompute", *options(towers, prepared, out), "--splits=val")
+
+    def refusal(*args):
+        result = command("-m mefn_jax.precompute", *args, check=False)
+        assert result.returncode == 1
+        assert "Traceback" not in result.stderr
+        return result.stderr
+
+    changed = refusal(*options(towers, prepared, out), "--config.image.scales=(2,)")
+    assert "holds features with other settings (image)" in changed
+    plain = ("--config=configs/flickr8k.py:smoke", f"--out={tmp_path / 'other'}")
+    assert "give image.pretrained, text.pretrained or both" in refusal(*plain)
+    assert "give either --config=FILE.py with pretrained towers, or --workdir=RUN" in refusal(plain[1])
+    assert "is not empty and holds no features.json" in refusal(*options(towers, prepared, towers))
+
+
+def test_a_trained_runs_towers_can_be_kept(prepared, tmp_path, command):
+    run = tmp_path / "run"
+    command("train.py", "--config=configs/flickr8k.py:smoke", f"--workdir={run}", f"--config.data.dir={prepared}")
+    command("-m mefn_jax.precompute", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--splits=dev")
+    assert np.load(tmp_path / "out" / "dev_ims.npy").shape == (12, 16, 32)
+    assert np.load(tmp_path / "out" / "dev_words.npy").shape[1] == 32
+
+
+def test_a_row_is_a_caption_where_an_image_has_not_five(towers, tmp_path, command):
+    root = write_flickr8k(tmp_path / "source", numbers=(20, 3))
+    token = root / "Flickr8k.token.txt"
+    token.write_text("".join(line for line in token.read_text().splitlines(True) if "dev_1.jpg#4" not in line))
+    command("-m mefn_jax.data.prepare", "--source=flickr8k", f"--path={root}", f"--out={tmp_path / 'data'}")
+    image_alone = [o for o in options(towers, tmp_path / "data", tmp_path / "out") if "text.pretrained" not in o]
+    command("-m mefn_jax.precompute", *image_alone, "--splits=val")
+    rows = np.load(tmp_path / "out" / "dev_ims.npy")
+    owners = [0] * 5 + [1] * 4 + [2] * 5
+    assert (tmp_path / "out" / "dev_ids.txt").read_text().split() == [str(k) for k in owners]
+    assert len(np.unique(rows, axis=0)) == 3
+    np.testing.assert_array_equal(rows, rows[[0, 0, 0, 0, 0, 5, 5, 5, 5, 9, 9, 9, 9, 9]])
+    assert not (tmp_path / "out" / "dev_words.npy").exists()
