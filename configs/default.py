@@ -108,9 +108,10 @@ def base():
     c.matcher.init_sharpness = 4.0  # initial kappa, how sharply low entropy gets weight
 
     c.loss = ConfigDict()
-    c.loss.margin = 0.2  # of the triplet hinge, in score units (Eq. 2's alpha is twice this)
-    c.loss.anchors = "both"  # both, image (Eq. 2 as printed) or text
-    c.loss.warmup_steps = -1  # steps from the sum over negatives to the hardest alone; -1: the sum for good
+    c.loss.name = "triplet"  # triplet or info_nce (a learned scale)
+    c.loss.margin = 0.2  # triplet: of the hinge, in score units (Eq. 2's alpha is twice this)
+    c.loss.anchors = "both"  # triplet: both, image (Eq. 2 as printed) or text
+    c.loss.warmup_steps = -1  # triplet: steps from the sum over negatives to the hardest alone; -1: the sum for good
 
     c.train = ConfigDict()
     c.train.steps = 0  # length in steps; exactly one of steps and epochs is not 0
@@ -143,6 +144,8 @@ def finish(c, arg):
     c.model = options["model"]
     if c.model == "vsepp":
         c.loss.warmup_steps = 500  # VSE++ is the hardest-negative form
+    if c.model == "clip":
+        c.loss.name = "info_nce"
     if options["smoke"]:
         shrink(c)
     return c.lock()

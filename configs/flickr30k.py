@@ -3,9 +3,10 @@
     python train.py --config=configs/flickr30k.py --config.data.dir=data/flickr30k \\
         --config.image.pretrained=RESNET --config.text.pretrained=BERT
 
-`RESNET` and `BERT` are directories of checkpoints in Hugging Face layout (microsoft/resnet-101, bert-base-uncased).
-Other towers: `:image=resnet50`, `:image=vit_b16`, `:image=clip_vit_b32,text=clip`. Meant for accelerators. It has not
-been trained at full size by us: there is no number to expect yet.
+`RESNET` and `BERT` are checkpoints in Hugging Face layout, directories or hub names (microsoft/resnet-101,
+bert-base-uncased). Regions are those of three scales: C3, C4 and C5 of a ResNet, the pooled grid of a ViT. Other
+towers: `:image=resnet50`, `:image=vit_b16`, `:image=clip_vit_b32,text=clip`, `:text=gru`. Meant for accelerators. It
+has not been trained at full size by us: there is no number to expect yet.
 """
 
 from configs import default

@@ -6,20 +6,30 @@ over anchors and divided by B. `scale` and `bias` are the loss's learned paramet
 """
 
 import functools
+import math
 
+import jax
 import jax.numpy as jnp
 
-CHOICES = {"loss.anchors": ("both", "image", "text")}  # the names that an option may have
+# The names that an option may have.
+CHOICES = {"loss.name": ("triplet", "info_nce"), "loss.anchors": ("both", "image", "text")}
 
 
 def build(config):
     """The loss of `config.loss` as it is at a step: a function `step -> loss(scores, positives, scale, bias)`."""
+    if config.name == "info_nce":
+        return lambda step: info_nce
 
     def at(step):
         hardest = hardest_share(step, config.warmup_steps)
         return functools.partial(triplet, margin=config.margin, hardest=hardest, anchors=config.anchors)
 
     return at
+
+
+def initial(config) -> dict[str, float]:
+    """The loss's own parameters as they begin: `scale` of InfoNCE, a logarithm (CLIP's temperature is 0.07)."""
+    return {"scale": math.log(1 / 0.07)} if config.name == "info_nce" else {}
 
 
 def positives_mask(image_ids):
@@ -41,6 +51,18 @@ def triplet(scores, positives, scale, bias, *, margin, hardest, anchors):
     if anchors in ("both", "text"):
         total += _hinges(jnp.where(positives.T, 0.0, jnp.maximum(margin + scores.T - own[:, None], 0.0)), hardest)
     return total
+
+
+def info_nce(scores, positives, scale, bias):
+    """Cross entropy of each pair among the batch, both directions averaged (CLIP, Radford et al. 2021). The logits are
+    `exp(scale) * scores`, the factor at most 100; bias is not used. Returns a scalar."""
+    # Cut in value but not in gradient, so that a scale beyond the limit finds its way back.
+    scale = scale - jax.lax.stop_gradient(jnp.maximum(scale - math.log(100.0), 0.0))
+    logits = jnp.exp(scale) * scores
+    own = jnp.diagonal(logits)  # (B,)
+    others = positives & ~jnp.eye(len(scores), dtype=bool)
+    logits = jnp.where(others, -1e30, logits)
+    return sum(jnp.mean(jax.nn.logsumexp(logits, axis) - own) for axis in (0, 1)) / 2
 
 
 def _hinges(cost, hardest):

@@ -4,8 +4,10 @@ import dataclasses
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from mefn_jax import losses
 from mefn_jax.data.images import FITS, RESAMPLE
 from mefn_jax.encoders.bert import BERT
 from mefn_jax.encoders.clip_text import CLIPText
@@ -50,6 +52,7 @@ class Model:
     image: nn.Module
     text: nn.Module
     matcher: nn.Module
+    loss: dict  # the loss's parameters as they begin (`losses.initial`)
 
     def init(self, key: jax.Array, pixels, ids, mask) -> dict:
         """Random parameters. `pixels` uint8 `(B, H, W, 3)`, `ids` int32 and `mask` bool `(B, L)` give the shapes."""
@@ -58,8 +61,8 @@ class Model:
         text = self.text.init(text_key, ids, mask)
         features = self.image.apply(image, pixels), self.text.apply(text, ids, mask)
         matcher = self.matcher.init(matcher_key, *features)
-        # The triplet loss has no parameters of its own.
-        return {"image": image["params"], "text": text["params"], "matcher": matcher.get("params", {}), "loss": {}}
+        loss = {name: jnp.float32(value) for name, value in self.loss.items()}
+        return {"image": image["params"], "text": text["params"], "matcher": matcher.get("params", {}), "loss": loss}
 
     def encode_images(self, params, pixels, dropout_key=None) -> Features:
         """Features of uint8 pixels `(B, H, W, 3)`; with a `dropout_key`, as in training."""
@@ -94,7 +97,8 @@ def build(config: ConfigDict, vocab_size: int) -> Model:
     """The model that a configuration describes."""
     matcher, fixed = MODELS[config.model]
     options = (config.matcher.to_dict() | fixed) if matcher is MEFN else fixed
-    return Model(image_encoder(config), text_encoder(config, vocab_size), matcher(**options))
+    loss = losses.initial(config.loss)
+    return Model(image_encoder(config), text_encoder(config, vocab_size), matcher(**options), loss)
 
 
 def image_encoder(config: ConfigDict) -> ImageEncoder:

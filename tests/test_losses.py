@@ -1,4 +1,6 @@
-"""The triplet loss against a naive loop, and its invariants."""
+"""The losses against naive loops, and their invariants."""
+
+import types
 
 import jax
 import numpy as np
@@ -72,3 +74,32 @@ def test_hardest_share_rises_from_the_sum_to_the_hardest():
     assert [float(losses.hardest_share(s, 10)) for s in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
     assert float(losses.hardest_share(99, -1)) == 0
     assert float(losses.hardest_share(0, 0)) == 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 3), min_size=5, max_size=5), st.sampled_from([0.0, 2.7, 9.0]))
+def test_info_nce_equals_a_naive_loop(seed, ids, scale):
+    scores = np.random.default_rng(seed).uniform(-1, 1, (5, 5)).astype(np.float32)
+    positives = np.asarray(losses.positives_mask(np.array(ids)))
+    logits, total = min(np.exp(scale), 100.0) * scores.astype(float), 0.0
+    for matrix in (logits, logits.T):
+        for a in range(5):
+            there = [matrix[a, b] for b in range(5) if a == b or not positives[a, b]]
+            total += np.log(np.sum(np.exp(there))) - matrix[a, a]
+    assert float(info_nce(scores, positives, scale, None)) == pytest.approx(total / 10, rel=1e-4, abs=1e-5)
+
+
+info_nce = jax.jit(losses.info_nce)
+
+
+def test_a_scale_beyond_its_limit_finds_its_way_back():
+    scores = np.array([[0.5, 0.6], [0.1, 0.4]], np.float32)  # a pair that is confidently wrong
+    positives = np.eye(2, dtype=bool)
+    assert float(jax.grad(losses.info_nce, 2)(scores, positives, 6.0, None)) > 0
+
+
+def test_clip_begins_at_its_temperature():
+    config = types.SimpleNamespace(name="info_nce")
+    assert np.exp(losses.initial(config)["scale"]) == pytest.approx(1 / 0.07)
+    assert losses.build(config)(0) is losses.info_nce
+    assert losses.initial(types.SimpleNamespace(name="triplet")) == {}

@@ -124,7 +124,7 @@ def after(steps: int, *rules):
     mesh = make_mesh()
     current = state.create(lambda: jax.tree.map(jnp.asarray, params), optimizer, found, replicated(mesh))
     batch = {"pixels": rng.normal(size=(8, 5)), "ids": rng.normal(size=(8, 5)), "mask": np.ones((8, 5), bool)}
-    config = types.SimpleNamespace(margin=0.2, warmup_steps=-1, anchors="both")
+    config = types.SimpleNamespace(name="triplet", margin=0.2, warmup_steps=-1, anchors="both")
     run = step.compile_step(
         mesh,
         model=linear_model(),

@@ -58,9 +58,9 @@ def decode(data: bytes, resize: Resize, name: str) -> np.ndarray:
 
 
 def _centre(sides: tuple[int, int], shorter: int, size: int) -> tuple:
-    """The box, in pixels of the original, that is the centre square of `size` once the shorter side is `shorter`."""
-    scale = shorter / min(sides)
-    width, height = (max(shorter, round(side * scale)) for side in sides)
+    """The box, in pixels of the original, that is the centre square of `size` once the shorter side is `shorter`. The
+    longer one is rounded down, as Hugging Face and torchvision do."""
+    width, height = (side * shorter // min(sides) for side in sides)
     left, top = (width - size) // 2, (height - size) // 2
     # Resizing straight from the box of the crop touches only the pixels that are kept.
     box = (left / width, top / height, (left + size) / width, (top + size) / height)
