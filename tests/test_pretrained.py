@@ -120,6 +120,14 @@ def test_an_unknown_activation_is_named(name, kind, known, tmp_path):
     assert f"hidden_act 'mish' is not one of {known}" in refusal(tmp_path, kind)
 
 
+@pytest.mark.parametrize(("name", "option"), [("bert", {"is_decoder": True}), ("vit", {"pooler_act": "relu"})])
+def test_an_option_that_is_not_built_is_named(name, option, tmp_path):
+    config = json.loads((FIXTURES / name / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | option))
+    shutil.copy(FIXTURES / name / "model.safetensors", tmp_path)
+    assert f"{next(iter(option))} " in refusal(tmp_path, "text" if name == "bert" else "image")
+
+
 def test_missing_surplus_and_misshapen_tensors_are_listed(checkpoint):
     directory, tensors = checkpoint
     del tensors["encoder.layer.1.output.dense.bias"]

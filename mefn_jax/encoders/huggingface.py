@@ -230,6 +230,9 @@ def _resnet(c: dict, tensors: dict):
     return module, rows, (jnp.zeros((1, 64, 64, 3)),), _no_other
 
 
+# What else a configuration may ask for, and the one value that is built.
+BUILT = {"position_embedding_type": "absolute", "is_decoder": False, "pooler_act": "tanh"}
+
 # The tower, `model_type` in config.json, the function.
 ARCHITECTURES = [
     ("text", "bert", _bert),

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mefn_jax.encoders.huggingface import ARCHITECTURES
+from mefn_jax.encoders.huggingface import ARCHITECTURES, BUILT
 from mefn_jax.encoders.transformer import ACTIVATIONS
 from mefn_jax.errors import WeightsError
 
@@ -56,6 +56,9 @@ def load(directory, kind: str) -> Tower:
         raise WeightsError(
             f"{directory}/config.json: hidden_act {values['hidden_act']!r} is not one of {', '.join(activations)}"
         )
+    for option, value in BUILT.items():
+        if values.get(option, value) != value:
+            raise WeightsError(f"{directory}/config.json: {option} {values[option]!r} is not built, only {value!r}")
     module, table, inputs, other = known[kind, name](values, tensors)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     params, projection = _assign(directory, tensors, table, shapes, other)
