@@ -47,7 +47,9 @@ def directions(x, mask, width: int, bidirectional: bool, name: str) -> tuple[lis
     for direction in names:
         cell = nn.GRUCell(width, name=f"{name}_{direction}")
         rnn = nn.RNN(cell, return_carry=True, reverse=direction == "backward", keep_order=True)
-        runs.append(rnn(x, seq_lengths=lengths))
+        last, states = rnn(x, seq_lengths=lengths)
+        # Of a sequence of length 0, nn.RNN gives the state behind the padding.
+        runs.append((jnp.where(lengths[:, None] > 0, last, 0.0), states))
     last, states = zip(*runs, strict=True)
     return list(last), list(states)
 

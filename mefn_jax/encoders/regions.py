@@ -25,7 +25,7 @@ class RegionEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, regions, mask, deterministic=True):
-        x = regions.astype(jnp.float32)
+        x = jnp.where(mask[..., None], regions, 0).astype(jnp.float32)  # a padded place may hold anything, NaN too
         projected = nn.Dense(self.dim, name="regions")(x)
         if self.projection == "mlp":
             hidden = nn.relu(nn.LayerNorm(name="mlp_norm")(nn.Dense(self.dim // 2, name="mlp_in")(x)))
