@@ -59,7 +59,9 @@ def train(config: ConfigDict, workdir) -> None:
         optimizer = optim.adamw(schedule, config.train.weight_decay, config.train.clip_norm, factors)
         new = functools.partial(state.create, init, optimizer, factors)
         current = restored(new, checkpoints, mesh) if done else begun(new, towers, mesh)
-        announce(config, workdir, mesh, train_split, val_split, state.count(current.params), steps, done)
+        frozen = state.count(optim.frozen(current.params, factors))
+        parameters = f"{state.count(current.params):,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
+        announce(config, workdir, mesh, train_split, val_split, parameters, steps, done)
         if done >= steps:
             say(f"step {done} of {steps} is done already; nothing to train")
             return
@@ -201,7 +203,7 @@ def check_text(config, facts: dict) -> None:
             )
 
 
-def announce(config, workdir, mesh, train_split, val_split, parameters: int, steps: int, done: int) -> None:
+def announce(config, workdir, mesh, train_split, val_split, parameters: str, steps: int, done: int) -> None:
     """What runs where."""
     device = mesh.devices.flat[0]
     version = versions()
@@ -213,7 +215,7 @@ def announce(config, workdir, mesh, train_split, val_split, parameters: int, ste
             )
     header(
         {
-            "model": f"{config.model}, {parameters:,} parameters",
+            "model": f"{config.model}, {parameters}",
             "data": f"{config.data.dir or 'drawn scenes'}: train {train_split.images:,} images, "
             f"{train_split.captions:,} captions; val {val_split.images:,}, {val_split.captions:,}",
             "devices": f"{mesh.size} x {device.device_kind}, {jax.process_count()} process(es)",

@@ -308,7 +308,9 @@ def test_pretrained_towers_are_trained_kept_frozen_and_evaluated(towers, command
         "--config.text.max_words=10",
         '--config.train.multipliers=("text/backbone:0", "image/backbone:0.1")',
     )
-    command("train.py", SMOKE, f"--workdir={workdir}", *options)
+    text = command("train.py", SMOKE, f"--workdir={workdir}", *options).stdout
+    size = sum(leaf.size for leaf in jax.tree.leaves(pretrained.load(towers / "bert", "text").params))
+    assert f"parameters, {size:,} of them frozen" in text
     _, found = parameters(workdir)
     moved = {}
     for kind, name in (("text", "bert"), ("image", "vit")):

@@ -1,7 +1,5 @@
 """Pooling, the GRU and the projection of precomputed regions, each against a naive loop."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,33 +105,6 @@ def test_gru_is_the_naive_loop(layers, bidirectional):
         np.testing.assert_allclose(pooled[row], np.mean(last, 0), atol=1e-5)
 
 
-@pytest.mark.skipif(
-    not importlib.util.find_spec("torch"), reason="torch is not installed; the naive loop stands for it"
-)
-def test_gru_equals_pytorchs():
-    import torch
-
-    module = GRU(10, 4, word_width=3)
-    ids = IDS[:1]
-    params = jax.tree.map(np.asarray, module.init(jax.random.key(0), ids, ids > 0))["params"]
-    theirs = torch.nn.GRU(3, 4, batch_first=True, bidirectional=True)
-    with torch.no_grad():
-        for name, suffix in (("forward", ""), ("backward", "_reverse")):
-            p = params[f"layer_0_{name}"]
-            weights = {
-                "weight_ih": np.concatenate([p[f"i{n}"]["kernel"].T for n in "rzn"]),
-                "weight_hh": np.concatenate([p[f"h{n}"]["kernel"].T for n in "rzn"]),
-                "bias_ih": np.concatenate([p[f"i{n}"]["bias"] for n in "rzn"]),
-                "bias_hh": np.concatenate([np.zeros(8, np.float32), p["hn"]["bias"]]),
-            }
-            for key, value in weights.items():
-                getattr(theirs, f"{key}_l0{suffix}").copy_(torch.from_numpy(value))
-        states, last = theirs(torch.from_numpy(params["words"]["embedding"][ids]))
-    hidden, pooled = module.apply({"params": params}, ids, ids > 0)
-    np.testing.assert_allclose(hidden, states.numpy().reshape(1, 5, 2, 4).mean(2), atol=1e-5)
-    np.testing.assert_allclose(pooled, last.numpy().mean(0), atol=1e-5)
-
-
 @pytest.mark.parametrize("projection", PROJECTIONS)
 def test_regions_become_features(projection):
     module = RegionEncoder(8, projection, "gpo")
@@ -153,3 +124,19 @@ def test_regions_become_features(projection):
         expected = expected + y @ p["mlp_out"]["kernel"] + p["mlp_out"]["bias"]
     expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
     np.testing.assert_allclose(found.fragments[0], expected, atol=1e-5)
+
+
+def test_what_stands_at_padded_places_does_not_matter():
+    module = RegionEncoder(8, "mlp", "max")
+    params = module.init(jax.random.key(0), X, MASK)
+    found = module.apply(params, X, MASK)
+    other = module.apply(params, np.where(MASK[..., None], X, np.nan), MASK)
+    jax.tree.map(np.testing.assert_array_equal, other, found)
+
+
+def test_a_text_without_tokens_is_zero():
+    module = GRU(10, 4, word_width=3)
+    empty = np.zeros((1, 3), np.int32)
+    (hidden, pooled), _ = module.init_with_output(jax.random.key(0), empty, empty > 0)
+    assert np.all(hidden == 0)
+    assert np.all(pooled == 0)

@@ -23,8 +23,9 @@ def maximum(x, mask):
 
 
 class PlaceWeights(nn.Module):
-    """GPO's weights of the places of falling order: a softmax over a small GRU on the places' sine codes. `numbers` of
-    fragments `(B,)` -> `(B, length)`, which sum to 1 over so many places and are 0 beyond."""
+    """GPO's weights of the places of falling order: a softmax over a small GRU on the places' sine codes (our wave
+    lengths, 6 to 600; theirs reach 60,000). `numbers` of fragments `(B,)` -> `(B, length)`, which sum to 1 over so many
+    places and are 0 beyond."""
 
     width: int = 32
     temperature: float = 0.1
@@ -46,8 +47,8 @@ class GPO(nn.Module):
     @nn.compact
     def __call__(self, x, mask):
         weights = PlaceWeights(name="places")(jnp.sum(mask, 1), x.shape[1])[..., None]  # (B, L, 1)
-        ranked = -jnp.sort(-jnp.where(mask[..., None], x, LOW), axis=1)  # what is missing comes last
-        return jnp.sum(weights * jnp.where(weights > 0, ranked, 0.0), 1)
+        ranked = -jnp.sort(-jnp.where(mask[..., None], x, LOW), axis=1)
+        return jnp.sum(weights * ranked, 1)  # what is missing comes last, with weight 0
 
 
 class Pool(nn.Module):
