@@ -1,6 +1,6 @@
 """Times the encoders against the same models of transformers in PyTorch, on the same CPU cores with the same weights.
 
-    python -m benchmarks.encoders [--models=vit_s16,resnet50,bert_base] [--repeats=7] [--batch=8]
+    python benchmarks/encoders.py [--models=vit_s16,resnet50,bert_base] [--repeats=7] [--batch=8]
 
 Needs torch and transformers. Prints a table, and as the last line a JSON object of PyTorch's time over ours: more than
 1 means that ours is faster. "forward" computes the hidden states and the pooled output; "train" the gradient of their
@@ -16,10 +16,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a checkout need not be installed
 
 from mefn_jax.encoders import pretrained
 
@@ -98,7 +101,8 @@ def our_passes(tower: pretrained.Tower, inputs: tuple) -> dict[str, Callable]:
     params, given = jax.device_put((tower.params, inputs))
 
     def outputs(params, *given):
-        return tower.module.apply({"params": params}, *given)
+        states, pooled = tower.module.apply({"params": params}, *given)
+        return states[-1] if isinstance(states, list) else states, pooled  # of an image tower, the last grid
 
     def loss(params, *given):
         states, pooled = outputs(params, *given)
@@ -162,7 +166,7 @@ def compare(name: str, batch: int, repeats: int) -> dict[str, float]:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.encoders", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python benchmarks/encoders.py", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--models",
         type=lambda text: text.split(","),
