@@ -8,11 +8,12 @@
 from absl import flags
 
 from mefn_jax.config import config_flag, run
+from mefn_jax.errors import ConfigError
 
 
 def define_flags() -> None:
     config_flag(None)
-    flags.DEFINE_string("workdir", "runs/shapes", "Directory of the training run.")
+    flags.DEFINE_string("workdir", "", "Directory of the training run; default: runs/shapes.")
     flags.DEFINE_string("data_dir", "", "Prepared data set; by default the one trained on.")
     flags.DEFINE_string("split", "test", "train, val (or dev) or test.")
     flags.DEFINE_string("step", "best", "Checkpoint: best (by val rSum), latest, or a step.")
@@ -25,9 +26,11 @@ def main() -> None:
 
     f = flags.FLAGS
     if f.config is not None:
+        if f.workdir or f["step"].present:
+            raise ConfigError("--config evaluates pretrained towers without a run: leave --workdir and --step out")
         evaluate.zero_shot(f.config, f.data_dir, f.split, f.folds, f.out)
     else:
-        evaluate.evaluate(f.workdir, f.data_dir, f.split, f.step, f.folds, f.out)
+        evaluate.evaluate(f.workdir or "runs/shapes", f.data_dir, f.split, f.step, f.folds, f.out)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def base():
     c.image = ConfigDict()
     c.image.arch = "resnet"  # resnet or vit
     c.image.pretrained = ""  # a checkpoint (Hugging Face layout): directory or hub name; its sizes replace those below
-    c.image.size = 224  # pixels of the square input; 0: as the pretrained checkpoint had it
+    c.image.size = 0  # pixels of the square input; 0: as the pretrained checkpoint had it, 224 without one
     c.image.fit = "crop"  # crop (the centre square) or squash (the whole image into a square)
     c.image.crop = 1.0  # crop: the share of the shorter side that is kept
     c.image.resample = "bilinear"  # bilinear, bicubic, lanczos or nearest
@@ -86,7 +86,7 @@ def base():
     c.text.bert.eps = 1e-12  # of the norms
     c.text.clip = ConfigDict()
     c.text.clip.width = 512  # (these are CLIP ViT-B's)
-    c.text.clip.layers = 12  # as for bert, likewise below
+    c.text.clip.layers = 12  # as for bert
     c.text.clip.heads = 8  # as for bert
     c.text.clip.mlp_width = 2048  # as for bert
     c.text.clip.max_positions = 77  # as for bert
@@ -123,7 +123,7 @@ def base():
     c.train.weight_decay = 0.05  # on matrices; not on biases, norms and scalars
     c.train.clip_norm = 2.0  # the gradient's largest global norm
     c.train.multipliers = ()  # "regex:factor" of the learning rate, the first that is found in a path; factor 0 freezes
-    c.train.dtype = "float32"  # of the towers' arithmetic: float32 or bfloat16; parameters and scores are float32
+    c.train.dtype = "float32"  # of the towers (but not the GRU): float32 or bfloat16; parameters and scores are float32
     c.train.remat = False  # compute the towers' blocks again in the backward pass instead of keeping them
     c.train.layer_decay = 1.0  # factor of the learning rate a Transformer layer further from the output
     c.train.log_every = 50  # steps a log line

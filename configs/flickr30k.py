@@ -42,6 +42,8 @@ def get_config(arg=""):
     c.image.scales = (7, 7, 7)  # C3, C4 and C5
     c.image.update(IMAGES[options["image"]])
     c.text.arch = options["text"]
+    if options["text"] == "clip":
+        c.text.max_words = 75  # all that CLIP reads
     c.train.update(epochs=30.0, batch_size=128, learning_rate=5e-4)
     # Pretrained towers move more slowly than what is new (VSE-infinity's factor for BERT).
     c.train.multipliers = ("image/backbone:0.1", "text/backbone:0.1")

@@ -13,10 +13,12 @@ CHOICES = {
     "image.arch": ("resnet", "vit"),
     "text.punctuation": ("keep", "drop"),
     "train.dtype": ("float32", "bfloat16"),
+    "image.resnet.norm": ("group", "batch"),
+    "image.vit.pool": ("mean", "class", "tanh"),
 }
+DEFAULT_SIZE = 224  # of images, where neither the configuration nor a checkpoint says it
 POSITIVE = (
     "embed_dim",
-    "image.crop",
     "text.max_words",
     "train.batch_size",
     "train.learning_rate",
@@ -31,7 +33,27 @@ POSITIVE = (
     "matcher.init_scale",
     "matcher.init_sharpness",
 )
-NOT_NEGATIVE = ("train.steps", "train.epochs", "train.seed", "train.weight_decay", "data.workers", "eval.val_images")
+# Chances and shares: in [0, 1).
+BELOW_ONE = (
+    "image.resnet.stochastic_depth",
+    "image.vit.dropout",
+    "image.vit.stochastic_depth",
+    "text.bert.dropout",
+    "text.bert.stochastic_depth",
+    "text.clip.dropout",
+    "text.clip.stochastic_depth",
+    "text.gru.dropout",
+    "train.warmup",
+)
+NOT_NEGATIVE = (
+    "image.size",
+    "train.steps",
+    "train.epochs",
+    "train.seed",
+    "train.weight_decay",
+    "data.workers",
+    "eval.val_images",
+)
 # What the shape and meaning of the parameters depend on: a checkpoint is only continued with the same.
 MODEL_KEYS = ("model", "embed_dim", "image", "text", "matcher")
 
@@ -86,8 +108,15 @@ def check(config: ConfigDict, choices: dict) -> None:
         raise ConfigError(
             f"train.steps={config.train.steps} and train.epochs={config.train.epochs}: set exactly one, the other to 0"
         )
-    if not 0 <= config.train.warmup < 1:
-        raise ConfigError(f"train.warmup: {config.train.warmup!r} must be a share of the steps, in [0, 1)")
+    for key in BELOW_ONE:
+        if not 0 <= get(config, key) < 1:
+            raise ConfigError(f"{key}: {get(config, key)!r} must be in [0, 1)")
+    for key in ("image.crop", "train.layer_decay"):
+        if not 0 < get(config, key) <= 1:
+            raise ConfigError(f"{key}: {get(config, key)!r} must be in (0, 1]")
+    for key in ("image.mean", "image.std"):
+        if len(get(config, key)) != 3:
+            raise ConfigError(f"{key}: {tuple(get(config, key))} must be three numbers, one a channel")
     for kind, check_tower in (("image", check_image_tower), ("text", check_text_tower)):
         if not config[kind].pretrained:  # else the sizes come from the checkpoint
             check_tower(config)
@@ -96,16 +125,19 @@ def check(config: ConfigDict, choices: dict) -> None:
 def check_image_tower(config: ConfigDict) -> None:
     """Raises ConfigError if the image tower's sizes cannot work with the input's size and the scales."""
     c = config.image
-    if c.size < 1:
-        raise ConfigError(f"image.size: {c.size!r} must be greater than 0")
+    size = c.size or DEFAULT_SIZE
     if not c.scales or min(c.scales) < 1:
         raise ConfigError(f"image.scales: {tuple(c.scales)} must be numbers above 0, one a scale")
     if c.arch == "resnet" and len(c.scales) > len(c.resnet.depths):
         raise ConfigError(f"image.scales: {len(c.scales)} scales, but the ResNet has {len(c.resnet.depths)} stages")
     if c.arch == "vit":
         _check_heads("image.vit", c.vit)
-        if c.size % c.vit.patch:
-            raise ConfigError(f"image.size={c.size} is not a multiple of image.vit.patch={c.vit.patch}")
+        if c.vit.patch < 1 or c.vit.patch % 2 ** len(c.vit.stem):
+            raise ConfigError(
+                f"image.vit.patch={c.vit.patch} is not a multiple of {2 ** len(c.vit.stem)}, the stem's stride"
+            )
+        if size % c.vit.patch:
+            raise ConfigError(f"image.size={size} is not a multiple of image.vit.patch={c.vit.patch}")
 
 
 def check_text_tower(config: ConfigDict) -> None:

@@ -118,6 +118,8 @@ def untrained(config: ml_collections.ConfigDict):
         raise ConfigError(
             f"model={config.model} has to be trained; without training there is --config=FILE.py:model=clip"
         )
+    if (config.image.pooling, config.text.pooling) != ("tower", "tower"):
+        raise ConfigError("image.pooling and text.pooling must be tower: the others pool what is not trained")
     config, found, json = towers.load(config)
     lacking = [kind for kind in ("image", "text") if kind not in found or found[kind].projection is None]
     if lacking:

@@ -16,6 +16,7 @@ from mefn_jax.encoders.image import ImageEncoder
 from mefn_jax.encoders.pooling import POOLINGS
 from mefn_jax.encoders.resnet import ResNet
 from mefn_jax.encoders.text import TextEncoder
+from mefn_jax.encoders.transformer import ACTIVATIONS
 from mefn_jax.encoders.vit import ViT
 from mefn_jax.matching.cosine import PooledCosine
 from mefn_jax.matching.entropy import ENTROPIES
@@ -37,6 +38,9 @@ CHOICES = {
     "image.fit": FITS,
     "image.resample": tuple(RESAMPLE),
     "image.pooling": ("tower", *POOLINGS),
+    "image.vit.activation": tuple(ACTIVATIONS),
+    "text.bert.activation": tuple(ACTIVATIONS),
+    "text.clip.activation": tuple(ACTIVATIONS),
     "text.arch": ("bert", "clip", "gru"),
     "text.pooling": ("tower", *POOLINGS),
     "matcher.entropy": tuple(ENTROPIES),

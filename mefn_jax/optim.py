@@ -44,13 +44,15 @@ def rate_factors(params, multipliers: tuple[str, ...], layer_decay: float) -> di
     the layers `layer_decay ** n`. Raises ConfigError for a rule that is malformed or that fits no parameter.
     """
     rules, used = [_rule(text) for text in multipliers], set()
-    depths = {kind: _layers(params[kind].get("backbone", {})) for kind in ("image", "text")}
+    towers = {kind: params[kind].get("backbone", {}) for kind in ("image", "text")}
 
     def factor(path, _):
         name = "/".join(part.key for part in path)
         number = next((k for k, (regex, _) in enumerate(rules) if regex.search(name)), None)
         used.add(number)
-        return (1.0 if number is None else rules[number][1]) * _decay(name, depths, layer_decay)
+        if re.search(r"_norm/(mean|var)$", name):  # a pretrained ResNet's stored statistics are constants
+            return 0.0
+        return (1.0 if number is None else rules[number][1]) * _decay(name, towers, layer_decay)
 
     factors = jax.tree_util.tree_map_with_path(factor, params)
     for number, text in enumerate(multipliers):
@@ -77,15 +79,16 @@ def _layers(backbone: dict) -> int:
     return sum(bool(re.fullmatch(r"layer_\d+", name)) for name in backbone)
 
 
-def _decay(name: str, depths: dict, layer_decay: float) -> float:
+def _decay(name: str, towers: dict, layer_decay: float) -> float:
     found = re.match(r"(image|text)/backbone/(?:layer_(\d+)/|(norm|pooler)/)?", name)
-    if found is None or not depths[found[1]]:
+    depth = _layers(towers[found[1]]) if found else 0
+    if not depth:
         return 1.0
-    depth = depths[found[1]]
     if found[2] is not None:
         return layer_decay ** (depth - 1 - int(found[2]))
     # BERT's one norm of its own follows the embeddings; a pre-norm tower's follows the layers.
-    return 1.0 if found[3] == "pooler" or (found[3] == "norm" and found[1] == "image") else layer_decay**depth
+    last = ("pooler",) if "segments" in towers[found[1]] else ("pooler", "norm")
+    return 1.0 if found[3] in last else layer_decay**depth
 
 
 def moves(factors) -> bool:

@@ -80,9 +80,10 @@ def precompute(found: Towers, out: Path, splits: list[str]) -> None:
     mesh = make_mesh()
     params = jax.device_put(found.params, replicated(mesh))
     dataset = evaluator.open_dataset(found.config.data)
-    progress = Progress(out, settings_of(found, dataset.directory))
+    progress = Progress(out, settings_of(found))
     for name in splits:
         split = dataset.split(name)
+        progress.begin(split)
         prefix = out / NAMES.get(split.name, split.name)
         write_lines(split, prefix)
         if found.image:
@@ -94,17 +95,18 @@ def precompute(found: Towers, out: Path, splits: list[str]) -> None:
     say(f"wrote {', '.join(splits)} into {out}")
 
 
-def settings_of(found: Towers, data: Path) -> dict:
-    """What the features follow from: a run goes on only with the same. The weights count by their digest."""
+def settings_of(found: Towers) -> dict:
+    """What the features follow from: a run goes on only with the same. Weights count by their digest, wherever they
+    came from."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(found.params):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf))
     c = found.config
+    sections = {kind: c[kind].to_dict() | {"pretrained": ""} for kind in ("image", "text")}
     return {
-        "data": str(data),
-        "image": c.image.to_dict() if found.image else None,
-        "text": c.text.to_dict() if found.text else None,
+        "image": sections["image"] if found.image else None,
+        "text": sections["text"] if found.text else None,
         "dtype": c.train.dtype,
         "batch_size": c.eval.batch_size,
         "weights": digest.hexdigest(),
@@ -116,25 +118,47 @@ class Progress:
 
     def __init__(self, out: Path, settings: dict):
         """Goes on with what `out` has. Raises ConfigError, naming the settings, if that was made with others."""
-        self.path, self.settings, self.done = out / "features.json", settings, {}
+        self.path, self.settings, self.done, self.splits = out / "features.json", settings, {}, {}
+        if out.exists() and not out.is_dir():
+            raise ConfigError(f"--out={out} is a file; give a directory")
         out.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
-            old = json.loads(self.path.read_text(encoding="utf-8"))
+            try:
+                old = json.loads(self.path.read_text(encoding="utf-8"))
+                self.done, self.splits = old["done"], old["splits"]
+            except (ValueError, KeyError) as e:
+                raise ConfigError(f"{self.path}: cannot be read ({e!r}); remove {out} and start again") from None
             wanted = json.loads(json.dumps(settings))
             changed = [k for k in wanted if old["settings"].get(k) != wanted[k]]
             if changed:
                 raise ConfigError(
                     f"--out={out} holds features with other settings ({', '.join(changed)}); choose another"
                 )
-            self.done = old["done"]
         elif any(out.iterdir()):
             raise ConfigError(f"--out={out} is not empty and holds no features.json; choose another")
+
+    def begin(self, split: Split) -> None:
+        """Notes what the split holds. Raises ConfigError if its features here were made of something else."""
+        digest = hashlib.sha256()
+        for k in range(split.images):
+            record = split.record(k)
+            digest.update(json.dumps([record["image_id"], record["captions"]]).encode())
+        holds = [split.images, split.captions, digest.hexdigest()]
+        if self.splits.setdefault(split.name, holds) != holds:
+            raise ConfigError(
+                f"--out={self.path.parent} holds features of other data for {split.name}; choose another, or remove it"
+            )
+        self._write()
 
     def save(self, name: str, number: int) -> None:
         """Notes that the first `number` items of the array `name` are on disk."""
         self.done[name] = number
+        self._write()
+
+    def _write(self) -> None:
         new = self.path.with_suffix(".new")
-        text = json.dumps({"settings": self.settings, "done": self.done, "versions": versions()}, indent=1)
+        noted = {"settings": self.settings, "splits": self.splits, "done": self.done, "versions": versions()}
+        text = json.dumps(noted, indent=1)
         new.write_text(text, encoding="utf-8")
         os.replace(new, self.path)
 
@@ -197,8 +221,10 @@ def write_words(found: Towers, params, mesh, split: Split, prefix: Path, progres
 
     def batches(start):
         for ids, mask, number in pipeline.text_batches(captions[start:], found.tokenizer, size):
-            states = np.asarray(encode(params, *put_rows(mesh, (ids, mask))))[:number]
-            yield states[mask[:number, 2:]], number
+            states = np.asarray(encode(params, *put_rows(mesh, (ids, mask))))[:number][mask[:number, 2:]]
+            if not np.all(np.isfinite(states)):
+                raise DataError(f"{prefix}_words.npy: the text tower's states do not fit float16, or are not finite")
+            yield states, number
 
     width = jax.eval_shape(words, params, *found.tokenizer([""])).shape[-1]
     np.save(f"{prefix}_word_offsets.npy", offsets)
@@ -243,6 +269,8 @@ def main() -> None:
     check_local("--out", f.out)
     if (f.config is None) == (not f.workdir):
         raise ConfigError("give either --config=FILE.py with pretrained towers, or --workdir=RUN")
+    if not any(f.splits):
+        raise ConfigError("--splits is empty; name at least one of train, val, test")
     found = of_run(f.workdir) if f.workdir else of_config(f.config)
     if f.data_dir:
         found.config.data.dir = f.data_dir

@@ -1,13 +1,15 @@
 """Pretrained towers put into a configuration and into a model's parameters."""
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mefn_jax.config import check_image_tower, check_text_tower
-from mefn_jax.encoders import pretrained
+from mefn_jax.config import DEFAULT_SIZE, check_image_tower, check_text_tower
+from mefn_jax.encoders import preprocessor, pretrained
 from mefn_jax.encoders.clip_text import CLIPText
 from mefn_jax.encoders.pretrained import Tower
 from mefn_jax.encoders.resnet import ResNet
 from mefn_jax.errors import WeightsError
+from mefn_jax.logs import say
 
 # What `load` sets in each section, beside the tower's own.
 LOADED = {
@@ -29,8 +31,12 @@ def load(config: ConfigDict) -> tuple[ConfigDict, dict[str, Tower], str | None]:
         tower = towers["image"] = pretrained.load(directory, "image")
         config.image.arch = "resnet" if isinstance(tower.module, ResNet) else "vit"
         config.image[config.image.arch].update(pretrained.options(tower.module))
-        found = pretrained.preprocessing(directory)
-        config.image.update(found | {"size": config.image.size or found.get("size", 0)})
+        found = preprocessor.preprocessing(directory)
+        if not found:
+            say(f"note: {directory} says nothing of preprocessing; images are made as image.* is configured")
+        if config.image.size not in (0, found.get("size", config.image.size)):
+            say(f"note: image.size={config.image.size}, while {directory} was made for {found['size']}")
+        config.image.update(found | {"size": config.image.size or found.get("size", DEFAULT_SIZE)})
         check_image_tower(config)
     if config.text.pretrained:
         directory = pretrained.find(config.text.pretrained)
@@ -43,6 +49,7 @@ def load(config: ConfigDict) -> tuple[ConfigDict, dict[str, Tower], str | None]:
         config.text.update(lower_case=False, punctuation="keep")
         json = pretrained.tokenizer_json(directory)
         check_text_tower(config)
+    config.image.size = config.image.size or DEFAULT_SIZE
     if config.model == "clip":
         config.embed_dim = _joint_width(config, towers)
     return config.lock(), towers, json
@@ -65,7 +72,8 @@ def as_saved(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references().unlock()
     for kind, keys in LOADED.items():
         ours, theirs = config[kind], saved[kind]
-        if ours.pretrained and theirs.pretrained:
+        ours.pretrained = ours.pretrained or theirs.pretrained
+        if theirs.pretrained:
             trained = {k: v for k, v in ours[theirs.arch].items() if k in pretrained.TRAINING}
             ours.update({key: theirs[key] for key in keys})
             ours[theirs.arch] = theirs[theirs.arch]
@@ -86,12 +94,18 @@ def check_vocabulary(config: ConfigDict, vocab_size: int) -> None:
 
 
 def with_pretrained(params: dict, towers: dict[str, Tower]) -> dict:
-    """`params` with the towers' parameters; and CLIP's projection of the pooled states, where the joint space has its
-    width."""
+    """`params` with the towers' parameters; with CLIP's projection of the pooled states, where the joint space has its
+    width, and its scale, where the loss has one."""
     params = dict(params)
     for kind, tower in towers.items():
         encoder = params[kind] = dict(params[kind]) | {"backbone": tower.params}
         head = encoder.get("pooled")
-        if tower.projection is not None and head and tower.projection.shape == head["kernel"].shape:
-            encoder["pooled"] = {"kernel": tower.projection, "bias": 0 * head["bias"]}
+        if tower.projection is not None and head:
+            if tower.projection.shape == head["kernel"].shape:
+                encoder["pooled"] = {"kernel": tower.projection, "bias": 0 * head["bias"]}
+            else:
+                widths = tower.projection.shape[1], head["kernel"].shape[1]
+                say("note: CLIP's projection to {} dimensions is not used, embed_dim is {}".format(*widths))
+        if tower.logit_scale is not None and "scale" in params["loss"]:
+            params["loss"] = params["loss"] | {"scale": jnp.float32(tower.logit_scale)}
     return params

@@ -56,6 +56,8 @@ def train(config: ConfigDict, workdir) -> None:
         init = initialiser(model, config, mesh)
         schedule = optim.schedule(config.train.learning_rate, steps, config.train.warmup)
         factors = optim.rate_factors(jax.eval_shape(init), config.train.multipliers, config.train.layer_decay)
+        if done:
+            check_frozen(factors, jax.eval_shape(init), ConfigDict(checkpoints.meta(done)["config"]).train, workdir)
         optimizer = optim.adamw(schedule, config.train.weight_decay, config.train.clip_norm, factors)
         new = functools.partial(state.create, init, optimizer, factors)
         current = restored(new, checkpoints, mesh) if done else begun(new, towers, mesh)
@@ -183,7 +185,7 @@ def resumed(config, meta: dict, workdir) -> tuple[ConfigDict, Tokenizer]:
     model differs from the checkpoint's; says what else differs."""
     config = as_saved(config, ConfigDict(meta["config"]))
     changed = configuration.differences(meta["config"], config.to_dict())
-    model = {k: v for k, v in changed.items() if k.split(".")[0] in configuration.MODEL_KEYS and "pretrained" not in k}
+    model = {k: v for k, v in changed.items() if k.split(".")[0] in configuration.MODEL_KEYS}
     if model:
         listed = "; ".join(f"{k}: {old!r} there, {new!r} here" for k, (old, new) in model.items())
         raise CheckpointError(f"{workdir} holds a run with another model ({listed}); choose another --workdir")
@@ -191,6 +193,17 @@ def resumed(config, meta: dict, workdir) -> tuple[ConfigDict, Tokenizer]:
         say(f"note: {key} was {old!r} in this workdir and is now {new!r}")
     t = config.text
     return config, Tokenizer(meta["tokenizer"], t.max_words, t.lower_case, t.punctuation)
+
+
+def check_frozen(factors, shapes, saved, workdir) -> None:
+    """Raises CheckpointError if other parameters are frozen now than in the run so far (`saved` is its
+    `config.train`): the optimiser has no state for those."""
+    before = optim.rate_factors(shapes, saved.multipliers, saved.layer_decay)
+    if jax.tree.map(bool, before) != jax.tree.map(bool, factors):
+        raise CheckpointError(
+            f"{workdir}: train.multipliers freezes other parameters than this run was begun with "
+            f"({tuple(saved.multipliers)}); keep them, or choose another --workdir"
+        )
 
 
 def check_text(config, facts: dict) -> None:

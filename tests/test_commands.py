@@ -328,7 +328,10 @@ def test_pretrained_towers_are_trained_kept_frozen_and_evaluated(towers, command
     shutil.rmtree(towers / "bert")
     shutil.rmtree(towers / "vit")
     assert "mefn (step" in command("eval.py", f"--workdir={workdir}").stdout
-    more = command("train.py", SMOKE, f"--workdir={workdir}", *options, "--config.train.steps=10").stdout
+    args = ("train.py", SMOKE, f"--workdir={workdir}")
+    assert "train.multipliers freezes other parameters" in refusal(command, *args, *options[:-1])
+    assert "image.pretrained: " in refusal(command, *args, *options, f"--config.image.pretrained={towers}")
+    more = command(*args, *options[2:], "--config.train.steps=10").stdout
     assert "resuming after 8" in more
     assert "note: train.steps was 8" in more
     again = parameters(workdir)[1]
@@ -383,6 +386,23 @@ def test_what_would_be_random_is_not_evaluated(clip, towers, command):
     assert "image.pretrained='': give a CLIP checkpoint" in refusal(command, "eval.py", config, *options)
     message = refusal(command, "eval.py", config, *options, f"--config.image.pretrained={towers / 'vit'}")
     assert "give a CLIP checkpoint with its projection" in message
+    options = (*options, f"--config.image.pretrained={clip}")
+    message = refusal(command, "eval.py", config, *options, "--config.image.pooling=mean")
+    assert "image.pooling and text.pooling must be tower" in message
+    assert "leave --workdir and --step out" in refusal(command, "eval.py", config, *options, "--step=5")
+
+
+def test_what_a_checkpoint_leaves_unused_is_said(clip, prepared, tmp_path, command):
+    options = (
+        "--config=configs/flickr8k.py:smoke",
+        f"--config.image.pretrained={clip}",
+        f"--config.data.dir={prepared}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.train.steps=2",
+    )
+    text = command("train.py", *options).stdout
+    assert "note: CLIP's projection to 10 dimensions is not used, embed_dim is 32" in text
+    assert f"note: image.size=64, while {clip} was made for 16" in text
 
 
 def test_a_hub_name_without_a_network_says_what_to_do(tmp_path, command, monkeypatch):

@@ -52,7 +52,15 @@ PARAMS = {
         "backbone": {"patches": 1.0, "layer_0": {"mlp": 1.0}, "layer_1": {"mlp": 1.0}, "norm": {"scale": 1.0}},
         "regions": 1.0,
     },
-    "text": {"backbone": {"words": 1.0, "norm": {"scale": 1.0}, "layer_0": {"mlp": 1.0}, "pooler": {"kernel": 1.0}}},
+    "text": {
+        "backbone": {
+            "words": 1.0,
+            "segments": 1.0,
+            "norm": {"scale": 1.0},
+            "layer_0": {"mlp": 1.0},
+            "pooler": {"kernel": 1.0},
+        }
+    },
     "matcher": {"log_scale": 1.0},
 }
 
@@ -79,6 +87,18 @@ def test_layer_decay_counts_from_the_output():
     for name in ("image/backbone/norm/scale", "text/backbone/pooler/kernel", "text/backbone/layer_0/mlp"):
         assert found[name] == 1
     assert found["image/regions"] == 1
+
+
+def test_layer_decay_knows_where_a_towers_norm_stands():
+    clip = {name: PARAMS["text"]["backbone"][name] for name in ("words", "norm", "layer_0")}
+    found = optim.rate_factors(PARAMS | {"text": {"backbone": clip}}, (), 0.1)["text"]["backbone"]
+    assert (found["words"], found["layer_0"]["mlp"], found["norm"]["scale"]) == pytest.approx((0.1, 1, 1))
+
+
+def test_stored_statistics_are_never_trained():
+    norm = dict.fromkeys(("scale", "bias", "mean", "var"), 1.0)
+    found = optim.rate_factors({"image": {"backbone": {"stem_norm": norm}}, "text": {}}, (), 1.0)
+    assert found["image"]["backbone"]["stem_norm"] == {"scale": 1, "bias": 1, "mean": 0, "var": 0}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +132,7 @@ def linear_model():
     )
 
 
-def after(steps: int, *rules):
+def after(steps: int, *rules, model=None):
     """The state after some steps with these learning rates, and the state before."""
     rng = np.random.default_rng(0)
     params = {
@@ -127,7 +147,7 @@ def after(steps: int, *rules):
     config = types.SimpleNamespace(name="triplet", margin=0.2, warmup_steps=-1, anchors="both")
     run = step.compile_step(
         mesh,
-        model=linear_model(),
+        model=model or linear_model(),
         optimizer=optimizer,
         factors=found,
         loss_at=losses.build(config),
@@ -145,6 +165,28 @@ def test_frozen_parameters_stay_bit_identical_and_have_no_state():
     # Two moments of the 19 trainable numbers, and counters.
     held = sum(leaf.size for leaf in jax.tree.leaves(current.opt_state) if leaf.ndim or leaf.dtype == jnp.float32)
     assert held == 2 * (5 * 3 + 3 + 1)
+
+
+@pytest.mark.parametrize(
+    ("rules", "without"),
+    [(("^image:0",), ["images"]), (("text/bias:0",), []), (("image:0", "text:0"), ["images", "texts"])],
+)
+def test_a_tower_that_is_frozen_whole_has_no_dropout(rules, without):
+    """What the model gets as keys of dropout, when the step is traced."""
+    model, seen = linear_model(), []
+
+    def watched(kind, encode):
+        def features(*args):
+            if args[-1] is None:
+                seen.append(kind)
+            return encode(*args)
+
+        return features
+
+    model.encode_images = watched("images", model.encode_images)
+    model.encode_texts = watched("texts", model.encode_texts)
+    after(1, *rules, model=model)
+    assert seen == without
 
 
 def test_a_factor_multiplies_the_step():

@@ -1,6 +1,7 @@
 """Precomputed features: what they are, and that an interrupted run loses and changes nothing."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,7 +73,8 @@ def image_batches(*args):
     for batch in quick(*args):
         time.sleep(0.4)
         yield batch
-pipeline.image_batches, precompute.SAVE_SECONDS = image_batches, 0.0
+pipeline.image_batches = image_batches
+precompute.SAVE_SECONDS = 0.0  # seconds
 run(precompute.main, precompute.define_flags)
 """
 
@@ -81,15 +83,22 @@ def test_a_killed_run_goes_on_and_ends_the_same(towers, prepared, tmp_path, comm
     args = ("--splits=train", "--config.eval.batch_size=4")
     command("-m mefn_jax.precompute", *options(towers, prepared, tmp_path / "whole"), *args)
     broken = tmp_path / "broken"
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *options(towers, prepared, broken), *args], cwd=ROOT, env=environment(cache)
-    )
     progress = broken / "features.json"
-    while not (progress.is_file() and json.loads(progress.read_text())["done"].get("train_ims.npy", 0) >= 8):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+
+    def kill_when(script, reached):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, *options(towers, prepared, broken), *args], cwd=ROOT, env=environment(cache)
+        )
+        while not reached():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    # Before anything is noted as done, and then in the middle.
+    kill_when(SLOW.replace("0.0  # seconds", "99.0"), (broken / "train_ims.npy.part").exists)
+    assert json.loads(progress.read_text())["done"] == {}
+    kill_when(SLOW, lambda: json.loads(progress.read_text())["done"].get("train_ims.npy", 0) >= 8)
     done = json.loads(progress.read_text())["done"]["train_ims.npy"]
     assert 8 <= done < 40
     assert not (broken / "train_ims.npy").exists()
@@ -118,6 +127,20 @@ def test_other_settings_and_missing_towers_are_refused(towers, prepared, tmp_pat
 
     changed = refusal(*options(towers, prepared, out), "--config.image.scales=(2,)")
     assert "holds features with other settings (image)" in changed
+    # The same weights elsewhere are the same.
+    (towers / "elsewhere").mkdir()
+    shutil.copytree(towers / "vit", towers / "elsewhere" / "vit")
+    shutil.copytree(towers / "bert", towers / "elsewhere" / "bert")
+    command("-m mefn_jax.precompute", *options(towers / "elsewhere", prepared, out), "--splits=val")
+    other = write_flickr8k(tmp_path / "source", numbers=(20, 12), seed=1)
+    command("-m mefn_jax.data.prepare", "--source=flickr8k", f"--path={other}", f"--out={tmp_path / 'data'}")
+    changed = refusal(*options(towers, tmp_path / "data", out), "--splits=val")
+    assert "holds features of other data for val" in changed
+    (out / "features.json").write_text("{")
+    assert "features.json: cannot be read" in refusal(*options(towers, prepared, out))
+    assert "--splits is empty" in refusal(*options(towers, prepared, out), "--splits=")
+    (tmp_path / "file").write_text("")
+    assert "is a file; give a directory" in refusal(*options(towers, prepared, tmp_path / "file"))
     plain = ("--config=configs/flickr8k.py:smoke", f"--out={tmp_path / 'other'}")
     assert "give image.pretrained, text.pretrained or both" in refusal(*plain)
     assert "give either --config=FILE.py with pretrained towers, or --workdir=RUN" in refusal(plain[1])

@@ -11,12 +11,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mefn_jax.data.tokenizer import Tokenizer
-from mefn_jax.encoders import pretrained
+from mefn_jax.encoders import preprocessor, pretrained
 from mefn_jax.encoders.resnet import Residual
 from mefn_jax.encoders.transformer import Block
 from mefn_jax.errors import WeightsError
 from tests import reference_towers
 
+SQUASH = {"fit": "squash", "crop": 1.0}
 FIXTURES = Path(__file__).parent / "fixtures"
 TORCH = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
 
@@ -135,16 +136,113 @@ def test_missing_surplus_and_misshapen_tensors_are_listed(checkpoint):
     tensors["pooler.dense.weight"] = np.zeros((3, 4), np.float32)
     save_file(tensors, directory / "model.safetensors")
     message = refusal(directory)
-    assert "missing encoder.layer.1.output.dense.bias" in message
+    assert "missing encoder.layer.1.output.dense.bias (16,)" in message
     assert "surplus encoder.layer.2.output.dense.bias (3,)" in message
-    assert "pooler.dense.weight has shape (3, 4), which does not give (16, 16)" in message
+    assert "pooler.dense.weight has shape (3, 4), expected (16, 16)" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("bert", "embeddings.word_embeddings.weight"),
+        ("bert", "encoder.layer.0.intermediate.dense.weight"),
+        ("clip", "visual_projection.weight"),
+        ("vit", "embeddings.position_embeddings"),
+    ],
+)
+def test_a_tensor_of_the_right_size_and_the_wrong_shape_is_listed(name, tensor, tmp_path):
+    shutil.copytree(FIXTURES / name, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    shape = tensors[tensor].shape
+    tensors[tensor] = np.ascontiguousarray(np.moveaxis(tensors[tensor], -1, -2))
+    save_file(tensors, tmp_path / "model.safetensors")
+    message = refusal(tmp_path, "text" if name == "bert" else "image")
+    assert f"{tensor} has shape {tensors[tensor].shape}, expected {shape}" in message
+
+
+def test_quantised_weights_are_refused(checkpoint):
+    directory, tensors = checkpoint
+    tensors["pooler.dense.weight"] = tensors["pooler.dense.weight"].astype(np.int8)
+    save_file(tensors, directory / "model.safetensors")
+    assert "pooler.dense.weight has dtype int8" in refusal(directory)
+
+
+# How names and further tensors stand in the files of the hub.
+LAYOUTS = {
+    "masked language model": ("bert", lambda n: f"bert.{n}", {"cls.predictions.bias": (40,)}),
+    "oldest names": (
+        "bert",
+        lambda n: f"bert.{n}".replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ),
+        {"bert.embeddings.position_ids": (1, 12)},
+    ),
+    "question answering": ("bert", lambda n: f"bert.{n}", {"qa_outputs.weight": (2, 16)}),
+    "image classifier": ("vit", lambda n: f"vit.{n}", {"classifier.weight": (3, 16)}),
+    "masked images": ("vit", lambda n: n, {"embeddings.mask_token": (1, 1, 16)}),
+    "resnet classifier": ("resnet", lambda n: f"resnet.{n}", {"classifier.1.bias": (3,)}),
+    "text alone": (
+        "clip_text",
+        lambda n: f"text_model.{n.removeprefix('text_model.')}",
+        {"text_projection.weight": (10, 16)},
+    ),
+    "vision alone": ("clip_vision", lambda n: n.removeprefix("vision_model."), {"embeddings.position_ids": (1, 5)}),
+    "text without prefix": ("clip_text", lambda n: n.removeprefix("text_model."), {}),
+}
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_layouts_of_the_hub_give_the_same_parameters(layout, tmp_path):
+    name, rename, more = LAYOUTS[layout]
+    kind = "text" if name in ("bert", "clip_text") else "image"
+    config = json.loads((FIXTURES / name / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"projection_dim": 10}))
+    tensors = {rename(n): t for n, t in load_file(FIXTURES / name / "model.safetensors").items()}
+    save_file(tensors | {n: np.zeros(s, np.float32) for n, s in more.items()}, tmp_path / "model.safetensors")
+    found, whole = (pretrained.load(d, kind) for d in (tmp_path, FIXTURES / name))
+    jax.tree.map(np.testing.assert_array_equal, found.params, whole.params)
+    assert (found.projection is not None) == (layout == "text alone")
+
+
+def test_clips_scale_is_read():
+    tensors = load_file(FIXTURES / "clip" / "model.safetensors")
+    assert pretrained.load(FIXTURES / "clip", "image").logit_scale == float(tensors["logit_scale"])
+    assert pretrained.load(FIXTURES / "bert", "text").logit_scale is None
+
+
+def test_broken_files_are_named(checkpoint):
+    directory, _ = checkpoint
+    (directory / "tokenizer.json").write_text('{"model": ')
+    with pytest.raises(WeightsError, match="no tokenizer can be made of its files"):
+        pretrained.tokenizer_json(directory)
+    (directory / "model.safetensors.index.json").write_text("{}")
+    assert "has no weight_map" in refusal(directory)
+    (directory / "model.safetensors.index.json").write_text("{")
+    assert "model.safetensors.index.json: is not JSON" in refusal(directory)
+    (directory / "config.json").write_text("[]")
+    assert "config.json: holds a list, not an object" in refusal(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("vit", {"image_size": [16, 24]}, "image_size [16, 24] is not square"),
+        ("vit", {"patch_size": 0}, "config.json: "),
+        ("bert", {"num_attention_heads": 3}, "config.json: "),
+    ],
+)
+def test_sizes_that_make_no_tower_are_named(name, option, message, tmp_path):
+    shutil.copytree(FIXTURES / name, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | option))
+    assert message in refusal(tmp_path, "text" if name == "bert" else "image")
 
 
 def test_a_vocabulary_that_does_not_match_the_embedding_is_named(checkpoint):
     directory, _ = checkpoint
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"vocab_size": 41}))
-    assert "embeddings.word_embeddings.weight has shape (40, 16), which does not give (41, 16)" in refusal(directory)
+    assert "embeddings.word_embeddings.weight has shape (40, 16), expected (41, 16)" in refusal(directory)
 
 
 def test_truncated_weights_are_named(checkpoint):
@@ -199,19 +297,38 @@ def test_half_precision_weights_become_float32(checkpoint, dtype):
         ({"size": 224, "crop_size": 224}, {"size": 224, "fit": "crop", "crop": 1.0}),
         ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, {"size": 224, "fit": "crop", "crop": 0.875}),
         ({"size": 384, "crop_pct": 0.875}, {"size": 384, "fit": "squash", "crop": 1.0}),
-        ({"image_mean": [0.5, 0.4, 0.3]}, {"mean": (0.5, 0.4, 0.3)}),
+        ({"image_mean": [0.5, 0.4, 0.3], "image_std": None, "crop_pct": None}, {"mean": (0.5, 0.4, 0.3)}),
+        ({"size": [96, 96], "do_normalize": False}, {"mean": (0,) * 3, "std": (1,) * 3, "size": 96} | SQUASH),
+        ({"size": {"shortest_edge": 224, "longest_edge": 500}}, {"size": 224} | SQUASH),
     ],
 )
 def test_preprocessing_is_the_checkpoints(found, wanted, tmp_path):
-    assert pretrained.preprocessing(tmp_path) == {}
+    assert preprocessor.preprocessing(tmp_path) == {}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(found))
-    assert pretrained.preprocessing(tmp_path) == wanted
+    assert preprocessor.preprocessing(tmp_path) == wanted
 
 
-def test_only_squares_are_built(tmp_path):
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 224, "width": 200}}))
-    with pytest.raises(WeightsError, match="only squares are built"):
-        pretrained.preprocessing(tmp_path)
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"size": {"height": 224, "width": 200}}, "only squares are built"),
+        ({"size": 200, "crop_size": 224}, "crop_size 224 is more than size 200"),
+        ({"image_mean": 0.5}, "must be three numbers"),
+        ({"rescale_factor": 1.0}, "pixels are not scaled to"),
+        ({"resample": 5}, "resample 5 is none of"),
+        ({"size": {"depth": 3}}, "makes no sense"),
+        ([], "holds a list"),
+    ],
+)
+def test_preprocessing_that_cannot_be_done_is_named(found, message, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(found))
+    with pytest.raises(WeightsError, match=message):
+        preprocessor.preprocessing(tmp_path)
+
+
+def test_preprocessing_may_stand_in_the_processors_file(tmp_path):
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {"size": 224}}))
+    assert preprocessor.preprocessing(tmp_path) == {"size": 224} | SQUASH
 
 
 def test_a_tokenizer_is_made_of_a_vocabulary_alone(checkpoint):

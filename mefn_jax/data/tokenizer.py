@@ -53,11 +53,14 @@ class Tokenizer:
     def __init__(self, json: str, max_words: int, lower_case: bool, punctuation: str):
         self.json, self.max_words = json, max_words
         self.lower_case, self.punctuation = lower_case, punctuation
-        self._tokenizer = tokenizers.Tokenizer.from_str(json)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(json)
+        except Exception as e:  # of no narrower kind
+            raise DataError(f"{FILE} cannot be read ({e}); make the data set again") from None
         self._tokenizer.no_truncation()  # what a checkpoint's file may ask for is done here, to one length
         self._tokenizer.no_padding()
         self.pad, self.cls, self.sep = (self._known(names) for names in (PADS, STARTS, ENDS))
-        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1  # ids may have holes
 
     def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Returns `ids` int32 and `mask` bool, both `(B, max_words + 2)`; the mask covers [CLS] and [SEP] too."""

@@ -5,53 +5,54 @@ A function an architecture, `(values of config.json, tensors) -> (module, rows, 
 tensors belong to the other tower of the same file.
 """
 
+import dataclasses
+import math
+from collections.abc import Callable
+
 import jax.numpy as jnp
-import numpy as np
 
 from mefn_jax.encoders.bert import BERT
 from mefn_jax.encoders.clip_text import CLIPText
 from mefn_jax.encoders.resnet import ResNet
 from mefn_jax.encoders.vit import ViT
 
-# How a tensor is turned: functions of (tensor, wanted shape), which give None where it cannot be.
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """How a tensor becomes a parameter of a shape: `theirs(shape)` is the shape that the tensor must have, None where
+    another row of the same tensor says it; `turn(tensor, shape)` is the parameter."""
+
+    theirs: Callable
+    turn: Callable
 
 
-def _same(x, shape):
-    return x.reshape(shape) if x.size == np.prod(shape) else None
-
-
-def _dense(x, shape):
-    """PyTorch's (out, in) to (in, out); either may be split over heads, (in, H, d) or (H, d, out)."""
-    return x.T.reshape(shape) if x.ndim == 2 and x.size == np.prod(shape) else None
-
-
-def _conv(x, shape):
-    return x.transpose(2, 3, 1, 0) if x.ndim == 4 else None
-
-
-def _first(x, shape):
-    """The class token's position, which comes first."""
-    return x.reshape(-1, x.shape[-1])[:1].reshape(1, 1, -1)
-
-
-def _rest(x, shape):
-    return x.reshape(-1, x.shape[-1])[1:][None]
+SAME = Turn(lambda s: s, lambda x, s: x)
+FLAT = Turn(lambda s: (math.prod(s),), lambda x, s: x.reshape(s))
+# PyTorch's (out, in) to (in, out); `out` may be split over heads (in, H, d), or `in` (H, d, out).
+DENSE = Turn(lambda s: (math.prod(s[1:]), s[0]), lambda x, s: x.T.reshape(s))
+FROM_HEADS = Turn(lambda s: (s[-1], math.prod(s[:-1])), lambda x, s: x.T.reshape(s))
+CONV = Turn(lambda s: (s[3], s[2], s[0], s[1]), lambda x, s: x.transpose(2, 3, 1, 0))
+# A table of positions, the class token's first.
+FIRST = Turn(lambda s: None, lambda x, s: x.reshape(-1, s[-1])[:1].reshape(s))
+VIT_REST = Turn(lambda s: (1, 1 + s[1], s[2]), lambda x, s: x[:, 1:])
+CLIP_REST = Turn(lambda s: (1 + s[1], s[2]), lambda x, s: x[None, 1:])
 
 
 def _norm(theirs: str, *path) -> list:
-    return [(f"{theirs}.weight", (*path, "scale"), _same), (f"{theirs}.bias", (*path, "bias"), _same)]
+    return [(f"{theirs}.weight", (*path, "scale"), SAME), (f"{theirs}.bias", (*path, "bias"), SAME)]
 
 
-def _linear(theirs: str, *path, bias: bool = True) -> list:
-    rows = [(f"{theirs}.weight", (*path, "kernel"), _dense)]
-    return [*rows, (f"{theirs}.bias", (*path, "bias"), _same)] if bias else rows
+def _linear(theirs: str, *path, bias: bool = True, turn: Turn = DENSE) -> list:
+    rows = [(f"{theirs}.weight", (*path, "kernel"), turn)]
+    return [*rows, (f"{theirs}.bias", (*path, "bias"), FLAT)] if bias else rows
 
 
 def _block(layer: str, names: dict, prefix: str, bias: bool = True) -> list:
     """A block's rows; `names` are theirs for ours."""
     rows = []
-    for ours in ("query", "key", "value", "out"):
-        rows += _linear(prefix + names[ours], layer, "attention", ours, bias=bias or ours == "out")
+    for ours in ("query", "key", "value"):
+        rows += _linear(prefix + names[ours], layer, "attention", ours, bias=bias)
+    rows += _linear(prefix + names["out"], layer, "attention", "out", turn=FROM_HEADS)
     for ours in ("mlp_in", "mlp_out"):
         rows += _linear(prefix + names[ours], layer, ours)
     for ours in ("norm_1", "norm_2"):
@@ -104,6 +105,10 @@ def _text_inputs():
     return jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
 
 
+def _pixels(module: ViT):
+    return (jnp.zeros((1, *(n * module.patch for n in module.table), 3)),)
+
+
 def _sizes(c: dict) -> dict:
     return {
         "width": c["hidden_size"],
@@ -125,7 +130,7 @@ def _bert(c: dict, tensors: dict):
         **_sizes(c),
     )
     rows = [
-        (f"{p}embeddings.{theirs}_embeddings.weight", (ours, "embedding"), _same)
+        (f"{p}embeddings.{theirs}_embeddings.weight", (ours, "embedding"), SAME)
         for ours, theirs in (("words", "word"), ("positions", "position"), ("segments", "token_type"))
     ]
     rows += _norm(f"{p}embeddings.LayerNorm", "norm")
@@ -136,60 +141,61 @@ def _bert(c: dict, tensors: dict):
     return module, rows, _text_inputs(), _no_other
 
 
-def _grid(c: dict) -> tuple[int, int]:
-    size, patch = c["image_size"], c["patch_size"]
-    return size // patch, size // patch
+def _patches(c: dict) -> dict:
+    """The patch size, and the grid that the position table is of."""
+    size, patch = (_side(c[key], key) for key in ("image_size", "patch_size"))
+    return {"patch": patch, "table": (size // patch, size // patch)}
+
+
+def _side(value, key: str) -> int:
+    sides = {*value} if isinstance(value, list | tuple) else {value}
+    if len(sides) > 1:
+        raise ValueError(f"{key} {value} is not square, which is not built")
+    return sides.pop()
 
 
 def _vit(c: dict, tensors: dict):
     p = _prefix(tensors, "embeddings.cls_token", "", "vit.")
     pooler = p + "pooler.dense.weight" in tensors
     bias = c["qkv_bias"]
-    module = ViT(
-        patch=c["patch_size"],
-        pool="tanh" if pooler else "class",
-        table=_grid(c),
-        bias=bias,
-        **_sizes(c),
-    )
+    module = ViT(pool="tanh" if pooler else "class", bias=bias, **_patches(c), **_sizes(c))
     rows = [
-        (f"{p}embeddings.cls_token", ("class",), _same),
-        (f"{p}embeddings.position_embeddings", ("class_position",), _first),
-        (f"{p}embeddings.position_embeddings", ("positions",), _rest),
-        (f"{p}embeddings.patch_embeddings.projection.weight", ("patches", "kernel"), _conv),
-        (f"{p}embeddings.patch_embeddings.projection.bias", ("patches", "bias"), _same),
+        (f"{p}embeddings.cls_token", ("class",), SAME),
+        (f"{p}embeddings.position_embeddings", ("class_position",), FIRST),
+        (f"{p}embeddings.position_embeddings", ("positions",), VIT_REST),
+        (f"{p}embeddings.patch_embeddings.projection.weight", ("patches", "kernel"), CONV),
+        (f"{p}embeddings.patch_embeddings.projection.bias", ("patches", "bias"), SAME),
         *_norm(f"{p}layernorm", "norm"),
     ]
     for k in range(module.layers):
         rows += _block(f"layer_{k}", _VIT_BLOCK, f"{p}encoder.layer.{k}.", bias)
     if pooler:
         rows += _linear(f"{p}pooler.dense", "pooler")
-    return module, rows, (jnp.zeros((1, c["image_size"], c["image_size"], 3)),), _no_other
+    return module, rows, _pixels(module), _no_other
 
 
 def _clip_vision(c: dict, tensors: dict):
     p = _prefix(tensors, "embeddings.class_embedding", "vision_model.", "")
-    module = ViT(patch=c["patch_size"], pool="class", table=_grid(c), embed_norm=True, **_sizes(c))
+    module = ViT(pool="class", embed_norm=True, **_patches(c), **_sizes(c))
     rows = [
-        (f"{p}embeddings.class_embedding", ("class",), _same),
-        (f"{p}embeddings.position_embedding.weight", ("class_position",), _first),
-        (f"{p}embeddings.position_embedding.weight", ("positions",), _rest),
-        (f"{p}embeddings.patch_embedding.weight", ("patches", "kernel"), _conv),
+        (f"{p}embeddings.class_embedding", ("class",), FLAT),
+        (f"{p}embeddings.position_embedding.weight", ("class_position",), FIRST),
+        (f"{p}embeddings.position_embedding.weight", ("positions",), CLIP_REST),
+        (f"{p}embeddings.patch_embedding.weight", ("patches", "kernel"), CONV),
         *_norm(f"{p}pre_layrnorm", "embed_norm"),
         *_norm(f"{p}post_layernorm", "norm"),
     ]
     for k in range(module.layers):
         rows += _block(f"layer_{k}", _CLIP_BLOCK, f"{p}encoder.layers.{k}.")
-    size = c["image_size"]
-    return module, rows, (jnp.zeros((1, size, size, 3)),), lambda n: n.startswith(("text_model.", "text_projection."))
+    return module, rows, _pixels(module), lambda n: n.startswith(("text_model.", "text_projection."))
 
 
 def _clip_text(c: dict, tensors: dict):
     p = _prefix(tensors, "embeddings.token_embedding.weight", "text_model.", "")
     module = CLIPText(vocab_size=c["vocab_size"], max_positions=c["max_position_embeddings"], **_sizes(c))
     rows = [
-        (f"{p}embeddings.token_embedding.weight", ("words", "embedding"), _same),
-        (f"{p}embeddings.position_embedding.weight", ("positions", "embedding"), _same),
+        (f"{p}embeddings.token_embedding.weight", ("words", "embedding"), SAME),
+        (f"{p}embeddings.position_embedding.weight", ("positions", "embedding"), SAME),
         *_norm(f"{p}final_layer_norm", "norm"),
     ]
     for k in range(module.layers):
@@ -214,8 +220,8 @@ def _resnet(c: dict, tensors: dict):
     def conv_norm(theirs, *path):
         *block, name = path
         statistics = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var"))
-        return [(f"{theirs}.convolution.weight", (*block, name, "kernel"), _conv)] + [
-            (f"{theirs}.normalization.{a}", (*block, f"{name}_norm", b), _same) for a, b in statistics
+        return [(f"{theirs}.convolution.weight", (*block, name, "kernel"), CONV)] + [
+            (f"{theirs}.normalization.{a}", (*block, f"{name}_norm", b), SAME) for a, b in statistics
         ]
 
     rows = conv_norm(f"{p}embedder.embedder", "stem")

@@ -11,9 +11,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import flax
 import flax.linen as nn
 import jax
 import numpy as np
+import tokenizers
 from safetensors import SafetensorError, safe_open
 
 from mefn_jax.encoders.huggingface import ARCHITECTURES, BUILT
@@ -21,21 +23,23 @@ from mefn_jax.encoders.transformer import ACTIVATIONS
 from mefn_jax.errors import WeightsError
 
 # Buffers and heads for other tasks, which a retrieval model has no use for.
-IGNORED = ("position_ids", "num_batches_tracked")
-HEADS = ("cls.", "classifier.", "logit_scale")
+IGNORED = ("position_ids", "num_batches_tracked", "mask_token")
+HEADS = ("cls.", "classifier.", "qa_outputs.")
 TRAINING = ("dropout", "stochastic_depth", "dtype", "remat")  # a module's options that a checkpoint does not decide
+LISTED = 60  # problems named at once
 FILES = ("*.json", "*.safetensors", "vocab.txt", "merges.txt")  # what is fetched of a checkpoint
-RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 @dataclasses.dataclass(frozen=True)
 class Tower:
-    """A Linen module `(inputs, ..., deterministic) -> (fragments' states, pooled)`, its parameters (a nested dict of
-    float32 arrays), and the projection of `pooled` into CLIP's joint space `(C, D)`, or None."""
+    """A Linen module `(inputs, ..., deterministic) -> (fragments' states, pooled)` and its parameters, a nested dict of
+    float32 arrays; of a CLIP the projection of `pooled` into the joint space `(C, D)` and the logarithm of the scale,
+    None otherwise."""
 
     module: nn.Module
     params: dict
     projection: np.ndarray | None
+    logit_scale: float | None
 
 
 def load(directory, kind: str) -> Tower:
@@ -48,8 +52,23 @@ def load(directory, kind: str) -> Tower:
     if (kind, name) not in known:
         there = ", ".join(n for k, n in known if k == kind)
         raise WeightsError(f"{directory}: model_type {name!r} is no {kind} tower that can be loaded; there are {there}")
-    tensors = read_tensors(directory)
     values = config.get({"image": "vision_config", "text": "text_config"}[kind], config)
+    _check_options(directory, name, values)
+    # BERT's oldest files have these names.
+    old = {"gamma": "weight", "beta": "bias"}
+    tensors = {
+        re.sub(r"(?<=LayerNorm\.)(gamma|beta)$", lambda m: old[m[0]], n): t for n, t in read_tensors(directory).items()
+    }
+    try:
+        module, table, inputs, other = known[kind, name](values, tensors)
+        shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    except (ValueError, TypeError, ZeroDivisionError) as e:
+        raise WeightsError(f"{directory}/config.json: {_first_line(e)}") from None
+    projection = (config.get("projection_dim"), values.get("hidden_size"))
+    return Tower(module, *_assign(directory, tensors, table, shapes, other, projection))
+
+
+def _check_options(directory: Path, name: str, values: dict) -> None:
     # Of a ResNet, Hugging Face uses the option in some blocks and ReLU in others: nothing to be equal to.
     activations = ("relu",) if name == "resnet" else tuple(ACTIVATIONS)
     if values["hidden_act"] not in activations:
@@ -59,10 +78,6 @@ def load(directory, kind: str) -> Tower:
     for option, value in BUILT.items():
         if values.get(option, value) != value:
             raise WeightsError(f"{directory}/config.json: {option} {values[option]!r} is not built, only {value!r}")
-    module, table, inputs, other = known[kind, name](values, tensors)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-    params, projection = _assign(directory, tensors, table, shapes, other)
-    return Tower(module, params, projection)
 
 
 def options(module: nn.Module) -> dict:
@@ -89,51 +104,18 @@ def find(name: str) -> Path:
         ) from None
 
 
-def preprocessing(directory) -> dict:
-    """What the checkpoint's `preprocessor_config.json` says, as options of `config.image`: size, fit, crop, resample,
-    mean and std, as far as it says them; empty without that file. Raises WeightsError for a square that is none."""
-    path = Path(directory) / "preprocessor_config.json"
-    if not path.is_file():
-        return {}
-    found = _json(path)
-    wanted = {ours: tuple(found[f"image_{ours}"]) for ours in ("mean", "std") if f"image_{ours}" in found}
-    if found.get("resample") in RESAMPLE:
-        wanted["resample"] = RESAMPLE[found["resample"]]
-    size, crop = _sides(found.get("size")), _sides(found.get("crop_size"))
-    if len(set(size)) > 1 or len(set(crop)) > 1:
-        raise WeightsError(
-            f"{path}: size {found.get('size')}, crop_size {found.get('crop_size')}: only squares are built"
-        )
-    if "crop_pct" in found:  # ConvNeXt's processor, which ResNets come with: it squashes from 384 pixels on
-        return (
-            wanted
-            | {"size": size[0]}
-            | ({"fit": "crop", "crop": float(found["crop_pct"])} if size[0] < 384 else {"fit": "squash", "crop": 1.0})
-        )
-    if crop and found.get("do_center_crop", True):
-        return wanted | {"size": crop[0], "fit": "crop", "crop": crop[0] / size[0] if size else 1.0}
-    return wanted | ({"size": size[0], "fit": "squash", "crop": 1.0} if size else {})
-
-
-def _sides(size) -> tuple:
-    """`224`, `{"shortest_edge": 224}` or `{"height": 224, "width": 224}` as a tuple of numbers; () for none."""
-    if isinstance(size, dict):
-        return tuple(size.values())
-    return () if size is None else (size,)
-
-
 def tokenizer_json(directory: Path) -> str:
     """The checkpoint's tokenizer as the text of a `tokenizer.json`, made from `vocab.txt` or `vocab.json` where it
     comes so. Raises WeightsError without any."""
     path = directory / "tokenizer.json"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    if not any((directory / name).is_file() for name in ("vocab.txt", "vocab.json")):
+    if not path.is_file() and not any((directory / name).is_file() for name in ("vocab.txt", "vocab.json")):
         raise WeightsError(f"{path}: no such file, nor vocab.txt or vocab.json; copy them from the checkpoint's source")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
-
     try:
+        if path.is_file():
+            return tokenizers.Tokenizer.from_file(str(path)).to_str()
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        from transformers import AutoTokenizer  # slow to import
+
         return AutoTokenizer.from_pretrained(directory).backend_tokenizer.to_str()
     except Exception as e:  # of many kinds
         raise WeightsError(f"{directory}: no tokenizer can be made of its files ({_first_line(e)})") from None
@@ -147,7 +129,7 @@ def read_config(directory: Path) -> dict:
         raise WeightsError(
             f"{path}: no such file; give the directory of a Hugging Face checkpoint (config.json, model.safetensors)"
         )
-    config = _json(path)
+    config = read_object(path)
     if config.get("model_type") not in {name for _, name, _ in ARCHITECTURES}:
         return config  # `load` refuses it
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -159,11 +141,15 @@ def read_config(directory: Path) -> dict:
         raise WeightsError(f"{path}: {_first_line(e)}") from None
 
 
-def _json(path: Path) -> dict:
+def read_object(path: Path) -> dict:
+    """A JSON file that holds an object. Raises WeightsError if it does not."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as e:
         raise WeightsError(f"{path}: is not JSON ({e})") from None
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path}: holds a {type(value).__name__}, not an object")
+    return value
 
 
 def _first_line(error: Exception) -> str:
@@ -191,51 +177,59 @@ def _float32(file, name: str) -> np.ndarray:
 def _files(directory: Path) -> list[Path]:
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        listed = read_object(index).get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise WeightsError(f"{index}: has no weight_map; copy it again")
+        names = sorted({str(name) for name in listed.values()})
         missing = [n for n in names if not (directory / n).is_file()]
         if missing:
             raise WeightsError(f"{directory}: lacks {', '.join(missing)}, which {index.name} lists; copy them too")
         return [directory / n for n in names]
     if single.is_file():
         return [single]
-    pickles = sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt"))
-    if pickles:
+    pickles = sorted(directory.glob("pytorch_model*.bin")) or sorted(directory.glob("*.bin"))
+    if not pickles:
         raise WeightsError(
-            f"{pickles[0]}: a pickle may run code when it is read and is refused; convert it where torch is: python -c "
-            '"import torch, safetensors.torch as s; s.save_file({k: v.contiguous().clone() for k, v in torch.load('
-            f"'{pickles[0].name}', weights_only=True).items()}}, 'model.safetensors')\""
+            f"{single}: no such file; copy it from the checkpoint's source. If that has only pytorch_model.bin, copy "
+            "it here and run the command again to see how to convert it"
         )
-    raise WeightsError(f"{single}: no such file")
+    raise WeightsError(
+        f"{pickles[0]}: a pickle may run code when it is read and is refused; convert it where torch is: python -c "
+        '"import torch, safetensors.torch as s; s.save_file({k: v.contiguous().clone() for f in '
+        f"{[str(p) for p in pickles]} for k, v in torch.load(f, weights_only=True).items()}}, '{single}')\""
+    )
 
 
-def _assign(directory, tensors: dict, table: list, shapes: dict, other: Callable) -> tuple[dict, np.ndarray | None]:
-    """Parameters from tensors by the table. `other(name)` is true of tensors that belong to the other tower."""
-    params, used, problems = {}, set(), []
+def _assign(directory, tensors: dict, table: list, shapes: dict, other: Callable, projection: tuple) -> tuple:
+    """Parameters from tensors by the table, the projection `(C, D)` whose tensor must have the shape `projection`, and
+    the logit scale; the last two None where there is none. `other(name)` is true of the other tower's tensors."""
+    wanted, problems, rest = {}, set(), dict(tensors)
     for name, path, turn in table:
-        names = (name,) if isinstance(name, str) else name
-        name = next((n for n in names if n in tensors), names[0])
-        if name not in tensors:
-            problems.append(f"missing {name}")
-            continue
-        used.add(name)
         leaf = shapes
         for part in path:
             leaf = leaf[part]
-        value = turn(tensors[name], leaf.shape)
-        if value is None or value.shape != leaf.shape:
-            problems.append(f"{name} has shape {tensors[name].shape}, which does not give {leaf.shape}")
-            continue
-        target = params
-        for part in path[:-1]:
-            target = target.setdefault(part, {})
-        target[path[-1]] = np.ascontiguousarray(value, dtype=np.float32)
-    projection = None
-    for name in tensors.keys() - used:
-        if name.endswith("_projection.weight") and not other(name):
-            projection = tensors[name].T
+        shape = turn.theirs(leaf.shape)
+        tensor = rest.pop(name, tensors.get(name))
+        if tensor is None:
+            problems.add(f"missing {name}{f' {shape}' if shape else ''}")
+        elif tensor.dtype != np.float32:
+            problems.add(f"{name} has dtype {tensor.dtype}; only float32, float16 and bfloat16 are read")
+        elif shape and tensor.shape != shape:
+            problems.add(f"{name} has shape {tensor.shape}, expected {shape}")
+        else:
+            wanted[path] = (tensor, leaf.shape, turn.turn)
+    found = {"projection": None, "logit_scale": None}
+    for name, tensor in rest.items():
+        if name == "logit_scale":
+            found["logit_scale"] = float(tensor)
+        elif name.endswith("_projection.weight") and not other(name):
+            if tensor.shape != projection:
+                problems.add(f"{name} has shape {tensor.shape}, expected {projection}")
+            found["projection"] = tensor.T
         elif not (name.endswith(IGNORED) or name.startswith(HEADS) or other(name)):
-            problems.append(f"surplus {name} {tensors[name].shape}")
+            problems.add(f"surplus {name} {tensor.shape}")
     if problems:
-        more = f" and {len(problems) - 12} more" if len(problems) > 12 else ""
-        raise WeightsError(f"{directory}: weights do not fit config.json: {'; '.join(sorted(problems)[:12])}{more}")
-    return params, projection
+        more = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        raise WeightsError(f"{directory}: weights do not fit config.json: {'; '.join(sorted(problems)[:LISTED])}{more}")
+    params = {path: np.ascontiguousarray(turn(x, shape)) for path, (x, shape, turn) in wanted.items()}
+    return flax.traverse_util.unflatten_dict(params), found["projection"], found["logit_scale"]
