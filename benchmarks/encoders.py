@@ -11,6 +11,7 @@ import argparse
 import importlib
 import json
 import math
+import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -41,7 +42,7 @@ IMAGE_SIZE = 224
 TEXT_LENGTH = 32
 TOLERANCE = 1e-4  # of the largest value: what reordered float32 sums may differ by
 WARM_UP = 2
-QUIET = 0.05  # seconds
+VOCABULARY = 30522  # BERT's
 
 
 def images(batch: int) -> np.ndarray:
@@ -58,14 +59,26 @@ def texts(batch: int, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
     return (rng.integers(1, vocabulary, (batch, TEXT_LENGTH)) * mask).astype(np.int32), mask
 
 
-def make_torch(name: str):
-    """A model of transformers in eval mode with random weights; attention is the fused one where the model has any."""
+def inputs_of(name: str, batch: int) -> tuple:
+    """The same inputs on both sides."""
+    return (images(batch),) if MODELS[name][2] == "image" else texts(batch, VOCABULARY)
+
+
+def save_torch(name: str, directory: str) -> None:
+    """A model of transformers with random weights, as a checkpoint."""
     import torch
     import transformers
 
     (config, options), model, _, _ = MODELS[name]
     torch.manual_seed(0)
-    return getattr(transformers, model)(getattr(transformers, config)(**options)).eval()
+    getattr(transformers, model)(getattr(transformers, config)(**options)).save_pretrained(directory)
+
+
+def load_torch(name: str, directory: str):
+    """The model in eval mode; attention is the fused one where the model has any."""
+    import transformers
+
+    return getattr(transformers, MODELS[name][1]).from_pretrained(directory).eval()
 
 
 def torch_passes(name: str, model, inputs: tuple) -> dict[str, Callable]:
@@ -115,52 +128,66 @@ def our_passes(tower: pretrained.Tower, inputs: tuple) -> dict[str, Callable]:
     }
 
 
-def check_equal(name: str, ours: dict[str, Callable], theirs: dict[str, Callable]) -> None:
+def serve(side: str, name: str, batch: int, directory: str, connection) -> None:
+    """A process of its own for each side, so that neither's threads are in the other's way: answers "outputs" with
+    NumPy arrays, "forward" and "train" with the milliseconds that one took."""
+    kind = MODELS[name][2]
+    if side == "ours":
+        jax.config.update("jax_platforms", "cpu")
+        tower = pretrained.load(directory, kind)
+        passes = our_passes(tower, inputs_of(name, batch))
+    else:
+        passes = torch_passes(name, load_torch(name, directory), inputs_of(name, batch))
+    for request in iter(connection.recv, None):
+        if request == "outputs":
+            norm = math.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(passes["train"]())))
+            connection.send(([np.asarray(x) for x in passes["forward"]()], norm))
+        else:
+            start = time.perf_counter()
+            passes[request]()
+            connection.send(1e3 * (time.perf_counter() - start))
+
+
+def check_equal(name: str, ours: tuple, theirs: tuple) -> None:
     """Raises AssertionError unless both sides compute the same: the outputs, and the gradient by its norm."""
-    for what, our, their in zip(("states", "pooled"), ours["forward"](), theirs["forward"](), strict=True):
-        our, their = np.asarray(our), their.numpy()
+    for what, our, their in zip(("states", "pooled"), ours[0], theirs[0], strict=True):
         if their.ndim == 4:  # a ResNet's grid or its mean, channels first
             their = their.transpose(0, 2, 3, 1)
         their = their.reshape(our.shape)  # ours of a ViT is a grid, theirs a sequence
         error = np.abs(our - their).max() / np.abs(their).max()
         assert error <= TOLERANCE, f"{name}: {what} differ by {error:.1e}"
-    our, their = (
-        math.sqrt(sum(float((g**2).sum()) for g in gradient))
-        for gradient in (jax.tree.leaves(ours["train"]()), theirs["train"]())
-    )
+    our, their = ours[1], theirs[1]
     assert abs(our - their) <= 10 * TOLERANCE * their, f"{name}: norm of the gradient {our:.6g}, theirs {their:.6g}"
 
 
-def median_times(functions: tuple[Callable, ...], repeats: int) -> list[float]:
-    """The median time of each function in milliseconds. They take turns, so that whatever else the machine does meets
-    all of them alike."""
-    times = [[] for _ in functions]
-    for k in range(WARM_UP + repeats):
-        for function, taken in zip(functions, times, strict=True):
-            time.sleep(QUIET)  # the other side's worker threads spin for a while before they sleep
-            start = time.perf_counter()
-            function()
-            if k >= WARM_UP:
-                taken.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(taken) for taken in times]
-
-
 def compare(name: str, batch: int, repeats: int) -> dict[str, float]:
-    """Prints a model's rows of the table. Returns PyTorch's time over ours for each pass."""
-    _, _, kind, usual_batch = MODELS[name]
-    batch = batch or usual_batch
-    model = make_torch(name)
+    """Prints a model's rows of the table. Returns PyTorch's time over ours for each pass, by the medians of runs in
+    turns, so that whatever else the machine does meets both alike."""
+    batch = batch or MODELS[name][3]
+    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as directory:
-        model.save_pretrained(directory)
-        tower = pretrained.load(directory, kind)
-    inputs = (images(batch),) if kind == "image" else texts(batch, model.config.vocab_size)
-    ours, theirs = our_passes(tower, inputs), torch_passes(name, model, inputs)
-    check_equal(name, ours, theirs)
-    ratios = {}
-    for what in ours:
-        our, their = median_times((ours[what], theirs[what]), repeats)
-        ratios[what] = round(their / our, 2)
-        print(f"{name:<10} {batch:>5}  {what:<8} {our:>9.1f} {their:>9.1f} {their / our:>6.2f}", flush=True)
+        save_torch(name, directory)
+        sides = {}
+        for side in ("ours", "theirs"):
+            connection, far = context.Pipe()
+            process = context.Process(target=serve, args=(side, name, batch, directory, far), daemon=True)
+            process.start()
+            sides[side] = connection, process
+
+        def ask(side: str, request: str):
+            sides[side][0].send(request)
+            return sides[side][0].recv()
+
+        check_equal(name, ask("ours", "outputs"), ask("theirs", "outputs"))
+        ratios = {}
+        for what in ("forward", "train"):
+            taken = [[ask(side, what) for side in sides] for _ in range(WARM_UP + repeats)][WARM_UP:]
+            our, their = (statistics.median(times) for times in zip(*taken, strict=True))
+            ratios[what] = round(their / our, 2)
+            print(f"{name:<10} {batch:>5}  {what:<8} {our:>9.1f} {their:>9.1f} {their / our:>6.2f}", flush=True)
+        for connection, process in sides.values():
+            connection.send(None)
+            process.join()
     return ratios
 
 
@@ -195,7 +222,6 @@ def main() -> None:
     import torch
     import transformers
 
-    jax.config.update("jax_platforms", "cpu")
     transformers.logging.disable_progress_bar()
     versions = ", ".join(f"{package.__name__} {package.__version__}" for package in (jax, torch, transformers))
     print(f"{versions}, float32, {torch.get_num_threads()} threads, median of {options.repeats}\n")

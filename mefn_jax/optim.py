@@ -21,8 +21,7 @@ def adamw(
     `factors` (see `rate_factors`) multiply each parameter's learning rate."""
 
     def decays(params):
-        # By name too: the bias of a projection to several heads is a matrix (heads, width of a head).
-        return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim > 1 and path[-1].key != "bias", params)
+        return jax.tree.map(lambda p: p.ndim > 1, params)
 
     moving = None if factors is None else trainable(factors, factors)  # None where frozen, as in the updates
 

@@ -28,9 +28,7 @@ class Turn:
 
 SAME = Turn(lambda s: s, lambda x, s: x)
 FLAT = Turn(lambda s: (math.prod(s),), lambda x, s: x.reshape(s))
-# PyTorch's (out, in) to (in, out); `out` may be split over heads (in, H, d), or `in` (H, d, out).
-DENSE = Turn(lambda s: (math.prod(s[1:]), s[0]), lambda x, s: x.T.reshape(s))
-FROM_HEADS = Turn(lambda s: (s[-1], math.prod(s[:-1])), lambda x, s: x.T.reshape(s))
+DENSE = Turn(lambda s: s[::-1], lambda x, s: x.T)
 CONV = Turn(lambda s: (s[3], s[2], s[0], s[1]), lambda x, s: x.transpose(2, 3, 1, 0))
 # A table of positions, the class token's first.
 FIRST = Turn(lambda s: None, lambda x, s: x.reshape(-1, s[-1])[:1].reshape(s))
@@ -42,17 +40,16 @@ def _norm(theirs: str, *path) -> list:
     return [(f"{theirs}.weight", (*path, "scale"), SAME), (f"{theirs}.bias", (*path, "bias"), SAME)]
 
 
-def _linear(theirs: str, *path, bias: bool = True, turn: Turn = DENSE) -> list:
-    rows = [(f"{theirs}.weight", (*path, "kernel"), turn)]
-    return [*rows, (f"{theirs}.bias", (*path, "bias"), FLAT)] if bias else rows
+def _linear(theirs: str, *path, bias: bool = True) -> list:
+    rows = [(f"{theirs}.weight", (*path, "kernel"), DENSE)]
+    return [*rows, (f"{theirs}.bias", (*path, "bias"), SAME)] if bias else rows
 
 
 def _block(layer: str, names: dict, prefix: str, bias: bool = True) -> list:
     """A block's rows; `names` are theirs for ours."""
     rows = []
-    for ours in ("query", "key", "value"):
-        rows += _linear(prefix + names[ours], layer, "attention", ours, bias=bias)
-    rows += _linear(prefix + names["out"], layer, "attention", "out", turn=FROM_HEADS)
+    for ours in ("query", "key", "value", "out"):
+        rows += _linear(prefix + names[ours], layer, "attention", ours, bias=bias or ours == "out")
     for ours in ("mlp_in", "mlp_out"):
         rows += _linear(prefix + names[ours], layer, ours)
     for ours in ("norm_1", "norm_2"):
