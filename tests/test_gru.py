@@ -1,4 +1,4 @@
-"""The GRU over words: PyTorch's packed sequences, padding, gradients and dropout. (A naive loop: test_pooling.py.)"""
+"""The GRU over words: a naive loop, PyTorch's packed sequences, padding, gradients and dropout."""
 
 import importlib.util
 
@@ -101,3 +101,47 @@ def test_padded_texts_are_pytorchs_packed_sequences(bidirectional):
     hidden, pooled = module.apply(params, IDS, MASK)
     np.testing.assert_allclose(hidden, states.numpy().reshape(3, 5, len(ways), WIDTH).mean(2), atol=1e-5)
     np.testing.assert_allclose(pooled, last.numpy()[-len(ways) :].mean(0), atol=1e-5)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def naive_direction(p, x):
+    h, states = np.zeros(p["hn"]["kernel"].shape[0]), []
+    for step in x:
+        dense = {n: step @ p[f"i{n}"]["kernel"] + p[f"i{n}"]["bias"] for n in "rzn"}
+        r, z = (sigmoid(dense[n] + h @ p[f"h{n}"]["kernel"]) for n in "rz")
+        n = np.tanh(dense["n"] + r * (h @ p["hn"]["kernel"] + p["hn"]["bias"]))
+        h = (1 - z) * n + z * h
+        states.append(h)
+    return np.array(states)
+
+
+@pytest.mark.parametrize(("layers", "bidirectional"), [(1, True), (2, True), (1, False)])
+def test_gru_is_the_naive_loop(layers, bidirectional):
+    module = GRU(10, 4, word_width=3, layers=layers, bidirectional=bidirectional)
+    params = jax.tree.map(np.asarray, module.init(jax.random.key(0), IDS, MASK))
+    hidden, pooled = module.apply(params, IDS, MASK)
+    p = params["params"]
+    assert np.abs(p["words"]["embedding"]).max() <= 0.1
+    for row, ids in enumerate(IDS):
+        x = p["words"]["embedding"][ids[ids > 0]]
+        for k in range(layers):
+            states = [naive_direction(p[f"layer_{k}_forward"], x)]
+            last = [states[0][-1]]
+            if bidirectional:
+                states.append(naive_direction(p[f"layer_{k}_backward"], x[::-1])[::-1])
+                last.append(states[1][0])
+            x = np.concatenate(states, -1)
+        np.testing.assert_allclose(hidden[row, : len(x)], np.mean(states, 0), atol=1e-5)
+        assert np.all(hidden[row, len(x) :] == 0)
+        np.testing.assert_allclose(pooled[row], np.mean(last, 0), atol=1e-5)
+
+
+def test_a_text_without_tokens_is_zero():
+    module = GRU(10, 4, word_width=3)
+    empty = np.zeros((1, 3), np.int32)
+    (hidden, pooled), _ = module.init_with_output(jax.random.key(0), empty, empty > 0)
+    assert np.all(hidden == 0)
+    assert np.all(pooled == 0)

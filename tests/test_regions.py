@@ -1,44 +1,16 @@
-"""Precomputed regions: what is pooled of them, and GPO's place weights from their parameters by a naive loop."""
+"""Precomputed regions: what is pooled of them."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mefn_jax.encoders.pooling import PlaceWeights, Pool
-from mefn_jax.encoders.positions import sines
+from mefn_jax.encoders.pooling import Pool
 from mefn_jax.encoders.regions import PROJECTIONS, RegionEncoder
 
 RNG = np.random.default_rng(0)
 REGIONS = RNG.normal(size=(3, 4, 6)).astype(np.float32)
 MASK = np.array([[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 0, 0]], bool)
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def naive_gru(p, x):
-    h, states = np.zeros(len(p["hn"]["bias"])), []
-    for step in x:
-        r, z, n = (step @ p[f"i{gate}"]["kernel"] + p[f"i{gate}"]["bias"] for gate in "rzn")
-        r, z = sigmoid(r + h @ p["hr"]["kernel"]), sigmoid(z + h @ p["hz"]["kernel"])
-        n = np.tanh(n + r * (h @ p["hn"]["kernel"] + p["hn"]["bias"]))
-        h = (1 - z) * n + z * h
-        states.append(h)
-    return np.array(states)
-
-
-def test_place_weights_are_the_naive_loop():
-    module, numbers = PlaceWeights(), np.array([4, 3, 1])
-    params = jax.tree.map(np.asarray, module.init(jax.random.key(0), numbers, 4))
-    found, p = module.apply(params, numbers, 4), params["params"]
-    assert p["weight"]["kernel"].shape == (32, 1)
-    for number, weights in zip(numbers, found, strict=True):
-        codes = np.asarray(sines(np.arange(number), 32))
-        states = (naive_gru(p["gru_forward"], codes) + naive_gru(p["gru_backward"], codes[::-1])[::-1]) / 2
-        powers = np.exp((states @ p["weight"]["kernel"])[:, 0] / 0.1)  # 0.1: the paper's temperature
-        np.testing.assert_allclose(weights[:number], powers / powers.sum(), atol=1e-5)
 
 
 def raw(p, regions):
@@ -86,3 +58,32 @@ def test_masked_regions_have_no_effect_and_gradients_are_finite():
         assert np.all(np.isfinite(b))
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert all(np.any(grads["params"][name]["kernel"]) for name in ("regions", "mlp_in", "mlp_out"))
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_regions_become_features(projection):
+    module = RegionEncoder(8, projection, "gpo")
+    params = module.init(jax.random.key(0), REGIONS, MASK)
+    found = module.apply(params, REGIONS, MASK)
+    assert found.fragments.shape == (3, 4, 8)
+    np.testing.assert_allclose(np.linalg.norm(found.fragments, axis=-1), MASK, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found.pooled, axis=-1), MASK.any(1), atol=1e-5)
+    alone = module.apply(params, REGIONS[1:2], MASK[1:2])
+    np.testing.assert_allclose(alone.pooled, found.pooled[1:2], atol=1e-5)
+    p = jax.tree.map(np.asarray, params["params"])
+    expected = REGIONS[0] @ p["regions"]["kernel"] + p["regions"]["bias"]
+    if projection == "mlp":
+        y = REGIONS[0] @ p["mlp_in"]["kernel"] + p["mlp_in"]["bias"]
+        y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6)
+        y = np.maximum(y * p["mlp_norm"]["scale"] + p["mlp_norm"]["bias"], 0)
+        expected = expected + y @ p["mlp_out"]["kernel"] + p["mlp_out"]["bias"]
+    expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
+    np.testing.assert_allclose(found.fragments[0], expected, atol=1e-5)
+
+
+def test_what_stands_at_padded_places_does_not_matter():
+    module = RegionEncoder(8, "mlp", "max")
+    params = module.init(jax.random.key(0), REGIONS, MASK)
+    found = module.apply(params, REGIONS, MASK)
+    other = module.apply(params, np.where(MASK[..., None], REGIONS, np.nan), MASK)
+    jax.tree.map(np.testing.assert_array_equal, other, found)

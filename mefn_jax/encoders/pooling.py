@@ -6,9 +6,9 @@ import numpy as np
 
 from mefn_jax.encoders.gru import directions
 from mefn_jax.encoders.positions import sines
+from mefn_jax.encoders.transformer import LOW
 
 POOLINGS = ("mean", "max", "gpo")
-LOW = -1e30
 
 
 def mean(x, mask):

@@ -5,6 +5,8 @@ From scratch it has GroupNorm: no statistic crosses the batch, so that 1 and 8 d
 Pretrained, it runs BatchNorm on its stored statistics.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,9 +37,29 @@ def norm_layer(kind: str, width: int, dtype: str, name: str) -> nn.Module:
     return nn.GroupNorm(max(1, width // GROUP_SIZE), dtype=dtype, name=name)
 
 
+def convolve(x, kernel, strides, padding, **rest):
+    """`jax.lax.conv_general_dilated`, a 1 x 1 as the matrix product that it is: on CPU, XLA's gradient of the
+    convolution with respect to such a kernel can take several times as long."""
+    if kernel.shape[:2] == (1, 1):
+        return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
+
+
 def conv(width: int, kernel: int, stride: int, dtype: str, name: str) -> nn.Conv:
     """A convolution padded by half its kernel on both sides, as PyTorch's are (SAME pads one side less)."""
-    return nn.Conv(width, (kernel, kernel), (stride, stride), kernel // 2, use_bias=False, dtype=dtype, name=name)
+    size, strides = (kernel, kernel), (stride, stride)
+    return nn.Conv(
+        width, size, strides, kernel // 2, use_bias=False, dtype=dtype, conv_general_dilated=convolve, name=name
+    )
+
+
+def max_pool(x):
+    """The maxima of 3 x 3 windows at a stride of 2, padded by one: as a maximum of slices, whose gradient is cheap,
+    where XLA's of a reduced window scatters one element after the other on CPU."""
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    height, width = x.shape[1] - 2, x.shape[2] - 2
+    slices = [x[:, i : i + height : 2, j : j + width : 2] for i in range(3) for j in range(3)]
+    return functools.reduce(jnp.maximum, slices)
 
 
 class Residual(nn.Module):
@@ -99,7 +121,7 @@ class ResNet(nn.Module):
         x = conv(self.stem_width, 7 if self.stem_pool else 3, 2, self.dtype, "stem")(pixels)
         x = nn.relu(norm_layer(self.norm, self.stem_width, self.dtype, "stem_norm")(x))
         if self.stem_pool:
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x)
         block = nn.remat(Residual, static_argnums=(2,)) if self.remat else Residual  # 2: deterministic
         grids, done = [], 0
         for s, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
