@@ -241,6 +241,9 @@ def _write(path: str, shape, dtype, first: np.ndarray, batches, progress: Progre
     fresh = not (done and part.is_file())
     done = 0 if fresh else done
     array = np.lib.format.open_memmap(part, "w+" if fresh else "r+", dtype, shape if fresh else None)
+    if hasattr(os, "posix_fallocate"):  # a disk that is too small says so now, not as a bus error in the middle
+        with part.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
     saved = time.perf_counter()
     with tqdm(total=len(first) - 1, initial=done, desc=name, unit=unit, disable=None) as bar:
         for rows, number in batches(done):

@@ -179,6 +179,42 @@ def test_grey_images_become_rgb():
     assert images.decode(jpeg(40, 40, "L"), images.Resize(16), "x").shape == (16, 16, 3)
 
 
+def encoded(image, kind, **options):
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def test_unusual_images_are_decoded_right():
+    ramp = np.tile(np.linspace(0, 255, 40).astype(np.uint8), (40, 1))
+    grey = np.repeat(ramp[..., None], 3, 2).astype(int)
+
+    def error(data):
+        return np.abs(images.decode(data, images.Resize(40), "x").astype(int) - grey).max()
+
+    assert error(encoded(Image.fromarray(ramp), "PNG")) == 0
+    assert error(encoded(Image.fromarray(ramp.astype(np.uint16) * 257), "PNG")) == 0  # 16 bits
+    assert error(encoded(Image.fromarray(ramp).convert("RGB").convert("CMYK"), "JPEG", quality=98)) <= 6
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by a quarter clockwise
+    lying = Image.fromarray(ramp).transpose(Image.Transpose.ROTATE_90)
+    assert error(encoded(lying, "JPEG", quality=98, exif=turned)) <= 6
+    assert error(encoded(lying, "JPEG", quality=98)) > 100
+
+
+def test_an_image_of_absurd_size_is_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    data = encoded(Image.new("1", (40, 40)), "PNG")
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(DataError, match="40 x 40 pixels, more than 1,000"),
+    ):
+        images.decode(data, images.Resize(16), "x")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match="image 'x' cannot be decoded"):
+        images.decode(data, images.Resize(16), "x")
+
+
 @pytest.mark.parametrize("data", [b"", b"not an image", jpeg(100, 100)[:400], jpeg(64, 64)[:-200]])
 def test_broken_images_are_named(data):
     with pytest.raises(DataError, match=r"image 'x.jpg' cannot be decoded .* data.skip_bad=True"):

@@ -1,6 +1,7 @@
 """Precomputed features: what they are, and that an interrupted run loses and changes nothing."""
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -145,6 +146,19 @@ def test_other_settings_and_missing_towers_are_refused(towers, prepared, tmp_pat
     assert "give image.pretrained, text.pretrained or both" in refusal(*plain)
     assert "give either --config=FILE.py with pretrained towers, or --workdir=RUN" in refusal(plain[1])
     assert "is not empty and holds no features.json" in refusal(*options(towers, prepared, towers))
+
+
+def test_a_full_disk_is_said_in_one_line(towers, prepared, tmp_path, command):
+    """Files may not grow beyond 8 kB, as on a full disk; the features have more."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))  # noqa: E731
+    args = (*options(towers, prepared, tmp_path / "out"), "--splits=train")
+    full = command("-m mefn_jax.precompute", *args, check=False, preexec_fn=limit)
+    assert full.returncode == 1
+    assert "cannot be written" in full.stderr
+    assert "run the same command to go on" in full.stderr
+    assert "Traceback" not in full.stderr
+    command("-m mefn_jax.precompute", *args)
+    assert np.load(tmp_path / "out" / "train_ims.npy").shape == (40, 5, 16)
 
 
 def test_a_trained_runs_towers_can_be_kept(prepared, tmp_path, command):

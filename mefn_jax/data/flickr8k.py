@@ -6,6 +6,7 @@ PEERS.md 1 has the format: a token line is `<file>.jpg#<k>\\t<caption>`, a split
 import re
 from pathlib import Path
 
+from mefn_jax.data.files import image_in, read_text
 from mefn_jax.errors import DataError
 
 TOKEN_FILE = "Flickr8k.token.txt"
@@ -77,12 +78,7 @@ def _read_tokens(path: Path, listed: set[str]) -> tuple[dict[str, list[str]], in
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path}: not UTF-8 at byte {e.start}; convert the file to UTF-8") from None
+    text = read_text(path)
     return text.removesuffix("\n").split("\n") if text else []
 
 
@@ -90,9 +86,7 @@ def _entry(name: str, number: int, listing: Path, images: Path, captions: dict[s
     # A name must not lead out of the image folder.
     if name != Path(name).name or name in (".", ".."):
         raise DataError(f"{listing}:{number}: {name!r} is not a plain file name")
-    image = images / name
-    if not image.is_file():
-        raise DataError(f"{listing}:{number}: image {name!r} is not in {images}; restore it or take it off the list")
+    image = image_in(images, name, f"{listing}:{number}")
     if name not in captions:
         raise DataError(f"{listing}:{number}: image {name!r} has no caption in {TOKEN_FILE}; take it off the list")
     return {"image": image, "image_id": name, "captions": captions[name]}

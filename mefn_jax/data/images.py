@@ -5,7 +5,7 @@ import io
 
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mefn_jax.errors import DataError
 
@@ -42,19 +42,27 @@ def resize_of(image) -> Resize:
 
 
 def decode(data: bytes, resize: Resize, name: str) -> np.ndarray:
-    """Decodes and resizes: uint8 `(size, size, 3)`, RGB. Raises DataError naming the image (`name`) if it is not a
-    complete image."""
+    """Decodes, turns upright as its EXIF says, and resizes: uint8 `(size, size, 3)`, RGB. Raises DataError naming the
+    image (`name`) if it is not a complete image, or one of absurd size."""
     size = resize.size
     try:
         with Image.open(io.BytesIO(data)) as image:
             # libjpeg decodes at 1/2, 1/4 or 1/8 where that is still at least the size asked for.
             shorter = round(size / resize.crop)
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels, more than {Image.MAX_IMAGE_PIXELS:,}")
             image.draft("RGB", (shorter, shorter))
-            image = image.convert("RGB")
+            image = _rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise DataError(f"image {name!r} cannot be decoded ({e}); replace it, or set data.skip_bad=True") from None
     box = (0, 0, *image.size) if resize.fit == "squash" else _centre(image.size, shorter, size)
     return np.asarray(image.resize((size, size), RESAMPLE[resize.resample], box=box, reducing_gap=2.0))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
+        image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _centre(sides: tuple[int, int], shorter: int, size: int) -> tuple:

@@ -1,4 +1,7 @@
-"""Prepares a data set once: python -m mefn_jax.data.prepare --source=flickr8k --path=DIR --out=DIR
+"""Prepares a data set once: python -m mefn_jax.data.prepare --source=NAME --path=PATH [--images=DIR] --out=DIR
+
+Sources: flickr8k (the folder as distributed), karpathy (dataset_*.json), coco (the folder of captions_*.json), table
+(CSV or JSON lines of image and caption), shapes (drawn scenes). Each reader's docstring has its format.
 
 Writes a TFDS data set in array_record and the tokenizer into --out. Everything is written beside it and renamed at
 the end, so an interrupted run leaves nothing that could be read.
@@ -17,22 +20,43 @@ from pathlib import Path
 from absl import flags
 
 from mefn_jax.config import run
-from mefn_jax.data import flickr8k, shapes, tokenizer
+from mefn_jax.data import coco, flickr8k, karpathy, shapes, table, tokenizer
 from mefn_jax.errors import DataError
 
-SOURCES = ("flickr8k", "shapes")
+READERS = {
+    "flickr8k": lambda path, _: flickr8k.read(path),
+    "karpathy": karpathy.read,
+    "coco": coco.read,
+    "table": table.read,
+}
 SHAPES_VERSION = 12  # raise it when the drawn scenes change, so that cached ones are made again
 
 
-def prepare(source: str, path: str, out, *, vocab_size: int, lower_case: bool, punctuation: str, scenes, seed) -> list:
-    """Writes the data set to the directory `out`, which must be new or empty. Returns lines to show the user.
+def prepare(
+    source: str,
+    path: str,
+    out,
+    *,
+    images: str = "",
+    captions_per_image: int = 5,
+    vocab_size: int,
+    lower_case: bool,
+    punctuation: str,
+    scenes,
+    seed,
+) -> list:
+    """Writes the data set to the directory `out`, which must be new or empty. Returns lines to show the user. Of an
+    image's captions the first `captions_per_image` are kept, all for 0.
 
     Raises DataError for malformed input, and if `out` holds something already.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists already and is not empty; choose another --out or remove it")
-    splits, notes = _sources(source, path, scenes, seed)
+    if source == "shapes":
+        splits, notes = _drawn(scenes, seed), []
+    else:
+        splits, notes = _read(source, path, images, captions_per_image)
     if "train" not in splits:
         raise DataError(f"{path}: no training split, which the tokenizer is trained on")
     facts = {"source": source, "lower_case": lower_case, "punctuation": punctuation, "vocab_size": vocab_size}
@@ -56,11 +80,23 @@ def prepare(source: str, path: str, out, *, vocab_size: int, lower_case: bool, p
     return [*notes, f"{out}: {counts}; {len(json.loads(text)['model']['vocab'])} wordpieces"]
 
 
-def _sources(source: str, path: str, scenes, seed):
-    if source == "shapes":
-        numbers = dict(zip(("train", "val", "test"), scenes, strict=True))
-        return {s: (n, functools.partial(shapes.examples, s, n, seed)) for s, n in numbers.items()}, []
-    splits, notes = flickr8k.read(path)
+def _drawn(scenes, seed):
+    numbers = dict(zip(("train", "val", "test"), scenes, strict=True))
+    return {s: (n, functools.partial(shapes.examples, s, n, seed)) for s, n in numbers.items()}
+
+
+def _read(source: str, path: str, images: str, captions_per_image: int):
+    if not images:  # beside what is read
+        images = Path(path) if Path(path).is_dir() else Path(path).parent
+    splits, notes = READERS[source](path, images)
+    most = captions_per_image
+    long = [e for entries in splits.values() for e in entries if len(e["captions"]) > most] if most else []
+    for entry in long:
+        entry["captions"] = entry["captions"][:most]
+    if long:
+        notes.append(
+            f"kept the first {most} captions of {len(long)} images that have more (all: --captions_per_image=0)"
+        )
 
     def examples(entries):
         for entry in entries:
@@ -102,8 +138,10 @@ def drawn_scenes(scenes, seed: int) -> Path:
 
 
 def define_flags() -> None:
-    flags.DEFINE_enum("source", None, SOURCES, "Format of the source.", required=True)
-    flags.DEFINE_string("path", "", "Folder of the source; not for shapes.")
+    flags.DEFINE_enum("source", None, (*READERS, "shapes"), "Format of the source.", required=True)
+    flags.DEFINE_string("path", "", "Folder or file of the source; not for shapes.")
+    flags.DEFINE_string("images", "", "Folder of the images; by default beside what --path names. Not for flickr8k.")
+    flags.DEFINE_integer("captions_per_image", 5, "Captions kept of each image, the first ones; 0: all.", lower_bound=0)
     flags.DEFINE_string("out", None, "Directory to write; must be new or empty.", required=True)
     flags.DEFINE_integer("vocab_size", 8000, "Most wordpieces of the vocabulary.", lower_bound=100)
     flags.DEFINE_bool("lower_case", True, "Train the tokenizer on lower case (config: text.lower_case).")
@@ -115,7 +153,7 @@ def define_flags() -> None:
 def main() -> None:
     f = flags.FLAGS
     if f.source != "shapes" and not f.path:
-        raise DataError(f"--source={f.source} needs --path, the folder it lies in")
+        raise DataError(f"--source={f.source} needs --path, the folder or file to read")
     try:
         scenes = tuple(int(n) for n in f.scenes)
     except ValueError:
@@ -126,6 +164,8 @@ def main() -> None:
         f.source,
         f.path,
         f.out,
+        images=f.images,
+        captions_per_image=f.captions_per_image,
         vocab_size=f.vocab_size,
         lower_case=f.lower_case,
         punctuation=f.punctuation,
