@@ -119,7 +119,7 @@ def test_folds_are_consecutive_and_averaged(trained, command):
 
 @pytest.mark.parametrize("model", ["mefn_no_entropy", "mefn_no_local", "mefn_no_global", "vsepp", "clip"])
 def test_every_model_trains_and_evaluates(model, tmp_path, command):
-    config = f"--config=configs/default.py:smoke,model={model}"
+    config = f"--config=configs/shapes.py:smoke,model={model}"
     command("train.py", config, f"--workdir={tmp_path}", "--config.train.steps=4")
     assert f"{model} (step 4)" in command("eval.py", f"--workdir={tmp_path}").stdout
 

@@ -109,7 +109,7 @@ def test_each_source_trains_and_evaluates(source, tmp_path, command):
     args = (f"--source={source}", f"--path={path}", f"--images={images}", f"--out={out}")
     text = command("-m mefn_jax.data.prepare", *args).stdout
     if source == "karpathy":
-        assert "kept the first 5 captions of 27 images with more" in text
+        assert "kept the first 5 captions of 27 images that have more" in text
     split = Dataset(out).split("val")
     assert split.captions == split.images * (2 if source == "table" else 5)
     options = ("--config=configs/flickr8k.py:smoke", f"--config.data.dir={out}", f"--workdir={tmp_path / 'run'}")
