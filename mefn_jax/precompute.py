@@ -83,13 +83,14 @@ def precompute(found: Towers, out: Path, splits: list[str]) -> None:
     progress = Progress(out, settings_of(found))
     for name in splits:
         split = dataset.split(name)
-        progress.begin(split)
+        texts = [(r["image_id"], r["captions"]) for r in map(split.record, range(split.images))]
+        progress.begin(split.name, texts)
         prefix = out / NAMES.get(split.name, split.name)
-        write_lines(split, prefix)
+        write_lines(split, texts, prefix)
         if found.image:
             write_regions(found, params, mesh, split, prefix, progress)
         if found.text:
-            write_words(found, params, mesh, split, prefix, progress)
+            write_words(found, params, mesh, [c for _, captions in texts for c in captions], prefix, progress)
     if found.tokenizer:
         (out / FILE).write_text(found.tokenizer.json, encoding="utf-8")
     say(f"wrote {', '.join(splits)} into {out}")
@@ -137,16 +138,13 @@ class Progress:
         elif any(out.iterdir()):
             raise ConfigError(f"--out={out} is not empty and holds no features.json; choose another")
 
-    def begin(self, split: Split) -> None:
-        """Notes what the split holds. Raises ConfigError if its features here were made of something else."""
-        digest = hashlib.sha256()
-        for k in range(split.images):
-            record = split.record(k)
-            digest.update(json.dumps([record["image_id"], record["captions"]]).encode())
-        holds = [split.images, split.captions, digest.hexdigest()]
-        if self.splits.setdefault(split.name, holds) != holds:
+    def begin(self, name: str, texts: list[tuple[str, list[str]]]) -> None:
+        """Notes what the split `name` holds, each image's id and captions. Raises ConfigError if its features here were
+        made of something else."""
+        holds = [len(texts), hashlib.sha256(json.dumps(texts).encode()).hexdigest()]
+        if self.splits.setdefault(name, holds) != holds:
             raise ConfigError(
-                f"--out={self.path.parent} holds features of other data for {split.name}; choose another, or remove it"
+                f"--out={self.path.parent} holds features of other data for {name}; choose another, or remove it"
             )
         self._write()
 
@@ -163,11 +161,10 @@ class Progress:
         os.replace(new, self.path)
 
 
-def write_lines(split: Split, prefix: Path) -> None:
+def write_lines(split: Split, texts: list[tuple[str, list[str]]], prefix: Path) -> None:
     """`_caps.txt` and `_ids.txt`."""
     captions, ids = [], []
-    for k in range(split.images):
-        of_image = split.record(k)["captions"]
+    for k, (_, of_image) in enumerate(texts):
         captions += [" ".join(c.split()) for c in of_image]
         ids += [k] * (1 if one_row_an_image(split) else len(of_image))
     for suffix, lines in (("caps", captions), ("ids", ids)):
@@ -205,11 +202,10 @@ def write_regions(found: Towers, params, mesh, split: Split, prefix: Path, progr
     _write(f"{prefix}_ims.npy", (int(first[-1]), *shape[1:]), np.float32, first, batches, progress, " images")
 
 
-def write_words(found: Towers, params, mesh, split: Split, prefix: Path, progress: Progress) -> None:
+def write_words(found: Towers, params, mesh, captions: list[str], prefix: Path, progress: Progress) -> None:
     """`_words.npy` and `_word_offsets.npy`: the text tower's states of each caption's words, one behind the other."""
     c = found.config
     size = -(-c.eval.batch_size // mesh.size) * mesh.size
-    captions = [caption for k in range(split.images) for caption in split.record(k)["captions"]]
     numbers = found.tokenizer(captions)[1].sum(1) - 2
     offsets = np.concatenate([[0], np.cumsum(numbers)])
 

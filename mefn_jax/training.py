@@ -47,7 +47,8 @@ def train(config: ConfigDict, workdir) -> None:
     with Checkpoints(workdir, create=True) as checkpoints:
         done = checkpoints.latest or 0
         if done:
-            config, tokenizer = resumed(config, checkpoints.meta(done), workdir)
+            saved = checkpoints.meta(done)
+            config, tokenizer = resumed(config, saved, workdir)
             towers = {}
         else:
             config, towers, json = load(config)
@@ -55,9 +56,10 @@ def train(config: ConfigDict, workdir) -> None:
         model = build(config, tokenizer.vocab_size)
         init = initialiser(model, config, mesh)
         schedule = optim.schedule(config.train.learning_rate, steps, config.train.warmup)
-        factors = optim.rate_factors(jax.eval_shape(init), config.train.multipliers, config.train.layer_decay)
+        shapes = jax.eval_shape(init)
+        factors = optim.rate_factors(shapes, config.train.multipliers, config.train.layer_decay)
         if done:
-            check_frozen(factors, jax.eval_shape(init), ConfigDict(checkpoints.meta(done)["config"]).train, workdir)
+            check_frozen(factors, shapes, ConfigDict(saved["config"]).train, workdir)
         optimizer = optim.adamw(schedule, config.train.weight_decay, config.train.clip_norm, factors)
         new = functools.partial(state.create, init, optimizer, factors)
         current = restored(new, checkpoints, mesh) if done else begun(new, towers, mesh)

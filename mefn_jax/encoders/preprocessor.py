@@ -6,6 +6,7 @@ from mefn_jax.encoders.pretrained import read_object
 from mefn_jax.errors import WeightsError
 
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+SQUASH = {"fit": "squash", "crop": 1.0}
 
 
 def preprocessing(directory) -> dict:
@@ -53,9 +54,6 @@ def _resizing(path: Path, found: dict) -> dict:
             raise WeightsError(f"{path}: crop_size {crop} is more than size {size}, which is not built")
         return wanted | {"size": crop, "fit": "crop", "crop": crop / size if size else 1.0}
     return wanted | ({"size": size} | SQUASH if size else {})
-
-
-SQUASH = {"fit": "squash", "crop": 1.0}
 
 
 def _side(size, key: str, path: Path) -> int | None:
