@@ -19,7 +19,7 @@ def base():
     c.embed_dim = 256  # D, the width of the joint space of regions, words and pooled embeddings
 
     c.data = ConfigDict()
-    c.data.dir = ""  # a directory made by `python -m mefn_jax.data.prepare`; empty: the drawn scenes, made and cached
+    c.data.dir = ""  # made by `python -m mefn_jax.data.prepare`, TFDS coco_captions, or SCAN's *_precomp; empty: drawn
     c.data.scenes = (4000, 500, 500)  # drawn scenes: how many in train, val, test
     c.data.scene_seed = 0  # drawn scenes: the seed they are drawn from
     c.data.twins_together = False  # drawn scenes: a caption and its twin's in one batch, as hard negatives
@@ -28,7 +28,7 @@ def base():
     c.data.workers = 0  # processes that read and decode; 0: threads of this one
 
     c.image = ConfigDict()
-    c.image.arch = "resnet"  # resnet or vit
+    c.image.arch = "resnet"  # resnet, vit, or regions: precomputed ones, from data.dir
     c.image.pretrained = ""  # a checkpoint (Hugging Face layout): directory or hub name; its sizes replace those below
     c.image.size = 0  # pixels of the square input; 0: as the pretrained checkpoint had it, 224 without one
     c.image.fit = "crop"  # crop (the centre square) or squash (the whole image into a square)
@@ -37,7 +37,10 @@ def base():
     c.image.mean = (0.485, 0.456, 0.406)  # of the pixels, per channel in [0, 1]
     c.image.std = (0.229, 0.224, 0.225)  # likewise
     c.image.scales = (7,)  # regions: a grid of at most n x n a scale, of a ResNet's last stages or a ViT's one grid
-    c.image.pooling = "tower"  # pooled: the tower's own, or mean, max or gpo of the regions
+    c.image.pooling = "tower"  # pooled: the tower's own (of regions: mean), or mean, max or gpo of the regions
+    c.image.regions = ConfigDict()
+    c.image.regions.width = 0  # of a precomputed region; 0: as data.dir has them
+    c.image.regions.projection = "linear"  # linear, or mlp: a two-layer MLP is added to it (VSE-infinity)
     c.image.resnet = ConfigDict()
     c.image.resnet.stem_width = 64  # channels of the first convolution
     c.image.resnet.depths = (3, 4, 23, 3)  # blocks in each stage (these are ResNet-101's)
@@ -99,6 +102,13 @@ def base():
     c.text.gru.layers = 1  # one on top of another
     c.text.gru.bidirectional = True  # SCAN; False: VSE++
     c.text.gru.dropout = 0.0  # on the embeddings and between layers
+
+    c.augment = ConfigDict()  # random changes in training, from (seed, epoch, caption)
+    c.augment.crop = 1.0  # the smallest share of the image's area that a random crop keeps; 1: no random crop
+    c.augment.flip = 0.0  # chance of mirroring, never where the caption says left or right
+    c.augment.colour = 0.0  # strength of brightness, contrast and saturation: factors in 1 - x to 1 + x
+    c.augment.words = 0.0  # chance that a word is masked, replaced or dropped (VSE-infinity: 0.2)
+    c.augment.regions = 0.0  # chance that a region is left out (VSE-infinity: 0.2)
 
     c.matcher = ConfigDict()  # MEFN's own (DESIGN 3); the ablations are names of `model`
     c.matcher.entropy = "shannon"  # shannon, gaussian, bernoulli or none

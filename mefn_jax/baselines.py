@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 
 from mefn_jax.data import images
-from mefn_jax.data.dataset import Split
+from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import normalise
 
 BINS = 6  # of each colour channel
@@ -50,8 +50,7 @@ def colour_histogram(train: Split, split: Split):
     ridge = 0.01 * np.trace(x.T @ x) / x.shape[1]
     mapping = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ (targets - mean_y))
     predicted = _unit((_histograms(split) - mean_x) @ mapping * weight)
-    captions = [c for i in range(split.images) for c in split.record(i)["captions"]]
-    bags = _unit(np.stack([_bag(c, vocabulary) for c in captions]) * weight)
+    bags = _unit(np.stack([_bag(c, vocabulary) for c in split.texts()]) * weight)
 
     def scores(rows: slice, columns: slice) -> np.ndarray:
         return predicted[rows] @ bags[columns].T

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, config_flags
 from mefn_jax.errors import ConfigError, UserError
 
 CHOICES = {
-    "image.arch": ("resnet", "vit"),
+    "image.arch": ("resnet", "vit", "regions"),
     "text.punctuation": ("keep", "drop"),
     "train.dtype": ("float32", "bfloat16"),
     "image.resnet.norm": ("group", "batch"),
@@ -44,9 +44,13 @@ BELOW_ONE = (
     "text.clip.stochastic_depth",
     "text.gru.dropout",
     "train.warmup",
+    "augment.colour",
+    "augment.words",
+    "augment.regions",
 )
 NOT_NEGATIVE = (
     "image.size",
+    "image.regions.width",
     "train.steps",
     "train.epochs",
     "train.seed",
@@ -111,12 +115,14 @@ def check(config: ConfigDict, choices: dict) -> None:
     for key in BELOW_ONE:
         if not 0 <= get(config, key) < 1:
             raise ConfigError(f"{key}: {get(config, key)!r} must be in [0, 1)")
-    for key in ("image.crop", "train.layer_decay"):
+    for key in ("image.crop", "augment.crop", "train.layer_decay"):
         if not 0 < get(config, key) <= 1:
             raise ConfigError(f"{key}: {get(config, key)!r} must be in (0, 1]")
     for key in ("image.mean", "image.std"):
         if len(get(config, key)) != 3:
             raise ConfigError(f"{key}: {tuple(get(config, key))} must be three numbers, one a channel")
+    if not 0 <= config.augment.flip <= 1:
+        raise ConfigError(f"augment.flip: {config.augment.flip!r} must be in [0, 1]")
     for kind, check_tower in (("image", check_image_tower), ("text", check_text_tower)):
         if not config[kind].pretrained:  # else the sizes come from the checkpoint
             check_tower(config)
@@ -125,6 +131,8 @@ def check(config: ConfigDict, choices: dict) -> None:
 def check_image_tower(config: ConfigDict) -> None:
     """Raises ConfigError if the image tower's sizes cannot work with the input's size and the scales."""
     c = config.image
+    if c.arch == "regions":
+        return
     size = c.size or DEFAULT_SIZE
     if not c.scales or min(c.scales) < 1:
         raise ConfigError(f"image.scales: {tuple(c.scales)} must be numbers above 0, one a scale")

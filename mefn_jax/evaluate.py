@@ -10,9 +10,10 @@ import numpy as np
 from mefn_jax import baselines, metrics, twins
 from mefn_jax.checkpoint import versions
 from mefn_jax.config import check_local
-from mefn_jax.data.dataset import ALIASES, Split
+from mefn_jax.data.dataset import ALIASES
+from mefn_jax.data.split import Split
 from mefn_jax.errors import ConfigError
-from mefn_jax.evaluator import Evaluator, load, open_dataset, untrained
+from mefn_jax.evaluator import Evaluator, fitted, load, open_dataset, untrained
 from mefn_jax.logs import say
 
 
@@ -48,6 +49,7 @@ def tabulate(evaluator: Evaluator, params, title: str, data_dir: str, split_name
         config.data.dir = data_dir
     dataset = open_dataset(config.data)
     split = dataset.split(split_name)
+    fitted(config, split)
     if split.images % folds:
         raise ConfigError(f"--folds={folds}: does not divide the {split.images} images of {split.name}")
     if split.skipped:

@@ -11,14 +11,15 @@ from mefn_jax import losses, metrics, towers
 from mefn_jax.checkpoint import Checkpoints
 from mefn_jax.config import check
 from mefn_jax.data import pipeline
-from mefn_jax.data.dataset import Dataset, Split
+from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.images import resize_of
 from mefn_jax.data.prepare import drawn_scenes
+from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.errors import ConfigError
 from mefn_jax.matching.features import Features
 from mefn_jax.matching.tiled import FeatureScores, count_better
-from mefn_jax.model import CHOICES, Model, build
+from mefn_jax.model import CHOICES, Model, build, empty_images
 from mefn_jax.sharding import by_rows, make_mesh, put_rows, replicated
 
 
@@ -46,13 +47,12 @@ class Evaluator:
         c = self.config
         size = -(-c.eval.batch_size // self.mesh.size) * self.mesh.size
         image_parts = [
-            _fetch(encode_images(params, put_rows(self.mesh, pixels)), number)
-            for pixels, number in pipeline.image_batches(split, resize_of(c.image), size, c.data.threads)
+            _fetch(encode_images(params, put_rows(self.mesh, images)), number)
+            for images, number in pipeline.image_batches(split, resize_of(c.image), size, c.data.threads)
         ]
-        captions = [caption for k in range(split.images) for caption in split.record(k)["captions"]]
         text_parts = [
             _fetch(encode_texts(params, *put_rows(self.mesh, (ids, mask))), number)
-            for ids, mask, number in pipeline.text_batches(captions, self.tokenizer, size)
+            for ids, mask, number in pipeline.text_batches(split.texts(), self.tokenizer, size)
         ]
         return _join(image_parts), _join(text_parts)
 
@@ -87,6 +87,26 @@ def open_dataset(data) -> Dataset:
     return Dataset(data.dir or drawn_scenes(data.scenes, data.scene_seed), data.skip_bad)
 
 
+def fitted(config: ml_collections.ConfigDict, split: Split) -> ml_collections.ConfigDict:
+    """The configuration with the width of precomputed regions. Raises ConfigError if the image tower cannot take what
+    the split has: images, or regions of another width."""
+    takes_regions = config.image.arch == "regions"
+    if takes_regions != bool(split.region_width):
+        wanted, found = ("regions", "images") if takes_regions else ("images", "precomputed regions")
+        raise ConfigError(
+            f"image.arch={config.image.arch} takes {wanted}, but the data set has {found}; set --config.image.arch to "
+            f"{'resnet or vit' if takes_regions else 'regions'}, or choose another data set"
+        )
+    if not takes_regions:
+        return config
+    config = config.copy_and_resolve_references().unlock()
+    width = config.image.regions.width
+    if width not in (0, split.region_width):
+        raise ConfigError(f"the data set's regions are {split.region_width} wide, image.regions.width is {width}")
+    config.image.regions.width = split.region_width
+    return config.lock()
+
+
 def load(workdir, step: str):
     """A trained model: `(Evaluator, params, step)` from a workdir's checkpoint ("best", "latest" or a number).
 
@@ -100,8 +120,7 @@ def load(workdir, step: str):
         t = config.text
         tokenizer = Tokenizer(meta["tokenizer"], t.max_words, t.lower_case, t.punctuation)
         model = build(config, tokenizer.vocab_size)
-        pixels = np.zeros((1, config.image.size, config.image.size, 3), np.uint8)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), pixels, *tokenizer([""]))
+        shapes = jax.eval_shape(model.init, jax.random.key(0), empty_images(config), *tokenizer([""]))
         where = replicated(mesh)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
         params = checkpoints.restore(number, {"params": abstract})["params"]
@@ -131,6 +150,5 @@ def untrained(config: ml_collections.ConfigDict):
     tokenizer = Tokenizer(json, t.max_words, t.lower_case, t.punctuation)
     towers.check_vocabulary(config, tokenizer.vocab_size)
     model = build(config, tokenizer.vocab_size)
-    pixels = np.zeros((1, config.image.size, config.image.size, 3), np.uint8)
-    params = towers.with_pretrained(model.init(jax.random.key(0), pixels, *tokenizer([""])), found)
+    params = towers.with_pretrained(model.init(jax.random.key(0), empty_images(config), *tokenizer([""])), found)
     return Evaluator(model, tokenizer, config, mesh), jax.device_put(params, replicated(mesh))

@@ -14,6 +14,7 @@ from mefn_jax.encoders.clip_text import CLIPText
 from mefn_jax.encoders.gru import GRU
 from mefn_jax.encoders.image import ImageEncoder
 from mefn_jax.encoders.pooling import POOLINGS
+from mefn_jax.encoders.regions import PROJECTIONS, RegionEncoder
 from mefn_jax.encoders.resnet import ResNet
 from mefn_jax.encoders.text import TextEncoder
 from mefn_jax.encoders.transformer import ACTIVATIONS
@@ -38,6 +39,7 @@ CHOICES = {
     "image.fit": FITS,
     "image.resample": tuple(RESAMPLE),
     "image.pooling": ("tower", *POOLINGS),
+    "image.regions.projection": PROJECTIONS,
     "image.vit.activation": tuple(ACTIVATIONS),
     "text.bert.activation": tuple(ACTIVATIONS),
     "text.clip.activation": tuple(ACTIVATIONS),
@@ -58,19 +60,20 @@ class Model:
     matcher: nn.Module
     loss: dict  # the loss's parameters as they begin (`losses.initial`)
 
-    def init(self, key: jax.Array, pixels, ids, mask) -> dict:
-        """Random parameters. `pixels` uint8 `(B, H, W, 3)`, `ids` int32 and `mask` bool `(B, L)` give the shapes."""
+    def init(self, key: jax.Array, images, ids, mask) -> dict:
+        """Random parameters. `images` as for `encode_images`, `ids` int32 and `mask` bool `(B, L)` give the shapes."""
         image_key, text_key, matcher_key = jax.random.split(key, 3)
-        image = self.image.init(image_key, pixels)
+        image = self.image.init(image_key, images)
         text = self.text.init(text_key, ids, mask)
-        features = self.image.apply(image, pixels), self.text.apply(text, ids, mask)
+        features = self.image.apply(image, images), self.text.apply(text, ids, mask)
         matcher = self.matcher.init(matcher_key, *features)
         loss = {name: jnp.float32(value) for name, value in self.loss.items()}
         return {"image": image["params"], "text": text["params"], "matcher": matcher.get("params", {}), "loss": loss}
 
-    def encode_images(self, params, pixels, dropout_key=None) -> Features:
-        """Features of uint8 pixels `(B, H, W, 3)`; with a `dropout_key`, as in training."""
-        return _encode(self.image, params["image"], dropout_key, pixels)
+    def encode_images(self, params, images, dropout_key=None, keys=None) -> Features:
+        """Features of images, uint8 pixels `(B, H, W, 3)` or precomputed regions float `(B, N, C)`; with a
+        `dropout_key`, and random `keys (B,)` of the items, as in training."""
+        return _encode(self.image, params["image"], dropout_key, images, keys=keys)
 
     def encode_texts(self, params, ids, mask, dropout_key=None) -> Features:
         """Features of token ids int32 and mask bool `(B, L)`; with a `dropout_key`, as in training."""
@@ -91,10 +94,11 @@ class Model:
         return self.matcher.apply({"params": params["matcher"]}, method="learned")
 
 
-def _encode(encoder, params, dropout_key, *inputs) -> Features:
+def _encode(encoder, params, dropout_key, *inputs, **options) -> Features:
     if dropout_key is None:
-        return encoder.apply({"params": params}, *inputs)
-    return encoder.apply({"params": params}, *inputs, deterministic=False, rngs={"dropout": dropout_key})
+        return encoder.apply({"params": params}, *inputs, **options)
+    rngs = {"dropout": dropout_key}
+    return encoder.apply({"params": params}, *inputs, deterministic=False, rngs=rngs, **options)
 
 
 def build(config: ConfigDict, vocab_size: int) -> Model:
@@ -105,11 +109,23 @@ def build(config: ConfigDict, vocab_size: int) -> Model:
     return Model(image_encoder(config), text_encoder(config, vocab_size), matcher(**options), loss)
 
 
-def image_encoder(config: ConfigDict) -> ImageEncoder:
+def image_encoder(config: ConfigDict) -> ImageEncoder | RegionEncoder:
     """The image encoder that a configuration describes."""
-    c, run = config.image, {"dtype": config.train.dtype, "remat": config.train.remat}
+    c, dropout = config.image, config.augment.regions
+    if c.arch == "regions":
+        pooling = "mean" if c.pooling == "tower" else c.pooling
+        return RegionEncoder(config.embed_dim, c.regions.projection, pooling, dropout)
+    run = {"dtype": config.train.dtype, "remat": config.train.remat}
     backbone = ResNet(**c.resnet, **run) if c.arch == "resnet" else ViT(**c.vit, **run)
-    return ImageEncoder(backbone, config.embed_dim, tuple(c.scales), tuple(c.mean), tuple(c.std), c.pooling)
+    scales, mean, std = (tuple(x) for x in (c.scales, c.mean, c.std))
+    return ImageEncoder(backbone, config.embed_dim, scales, mean, std, c.pooling, dropout)
+
+
+def empty_images(config: ConfigDict, number: int = 1):
+    """Images of nothing, in the shape and dtype that the image encoder takes."""
+    if config.image.arch == "regions":
+        return jnp.zeros((number, 1, config.image.regions.width), jnp.float32)
+    return jnp.zeros((number, config.image.size, config.image.size, 3), jnp.uint8)
 
 
 def text_encoder(config: ConfigDict, vocab_size: int) -> TextEncoder:

@@ -28,8 +28,9 @@ from mefn_jax import evaluator, losses, towers
 from mefn_jax.checkpoint import versions
 from mefn_jax.config import check, check_local, config_flag, run
 from mefn_jax.data import pipeline
-from mefn_jax.data.dataset import ALIASES, Split
+from mefn_jax.data.dataset import ALIASES
 from mefn_jax.data.images import resize_of
+from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import FILE, Tokenizer
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.logs import say
@@ -70,6 +71,8 @@ def of_config(config: ConfigDict) -> Towers:
 def of_run(workdir) -> Towers:
     """Both towers of a training run's best checkpoint."""
     loaded, params, _ = evaluator.load(workdir, "best")
+    if loaded.config.image.arch == "regions":
+        raise ConfigError(f"--workdir={workdir}: was trained on precomputed regions; it has no image tower")
     return Towers(loaded.config, loaded.model.image, loaded.model.text, params, loaded.tokenizer)
 
 

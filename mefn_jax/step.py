@@ -12,23 +12,23 @@ from mefn_jax.state import TrainState
 
 
 def train_step(state: TrainState, batch: dict, *, model, optimizer, factors, loss_at, seed: int, mesh):
-    """One step on a batch `{pixels (B, H, W, 3), ids (B, L), mask (B, L), image (B,)}`; `loss_at` gives the loss at a
-    step (`losses.build`), `factors` the learning rates (`optim.rate_factors`): what has 0 stays as it is, and a tower
-    that is frozen whole has no dropout. Returns the new state and float32 scalars {loss, grad_norm}.
+    """One step on a batch of `pipeline.training_dataset`; `loss_at` gives the loss at a step (`losses.build`),
+    `factors` the learning rates (`optim.rate_factors`): what has 0 stays as it is, and a tower that is frozen whole has
+    no dropout. Returns the new state and float32 scalars {loss, grad_norm}.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     keys = {
         kind: key_of_kind if optim.moves(factors[kind].get("backbone", factors[kind])) else None
         for kind, key_of_kind in zip(("image", "text"), jax.random.split(key), strict=True)
     }
-    positives = losses.positives_mask(batch["image"])
+    positives = losses.positives_mask(batch["owner"])
     loss = loss_at(state.step)
-
+    rows = row_keys(seed, batch["epoch"], batch["caption"])
     kept = optim.frozen(state.params, factors)
 
     def loss_of(trained):
         params = optim.merge(trained, kept)
-        images = model.encode_images(params, batch["pixels"], keys["image"])
+        images = model.encode_images(params, batch["images"], keys["image"], rows)
         texts = model.encode_texts(params, batch["ids"], batch["mask"], keys["text"])
         # Every device scores its own images against all texts of the global batch.
         texts = jax.lax.with_sharding_constraint(texts, replicated(mesh))
@@ -41,6 +41,12 @@ def train_step(state: TrainState, batch: dict, *, model, optimizer, factors, los
     params = optim.merge(optax.apply_updates(trained, updates), kept)
     metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, opt_state), jax.tree.map(jnp.float32, metrics)
+
+
+def row_keys(seed: int, epochs, captions):
+    """A random key for each row `(B,)`, which follows from (seed, epoch, caption) alone; for region dropout."""
+    key = jax.random.fold_in(jax.random.key(seed), 0x7FFFFFFF)  # a step that no run comes to
+    return jax.vmap(lambda e, c: jax.random.fold_in(jax.random.fold_in(key, e), c))(epochs, captions)
 
 
 def compile_step(mesh, **bound):

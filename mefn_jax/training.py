@@ -15,14 +15,16 @@ from mefn_jax import config as configuration
 from mefn_jax import losses, optim, state, step
 from mefn_jax.checkpoint import Checkpoints, git_commit, versions
 from mefn_jax.data import pipeline
-from mefn_jax.data.dataset import Split
+from mefn_jax.data import tokenizer as tokens
+from mefn_jax.data.augment import Augment
 from mefn_jax.data.images import resize_of
+from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.errors import CheckpointError, ConfigError
-from mefn_jax.evaluator import Evaluator, open_dataset
+from mefn_jax.evaluator import Evaluator, fitted, open_dataset
 from mefn_jax.logs import StepLog, Writer, header, say
-from mefn_jax.model import CHOICES, Model, build
-from mefn_jax.sharding import check_divides, make_mesh, put_rows, replicated
+from mefn_jax.model import CHOICES, Model, build, empty_images
+from mefn_jax.sharding import check_divides, from_first, make_mesh, put_rows, replicated
 from mefn_jax.towers import as_saved, check_vocabulary, load, with_pretrained
 
 
@@ -42,6 +44,7 @@ def train(config: ConfigDict, workdir) -> None:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} exceeds the {train_split.captions} training captions"
         )
+    config = fitted(config, train_split)
     steps = config.train.steps or math.ceil(config.train.epochs * train_split.captions / config.train.batch_size)
 
     with Checkpoints(workdir, create=True) as checkpoints:
@@ -52,7 +55,7 @@ def train(config: ConfigDict, workdir) -> None:
             towers = {}
         else:
             config, towers, json = load(config)
-            tokenizer = new_tokenizer(config, json, dataset)
+            tokenizer = new_tokenizer(config, json, dataset, train_split)
         model = build(config, tokenizer.vocab_size)
         init = initialiser(model, config, mesh)
         schedule = optim.schedule(config.train.learning_rate, steps, config.train.warmup)
@@ -80,18 +83,17 @@ def train(config: ConfigDict, workdir) -> None:
             loss_at=losses.build(config.loss),
             seed=config.train.seed,
         )
-        batches = training_batches(config, train_split, tokenizer, done)
+        batches = training_batches(config, train_split, tokenizer, done, mesh)
         writer, log = Writer(workdir, done), StepLog(config, schedule, steps)
         bar = tqdm(total=steps, initial=done, unit=" steps", disable=None, leave=False)
         c = config.train
         try:
             for k in range(done, steps):
                 waiting = time.perf_counter()
-                batch = next(batches)
+                batch, captions = next(batches)
                 log.clock.waited(waiting)
-                captions = batch.pop("caption")
                 with jax.transfer_guard("disallow"):
-                    current, metrics = train_step(current, put_rows(mesh, batch))
+                    current, metrics = train_step(current, batch)
                 log.add(k + 1, metrics, captions)
                 bar.update()
                 last = k + 1 == steps
@@ -112,22 +114,28 @@ def train(config: ConfigDict, workdir) -> None:
         say(f"done: {steps} steps; best val rSum at step {checkpoints.best}; checkpoints in {checkpoints.directory}")
 
 
-def new_tokenizer(config, json: str | None, dataset) -> Tokenizer:
-    """The tokenizer of the pretrained text tower, whose text is `json`, or of the data set without one. Raises
-    WeightsError if it has more tokens than the embedding."""
+def new_tokenizer(config, json: str | None, dataset, split: Split) -> Tokenizer:
+    """The tokenizer of the pretrained text tower, whose text is `json`; without one that of the data set; without that
+    one trained on the captions of `split`. Raises WeightsError if it has more tokens than the embedding."""
+    t = config.text
     if json is None:
         check_text(config, dataset.facts)
-    t = config.text
-    tokenizer = Tokenizer(json or dataset.tokenizer_json, t.max_words, t.lower_case, t.punctuation)
+        json = dataset.tokenizer_json
+    if json is None:
+        say(f"training a tokenizer on the {split.captions:,} training captions (kept in the checkpoints)")
+        size = t.vocab_size or tokens.VOCAB_SIZE
+        # Training it gives another one in every process.
+        json = from_first(lambda: tokens.train(split.texts(), size, t.lower_case, t.punctuation))
+    tokenizer = Tokenizer(json, t.max_words, t.lower_case, t.punctuation)
     check_vocabulary(config, tokenizer.vocab_size)
     return tokenizer
 
 
 def initialiser(model: Model, config, mesh):
     """`init() -> params`, random from the seed. Only the inputs' shapes matter: parameters do not depend on values."""
-    pixels = jnp.ones((mesh.size, config.image.size, config.image.size, 3), jnp.uint8)
+    images = empty_images(config, mesh.size)
     ids, mask = (jnp.ones((mesh.size, config.text.max_words + 2), dtype) for dtype in (jnp.int32, bool))
-    return functools.partial(model.init, jax.random.key(config.train.seed), pixels, ids, mask)
+    return functools.partial(model.init, jax.random.key(config.train.seed), images, ids, mask)
 
 
 def begun(new, towers: dict, mesh) -> state.TrainState:
@@ -155,14 +163,26 @@ def described(config, tokenizer: Tokenizer) -> dict:
     }
 
 
-def training_batches(config, split: Split, tokenizer: Tokenizer, done: int):
-    """An iterator over this process's rows of the batches from step `done` on; close it when done."""
+def training_batches(config, split: Split, tokenizer: Tokenizer, done: int, mesh):
+    """An iterator over the batches from step `done` on, as global arrays on the devices, each with the captions of
+    this process's rows; close it when done."""
     d, t = config.data, config.train
     process = (jax.process_index(), jax.process_count())
     dataset = pipeline.training_dataset(
-        split, tokenizer, resize_of(config.image), t.batch_size, t.seed, process, d.twins_together
+        split,
+        tokenizer,
+        resize_of(config.image),
+        t.batch_size,
+        t.seed,
+        process,
+        d.twins_together,
+        Augment(**config.augment),
     )
-    return pipeline.iterate(dataset, done, d.threads, d.workers)
+
+    def put(batch):
+        return put_rows(mesh, batch), batch["caption"]
+
+    return pipeline.iterate(dataset, done, d.threads, d.workers, put)
 
 
 def evaluate(evaluator: Evaluator, params, split, done: int, writer: Writer, bar) -> float:
@@ -211,7 +231,7 @@ def check_frozen(factors, shapes, saved, workdir) -> None:
 def check_text(config, facts: dict) -> None:
     """Raises ConfigError if text normalisation differs from what the data set's tokenizer was trained with."""
     for key in ("lower_case", "punctuation"):
-        if config.text[key] != facts[key]:
+        if config.text[key] != facts.get(key, config.text[key]):
             raise ConfigError(
                 f"text.{key}={config.text[key]!r}, but the data set was prepared with {facts[key]!r}; set "
                 f"--config.text.{key}={facts[key]} or prepare it again with --{key}={config.text[key]}"

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from mefn_jax.data import grammar
-from mefn_jax.data.dataset import Split
+from mefn_jax.data.split import Split
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,8 @@ def dense(p, x):
 )
 def test_pooled_is_of_the_projected_regions_as_they_are(projection, pooling):
     module = RegionEncoder(8, projection, pooling)
-    params = jax.tree.map(np.asarray, module.init(jax.random.key(0), REGIONS, MASK))["params"]
-    found = module.apply({"params": params}, REGIONS, MASK)
+    params = jax.tree.map(np.asarray, module.init(jax.random.key(0), REGIONS, mask=MASK))["params"]
+    found = module.apply({"params": params}, REGIONS, mask=MASK)
     if projection == "mlp":
         assert params["mlp_in"]["kernel"].shape == (6, 4)  # D / 2, as in VSE-infinity
     pool = {"params": params["pooling"]} if "pooling" in params else {}
@@ -43,10 +43,10 @@ def test_pooled_is_of_the_projected_regions_as_they_are(projection, pooling):
 
 def test_masked_regions_have_no_effect_and_gradients_are_finite():
     module = RegionEncoder(8, "mlp", "gpo")
-    params = module.init(jax.random.key(0), REGIONS, MASK)
+    params = module.init(jax.random.key(0), REGIONS, mask=MASK)
 
     def run(params, regions):
-        found = module.apply(params, regions, MASK)
+        found = module.apply(params, regions, mask=MASK)
         return jnp.sum(found.fragments[..., 0]) + jnp.sum(found.pooled[:, 0]), found
 
     step = jax.jit(jax.value_and_grad(run, has_aux=True))
@@ -63,12 +63,12 @@ def test_masked_regions_have_no_effect_and_gradients_are_finite():
 @pytest.mark.parametrize("projection", PROJECTIONS)
 def test_regions_become_features(projection):
     module = RegionEncoder(8, projection, "gpo")
-    params = module.init(jax.random.key(0), REGIONS, MASK)
-    found = module.apply(params, REGIONS, MASK)
+    params = module.init(jax.random.key(0), REGIONS, mask=MASK)
+    found = module.apply(params, REGIONS, mask=MASK)
     assert found.fragments.shape == (3, 4, 8)
     np.testing.assert_allclose(np.linalg.norm(found.fragments, axis=-1), MASK, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found.pooled, axis=-1), MASK.any(1), atol=1e-5)
-    alone = module.apply(params, REGIONS[1:2], MASK[1:2])
+    alone = module.apply(params, REGIONS[1:2], mask=MASK[1:2])
     np.testing.assert_allclose(alone.pooled, found.pooled[1:2], atol=1e-5)
     p = jax.tree.map(np.asarray, params["params"])
     expected = REGIONS[0] @ p["regions"]["kernel"] + p["regions"]["bias"]
@@ -83,7 +83,7 @@ def test_regions_become_features(projection):
 
 def test_what_stands_at_padded_places_does_not_matter():
     module = RegionEncoder(8, "mlp", "max")
-    params = module.init(jax.random.key(0), REGIONS, MASK)
-    found = module.apply(params, REGIONS, MASK)
-    other = module.apply(params, np.where(MASK[..., None], REGIONS, np.nan), MASK)
+    params = module.init(jax.random.key(0), REGIONS, mask=MASK)
+    found = module.apply(params, REGIONS, mask=MASK)
+    other = module.apply(params, np.where(MASK[..., None], REGIONS, np.nan), mask=MASK)
     jax.tree.map(np.testing.assert_array_equal, other, found)

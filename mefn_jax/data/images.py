@@ -41,7 +41,7 @@ def resize_of(image) -> Resize:
     return Resize(image.size, image.fit, image.crop, image.resample)
 
 
-def decode(data: bytes, resize: Resize, name: str) -> np.ndarray:
+def decode(data: bytes, resize: Resize, name: str, augment=None, rng=None, may_flip=True) -> np.ndarray:
     """Decodes, turns upright as its EXIF says, and resizes: uint8 `(size, size, 3)`, RGB. Raises DataError naming the
     image (`name`) if it is not a complete image, or one of absurd size."""
     size = resize.size

@@ -1,38 +1,65 @@
 """The grain pipeline: the global batch of step k is a pure function of (seed, k), whatever the hosts and workers.
 
-Batches are dicts of NumPy arrays: pixels uint8 `(B, H, W, 3)`, ids int32 and mask bool `(B, L)`, image int32 `(B,)`,
-the image's position in the split (what makes captions positives of one another), caption int32 `(B,)`.
+Batches are dicts of NumPy arrays: images uint8 `(B, H, W, 3)` or regions float `(B, N, C)`, ids int32 and mask bool
+`(B, L)`, owner int32 `(B,)`, the image's position in the split (what makes captions positives of one another), caption
+int32 `(B,)`, the caption's position, and epoch int32 `(B,)`. What is random in a row follows from (seed, epoch,
+caption).
 """
 
 import grain
 import numpy as np
 
-from mefn_jax.data import images
-from mefn_jax.data.dataset import Split
-from mefn_jax.data.tokenizer import Tokenizer
+from mefn_jax.data import images, words
+from mefn_jax.data.augment import Augment
+from mefn_jax.data.split import Split
+from mefn_jax.data.tokenizer import Encoded, Tokenizer
 
 PASSES = 1_000_000  # over the data: without end for any run, yet positions stay within what slicing can count
+IMAGE, WORDS = range(2)  # the streams of random numbers; one does not see what another draws
 
 
-class LoadPair(grain.transforms.Map):
-    """The position of a caption in the split to one (image, caption) example."""
+class LoadPairs(grain.transforms.Map):
+    """The number of a block of `size` rows to these rows of a batch (see above)."""
 
-    def __init__(self, split: Split, tokenizer: Tokenizer, resize: images.Resize):
-        self.split, self.tokenizer, self.resize = split, tokenizer, resize
+    def __init__(self, split: Split, order, size: int, tokenizer: Tokenizer, resize, augment: Augment, seed: int):
+        self.split, self.order, self.size = split, order, size
+        self.resize, self.augment, self.seed = resize, augment, seed
+        self.encoded = Encoded(tokenizer, split.captions)
 
-    def map(self, caption: int) -> dict:
-        """One row of a batch (see above), without its first axis."""
-        image = int(self.split.caption_image[caption])
-        record = self.split.record(image)
-        text = record["captions"][caption - int(self.split.first[image])]
-        ids, mask = self.tokenizer([text])
-        return {
-            "pixels": images.decode(record["image"], self.resize, record["image_id"]),
-            "ids": ids[0],
-            "mask": mask[0],
-            "image": np.int32(image),
-            "caption": np.int32(caption),
-        }
+    def map(self, block: int) -> dict:
+        """The rows of a block."""
+        places = range(block * self.size, (block + 1) * self.size)
+        captions = np.array([self.order[place] for place in places], np.int32)
+        epochs = np.array([place // len(self.order) for place in places], np.int32)
+        owners = self.split.caption_image[captions]
+        records = [self.split.record(image) for image in owners]
+        numbers = captions - self.split.first[owners]
+        texts = [record["captions"][number] for record, number in zip(records, numbers, strict=True)]
+        ids, mask, numbered = self.encoded(captions, texts)
+        if self.augment.words:
+            rngs = self._rngs(WORDS, epochs, captions)
+            rows = zip(ids, mask, numbered, rngs, strict=True)
+            altered = [words.alter(*row[:3], self.augment.words, row[3], self.encoded.tokenizer) for row in rows]
+            ids, mask = (np.stack(x) for x in zip(*altered, strict=True))
+        if self.split.region_width:
+            pictures = self.split.records.read(self.split.rows[owners])
+        else:
+            rngs = self._rngs(IMAGE, epochs, captions) if self.augment.of_pixels else [None] * self.size
+            may_flip = [not words.says_side(text) for text in texts]
+            pictures = np.stack(
+                [
+                    images.decode(record["image"], self.resize, record["image_id"], self.augment, rng, flip)
+                    for record, rng, flip in zip(records, rngs, may_flip, strict=True)
+                ]
+            )
+        return {"images": pictures, "ids": ids, "mask": mask, "owner": owners, "caption": captions, "epoch": epochs}
+
+    def _rngs(self, stream: int, epochs, captions):
+        """A generator for each row, which follows from (seed, epoch, caption) alone."""
+        return [
+            np.random.Generator(np.random.Philox(key=np.uint64([2 * self.seed + stream, (epoch << 32) + caption])))
+            for epoch, caption in zip(epochs.tolist(), captions.tolist(), strict=True)
+        ]
 
 
 def training_dataset(
@@ -43,25 +70,27 @@ def training_dataset(
     seed: int,
     process=(0, 1),
     twins_together=False,
+    augment: Augment | None = None,
 ):
     """This process's rows of every global batch, by step: `dataset[k]` is the batch of step k, without end.
 
     `batch_size` is the global one; `process` is (index, count). Every pass visits each (image, caption) pair once, in
-    a new order. Joining the processes' rows in order gives the same global batch for any count. `twins_together`
-    (drawn scenes) shuffles captions two by two, a caption with that of the twin: even batches then hold both.
+    a new order of all of them. Joining the processes' rows in order gives the same global batch for any count.
+    `twins_together` (drawn scenes) shuffles captions two by two, a caption with that of the twin: even batches then
+    hold both.
     """
     index, number = process
-    if twins_together:
-        captions = _shuffled_twos(split, seed)
-    else:
-        captions = grain.MapDataset.range(split.captions).shuffle(seed=seed).repeat(PASSES)
-    # Batch before slicing by process: slicing examples would permute the global batch with the number of hosts.
-    return captions.map(LoadPair(split, tokenizer, resize)).batch(batch_size // number)[index::number]
+    order = _shuffled_twos(split, seed) if twins_together else grain.MapDataset.range(split.captions).shuffle(seed=seed)
+    size = batch_size // number
+    load = LoadPairs(split, order, size, tokenizer, resize, augment or Augment(), seed)
+    # A block is a process's share of a batch: blocks, not rows, are dealt to the processes, or else the global batch
+    # would be permuted with their number.
+    return grain.MapDataset.range(PASSES * (len(order) // size + 1))[index::number].map(load)
 
 
 def _shuffled_twos(split: Split, seed: int):
-    """All captions by position, endlessly, shuffled in twos: of a scene and its twin with the same number, the others
-    as they come. An odd one out is its own partner, and is visited twice."""
+    """All captions by position, shuffled in twos: of a scene and its twin with the same number, the others as they
+    come. An odd one out is its own partner, and is visited twice."""
     twin = split.twins()
     firsts = np.flatnonzero(twin > np.arange(split.images))
     of = [
@@ -72,32 +101,35 @@ def _shuffled_twos(split: Split, seed: int):
     alone = np.flatnonzero(twin[split.caption_image] < 0)
     alone = np.append(alone, alone[-1:]) if len(alone) % 2 else alone
     twos = np.array([*of, *alone.reshape(-1, 2)])
-    order = grain.MapDataset.range(len(twos)).shuffle(seed=seed).repeat(PASSES)
-    return grain.MapDataset.range(2 * len(order)).map(lambda p: int(twos[order[p // 2], p % 2]))
+    order = grain.MapDataset.range(len(twos)).shuffle(seed=seed)
+    return grain.MapDataset.range(2 * len(twos)).map_with_index(lambda p, _: int(twos[order[p // 2], p % 2]))
 
 
-def iterate(dataset, start: int, threads: int, workers: int = 0):
-    """Iterates over the batches from step `start` on, read ahead in threads, or in `workers` processes. Order and
-    content depend on neither. Close the iterator when done."""
+def iterate(dataset, start: int, threads: int, workers: int, put):
+    """Iterates over `put(batch)` of the batches from step `start` on. They are read ahead in threads, or in `workers`
+    processes, and put two ahead, so that a step never waits where reading keeps up. Order and content depend on none of
+    these. Close the iterator when done."""
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     batches = dataset[start:].to_iter_dataset(read)
     if workers:
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(batches)
+    return iter(grain.experimental.ThreadPrefetchIterDataset(batches.map(put), prefetch_buffer_size=2))
 
 
 def image_batches(split: Split, resize: images.Resize, batch_size: int, threads: int, start: int = 0):
-    """The images of a split in order, from position `start` on: `(pixels uint8 (batch_size, H, W, 3), number)`; the
-    last batch is padded with zeros and `number` says how many rows are real."""
+    """The images of a split in order, from position `start` on: `(uint8 (batch_size, H, W, 3), number)`, or regions
+    `(batch_size, N, C)`; the last batch is padded with zeros and `number` says how many rows are real."""
 
-    def load(k):
-        record = split.record(k)
-        return images.decode(record["image"], resize, record["image_id"])
+    def load(first):
+        chosen = range(first, min(first + batch_size, split.images))
+        if split.region_width:
+            return split.records.read(split.rows[chosen])
+        records = [split.record(k) for k in chosen]
+        return np.stack([images.decode(r["image"], resize, r["image_id"]) for r in records])
 
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    batches = grain.MapDataset.range(start, split.images).map(load).batch(batch_size).to_iter_dataset(read)
-    for pixels in batches:
-        yield pad_rows(pixels, batch_size), len(pixels)
+    for loaded in grain.MapDataset.range(start, split.images, batch_size).map(load).to_iter_dataset(read):
+        yield pad_rows(loaded, batch_size), len(loaded)
 
 
 def text_batches(captions: list[str], tokenizer: Tokenizer, batch_size: int):

@@ -143,7 +143,7 @@ def define_flags() -> None:
     flags.DEFINE_string("images", "", "Folder of the images; by default beside what --path names. Not for flickr8k.")
     flags.DEFINE_integer("captions_per_image", 5, "Captions kept of each image, the first ones; 0: all.", lower_bound=0)
     flags.DEFINE_string("out", None, "Directory to write; must be new or empty.", required=True)
-    flags.DEFINE_integer("vocab_size", 8000, "Most wordpieces of the vocabulary.", lower_bound=100)
+    flags.DEFINE_integer("vocab_size", tokenizer.VOCAB_SIZE, "Most wordpieces of the vocabulary.", lower_bound=100)
     flags.DEFINE_bool("lower_case", True, "Train the tokenizer on lower case (config: text.lower_case).")
     flags.DEFINE_enum("punctuation", "keep", ("keep", "drop"), "Punctuation for the tokenizer (text.punctuation).")
     flags.DEFINE_list("scenes", ["4000", "500", "500"], "shapes: scenes in train, val, test.")

@@ -11,6 +11,7 @@ from mefn_jax.errors import DataError
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILE = "tokenizer.json"
+VOCAB_SIZE = 8000  # most wordpieces of a trained vocabulary, unless another size is asked for
 # The names that a tokenizer may have for the tokens around a caption, and for padding.
 STARTS, ENDS, PADS = (CLS, "<|startoftext|>", "<s>"), (SEP, "<|endoftext|>", "</s>"), (PAD, "<pad>", "<|endoftext|>")
 
@@ -60,18 +61,25 @@ class Tokenizer:
         self._tokenizer.no_truncation()  # what a checkpoint's file may ask for is done here, to one length
         self._tokenizer.no_padding()
         self.pad, self.cls, self.sep = (self._known(names) for names in (PADS, STARTS, ENDS))
+        self.mask = self._tokenizer.token_to_id(MASK)  # None for CLIP's
+        self.unknown = self._tokenizer.token_to_id(UNK)  # None for those that know every byte
         self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1  # ids may have holes
 
     def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Returns `ids` int32 and `mask` bool, both `(B, max_words + 2)`; the mask covers [CLS] and [SEP] too."""
+        return self.encode(captions)[:2]
+
+    def encode(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns `ids`, `mask`, and of which word each wordpiece is, int16 `(B, max_words + 2)`, -1 for none."""
         texts = [normalise(c, self.lower_case, self.punctuation) for c in captions]
         ids = np.full((len(texts), self.max_words + 2), self.pad, np.int32)
-        mask = np.zeros(ids.shape, bool)
+        mask, words = np.zeros(ids.shape, bool), np.full(ids.shape, -1, np.int16)
         for number, encoding in enumerate(self._tokenizer.encode_batch(texts, add_special_tokens=False)):
-            row, pieces = ids[number], encoding.ids[: self.max_words]
-            row[: len(pieces) + 2] = [self.cls, *pieces, self.sep]
+            pieces = encoding.ids[: self.max_words]
+            ids[number, : len(pieces) + 2] = [self.cls, *pieces, self.sep]
             mask[number, : len(pieces) + 2] = True
-        return ids, mask
+            words[number, 1 : len(pieces) + 1] = encoding.word_ids[: self.max_words]
+        return ids, mask, words
 
     def _known(self, names: tuple) -> int:
         found = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
@@ -83,6 +91,27 @@ class Tokenizer:
         """The wordpieces of one caption, in the order of the encoder's words."""
         text = normalise(caption, self.lower_case, self.punctuation)
         return self._tokenizer.encode(text, add_special_tokens=False).tokens[: self.max_words]
+
+
+class Encoded:
+    """A split's captions, each encoded when it is first asked for: from the second pass on it costs nothing."""
+
+    def __init__(self, tokenizer: Tokenizer, captions: int):
+        self.tokenizer = tokenizer
+        shape = captions, tokenizer.max_words + 2
+        self._ids, self._words = np.zeros(shape, np.int32), np.zeros(shape, np.int16)
+        self._lengths = np.zeros(captions, np.int16)  # 0: not encoded yet
+
+    def __call__(self, positions: np.ndarray, captions: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`Tokenizer.encode` of the captions with these positions in the split."""
+        new = np.flatnonzero(self._lengths[positions] == 0)
+        if len(new):
+            ids, mask, words = self.tokenizer.encode([captions[k] for k in new])
+            at = positions[new]
+            self._ids[at], self._words[at] = ids, words
+            self._lengths[at] = mask.sum(1)  # last, as other threads look here first
+        mask = np.arange(self._ids.shape[1]) < self._lengths[positions, None]
+        return self._ids[positions], mask, self._words[positions]
 
 
 def read_json(directory) -> str:

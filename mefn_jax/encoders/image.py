@@ -7,6 +7,7 @@ import numpy as np
 from mefn_jax.data.images import normalise
 from mefn_jax.encoders.pooling import Pool
 from mefn_jax.encoders.positions import grid_positions
+from mefn_jax.encoders.regions import leave_out
 from mefn_jax.matching.features import make_features
 
 
@@ -20,6 +21,7 @@ class ImageEncoder(nn.Module):
             grids (a ResNet's stages, finest first), or from its one grid (a ViT).
         mean, std: of the pixel channels, in [0, 1].
         pooling: what becomes `pooled`: "tower" for the backbone's own, else a name of `pooling.POOLINGS`, of regions.
+        dropout: the chance that a region is left out in training.
     """
 
     backbone: nn.Module
@@ -28,9 +30,11 @@ class ImageEncoder(nn.Module):
     mean: tuple
     std: tuple
     pooling: str = "tower"
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, pixels, deterministic=True):
+    def __call__(self, pixels, deterministic=True, keys=None):
+        """`keys (B,)` are the items' random keys in training."""
         grids, pooled = self.states(pixels, deterministic)
         positions = nn.Dense(self.dim, use_bias=False, name="positions")
         regions = []
@@ -40,6 +44,8 @@ class ImageEncoder(nn.Module):
             regions.append(region.reshape(len(pixels), -1, self.dim))
         regions = jnp.concatenate(regions, 1)  # (B, N, D)
         mask = jnp.ones(regions.shape[:2], bool)
+        if keys is not None and self.dropout:
+            mask = leave_out(mask, keys, self.dropout)
         if self.pooling == "tower":
             pooled = nn.Dense(self.dim, name="pooled")(pooled)
         else:

@@ -1,6 +1,7 @@
 """Precomputed region features to Features (VSE-infinity, Chen et al. 2021). B images, N regions, C their width."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mefn_jax.encoders.pooling import Pool
@@ -9,22 +10,37 @@ from mefn_jax.matching.features import make_features
 PROJECTIONS = ("linear", "mlp")
 
 
+def leave_out(mask, keys, rate: float):
+    """Region dropout (VSE-infinity's size augmentation): each region of `mask` bool `(B, N)` is left out with chance
+    `rate`, by an item's own random key `keys (B,)`; one always stays."""
+    draws = jax.vmap(lambda key: jax.random.uniform(key, mask.shape[1:]))(keys)
+    draws = jnp.where(mask, draws, -1.0)
+    return mask & ((draws >= rate) | (draws == jnp.max(draws, 1, keepdims=True)))
+
+
 class RegionEncoder(nn.Module):
-    """Regions float `(B, N, C)` and mask bool `(B, N)` -> Features in the joint space of `dim`.
+    """Regions float `(B, N, C)` -> Features in the joint space of `dim`.
 
     Attributes:
         dim: D, the width of the joint space.
         projection: "linear", or "mlp": a two-layer MLP is added to it. The original has BatchNorm in the MLP; with no
             statistic crossing the batch (DESIGN.md 6), LayerNorm stands there.
         pooling: a name of `pooling.POOLINGS`, of the projected regions before they get unit length.
+        dropout: the chance that a region is left out in training.
     """
 
     dim: int
     projection: str = "linear"
     pooling: str = "mean"
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, regions, mask, deterministic=True):
+    def __call__(self, regions, deterministic=True, keys=None, mask=None):
+        """`keys (B,)` are the items' random keys in training; `mask` bool `(B, N)` says which regions exist, by default
+        all."""
+        mask = jnp.ones(regions.shape[:2], bool) if mask is None else mask
+        if keys is not None and self.dropout:
+            mask = leave_out(mask, keys, self.dropout)
         x = jnp.where(mask[..., None], regions, 0).astype(jnp.float32)  # a padded place may hold anything, NaN too
         projected = nn.Dense(self.dim, name="regions")(x)
         if self.projection == "mlp":

@@ -1,0 +1,68 @@
+"""TFDS's own `coco_captions`, built as array_record, read as it is (PEERS.md 1).
+
+Its splits are Karpathy's; `restval` is training data. Of an image's captions the first five are used, by protocol.
+TFDS stores examples in the order of a hash: consecutive folds are not those of Karpathy's file.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mefn_jax.data.files import caption
+from mefn_jax.data.prepared import undecodable
+from mefn_jax.data.split import Split
+from mefn_jax.errors import DataError
+
+CAPTIONS = 5
+NAME = "coco_captions"
+
+
+class Records:
+    """A TFDS data source's examples, as `Split` wants them."""
+
+    def __init__(self, source, where: str):
+        self.source, self.where = source, where
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, row: int) -> dict:
+        raw = self.source[row]
+        name, texts = raw["image/filename"].decode(), raw["captions"]["text"]
+        where = f"{self.where}: {name}"
+        if len(texts) < CAPTIONS:
+            raise DataError(f"{where}: {len(texts)} captions, fewer than {CAPTIONS}; build the data set again")
+        captions = [caption(text.decode(), where) for text in texts[:CAPTIONS]]
+        return {"image": raw["image"], "captions": captions, "image_id": name, "scene": None}
+
+
+class CocoCaptions:
+    """The splits of a directory that TFDS wrote."""
+
+    tokenizer_json = None  # TFDS stores none
+
+    def __init__(self, directory: Path, skip_bad: bool = False):
+        """Opens it. Raises DataError if it is stored in a form without random access."""
+        self.directory, self.skip_bad, self.facts = directory, skip_bad, {}
+        self.builder = tfds.builder_from_directory(str(directory))
+        form = self.builder.info.file_format.value
+        if form != "array_record":
+            raise DataError(
+                f"data.dir: {directory}: stored as {form}, which has no random access; build it with "
+                "tfds build coco_captions --file_format=array_record"
+            )
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits; `restval` belongs to train."""
+        return tuple(name for name in self.builder.info.splits if name != "restval")
+
+    def split(self, name: str) -> Split:
+        """The split `name`, one of `splits`."""
+        names = [name, *(["restval"] if name == "train" and "restval" in self.builder.info.splits else [])]
+        source = self.builder.as_data_source("+".join(names), decoders={"image": tfds.decode.SkipDecoding()})
+        records = Records(source, f"{self.directory} {name}")
+        bad = undecodable(records) if self.skip_bad else {}
+        rows = np.delete(np.arange(len(records)), list(bad))
+        return Split(name, records, rows, CAPTIONS * np.arange(len(rows) + 1), list(bad.values()))

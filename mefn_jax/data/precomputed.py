@@ -1,0 +1,171 @@
+"""Precomputed regions as SCAN and VSE++ have them: `{train,dev,test,...}_ims.npy`, `_caps.txt`, `_ids.txt`
+(PEERS.md 1), used as they are.
+
+`_ims.npy` is (rows, N, C) or (rows, C), one region a row, of any real dtype. With five times as many captions as rows,
+image k has captions 5 k to 5 k + 4. With as many captions as rows an image's row is repeated for each of its captions:
+which rows are one image is said by `_ids.txt` where it repeats ids, else they come in fives; if the rows of the first
+five differ, each is an image with one caption.
+"""
+
+import dataclasses
+import itertools
+import mmap
+from pathlib import Path
+
+import numpy as np
+
+from mefn_jax.data import tokenizer
+from mefn_jax.data.files import caption, read_text
+from mefn_jax.data.split import Split
+from mefn_jax.errors import DataError
+
+FILES = {"val": "dev"}  # SCAN's name of a split, where it differs
+MAPPED_BYTES = 2**28  # read through the map before its pages are let go, as they count as ours
+
+
+class Regions:
+    """The rows of an `_ims.npy`, memory-mapped; each process that reads opens it anew."""
+
+    def __init__(self, path: Path):
+        """Maps the file. Raises DataError if it is no array of numbers that can be mapped."""
+        self.path, self._read = path, 0
+        try:
+            self._map = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file") from None
+        except (ValueError, OSError, EOFError, SyntaxError) as e:
+            raise DataError(
+                f"{path}: not a NumPy array of numbers that can be mapped ({e}); objects are pickles, which are refused"
+            ) from None
+        if not isinstance(self._map, np.memmap) or self._map.dtype.kind not in "fiu":
+            raise DataError(f"{path}: expected numbers, found {getattr(self._map, 'dtype', 'an archive of arrays')}")
+        if self._map.ndim not in (2, 3) or not self._map.size:
+            raise DataError(f"{path}: the shape {self._map.shape} is neither (rows, regions, width) nor (rows, width)")
+
+    def __getstate__(self):  # a map would be sent with everything in it
+        return self.path
+
+    def __setstate__(self, path: Path):
+        self.__init__(path)
+
+    def __len__(self):
+        return len(self._map)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Row `row` as it is in the file, (N, C), not yet read."""
+        return self._map[row].reshape(-1, self._map.shape[-1])
+
+    @property
+    def width(self) -> int:
+        """C, the width of a region."""
+        return self._map.shape[-1]
+
+    def read(self, rows) -> np.ndarray:
+        """Rows as float32, or float16 where the file has it, `(B, N, C)`. Raises DataError naming a row that is not
+        finite."""
+        out = np.empty((len(rows), *self[0].shape), np.float16 if self._map.dtype == np.float16 else np.float32)
+        for k, row in enumerate(rows):
+            out[k] = self[int(row)]
+            if not _finite(out[k]):
+                raise DataError(f"{self.path}: row {int(row)} has NaN or inf; make the features again")
+        self._read += out.nbytes
+        if self._read > MAPPED_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self._read = 0
+            self._map.base.madvise(mmap.MADV_DONTNEED)
+        return out
+
+
+def _finite(x: np.ndarray) -> bool:
+    if x.dtype == np.float32:
+        flat = x.ravel()
+        if np.isfinite(flat @ flat):  # several times faster than asking each number, and sure if it says yes
+            return True
+    return bool(np.isfinite(x).all())
+
+
+@dataclasses.dataclass
+class Records:
+    """Rows with their images' captions, as `Split` wants them."""
+
+    regions: Regions
+    captions: list[list[str]]  # of each image
+    ids: list[str]
+    rows: np.ndarray  # of each image
+
+    def __len__(self):
+        return len(self.captions)
+
+    def __getitem__(self, image: int) -> dict:
+        row = int(self.rows[image])
+        captions = self.captions[image]
+        return {"regions": self.regions[row], "captions": captions, "image_id": self.ids[image], "scene": None}
+
+    def read(self, images) -> np.ndarray:
+        """The regions of images, `(B, N, C)`; see `Regions.read`."""
+        return self.regions.read(self.rows[images])
+
+
+class Precomputed:
+    """The splits of a directory of precomputed regions."""
+
+    def __init__(self, directory: Path, skip_bad: bool = False):
+        """Looks what is there; files are opened by `split`."""
+        self.directory, self.skip_bad, self.facts = directory, skip_bad, {}
+        ours = {file: name for name, file in FILES.items()}
+        names = sorted(path.name.removesuffix("_ims.npy") for path in directory.glob("*_ims.npy"))
+        self.splits = tuple(ours.get(name, name) for name in names)
+
+    @property
+    def tokenizer_json(self) -> str | None:
+        """The text of the directory's `tokenizer.json`; None if it has none."""
+        return tokenizer.read_json(self.directory) if (self.directory / tokenizer.FILE).is_file() else None
+
+    def split(self, name: str) -> Split:
+        """The split `name`, one of `splits`. Raises DataError where the files do not fit each other."""
+        prefix = self.directory / FILES.get(name, name)
+        regions = Regions(Path(f"{prefix}_ims.npy"))
+        captions = _lines(Path(f"{prefix}_caps.txt"))
+        ids_path = Path(f"{prefix}_ids.txt")
+        ids = _lines(ids_path) if ids_path.is_file() else []
+        if ids and len(ids) not in (len(regions), len(captions)):
+            raise DataError(f"{ids_path}: {len(ids)} ids, for {len(regions)} rows and {len(captions)} captions")
+        rows, first = _images(regions, captions, ids, prefix)
+        at = first if len(ids) == len(captions) else rows
+        of_image = [str(k) for k in range(len(rows))] if not ids else [ids[at[k]] for k in range(len(rows))]
+        records = Records(regions, [captions[a:b] for a, b in itertools.pairwise(first)], of_image, rows)
+        bad = _not_finite(records) if self.skip_bad else []
+        kept = np.delete(np.arange(len(records)), bad)
+        first = np.concatenate([[0], np.cumsum(np.diff(first)[kept])])
+        return Split(name, records, kept, first, [of_image[k] for k in bad], regions.width)
+
+
+def _lines(path: Path) -> list[str]:
+    lines = read_text(path).removesuffix("\n").split("\n")
+    return [caption(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+
+
+def _images(regions: Regions, captions: list[str], ids: list[str], prefix: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The first row of each image `(I,)`, and the number of captions before each `(I + 1,)`."""
+    rows, number = len(regions), len(captions)
+    if number == 5 * rows:
+        return np.arange(rows), np.arange(0, number + 1, 5)
+    if number != rows:
+        raise DataError(
+            f"{prefix}_ims.npy has {rows} rows, {prefix.name}_caps.txt {number} captions; there must be five captions "
+            "a row, or one"
+        )
+    starts = [k for k in range(rows) if k == 0 or not ids or ids[k] != ids[k - 1]]
+    if len(starts) == rows and rows % 5 == 0 and all(np.array_equal(regions[0], regions[k]) for k in range(5)):
+        starts = list(range(0, rows, 5))
+    return np.array(starts), np.array([*starts, rows])
+
+
+def _not_finite(records: Records) -> list[int]:
+    """The images whose regions are not finite; reads every one."""
+    bad = []
+    for k in range(len(records)):
+        try:
+            records.read([k])
+        except DataError:
+            bad.append(k)
+    return bad

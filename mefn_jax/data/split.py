@@ -1,0 +1,66 @@
+"""One split of a data set: its images and captions by position, in source order, whatever they are read from."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class Split:
+    """Image k has captions `first[k] : first[k + 1]` of the split, in source order.
+
+    Attributes:
+        name: "train", "val", "test", or what else the source calls it.
+        records: random access to `{image: bytes | regions: (N, C), captions: [str], image_id: str, scene: dict or
+            None}`; it is sent to the processes that read.
+        rows: int64 `(I,)`, the record of each image (all, unless bad images are left out).
+        first: int64 `(I + 1,)`, the number of captions before each image.
+        skipped: names of images left out because they cannot be decoded.
+        region_width: C, the width of precomputed regions; 0 for images.
+    """
+
+    name: str
+    records: object
+    rows: np.ndarray
+    first: np.ndarray
+    skipped: list[str] = dataclasses.field(default_factory=list)
+    region_width: int = 0
+
+    @property
+    def images(self) -> int:
+        """I, how many images the split has."""
+        return len(self.rows)
+
+    @property
+    def captions(self) -> int:
+        """C, how many captions the split has."""
+        return int(self.first[-1])
+
+    @functools.cached_property
+    def caption_image(self) -> np.ndarray:
+        """The image of each caption, int32 `(C,)`."""
+        return np.repeat(np.arange(self.images, dtype=np.int32), np.diff(self.first))
+
+    def record(self, image: int) -> dict:
+        """`{image: bytes | regions: (N, C), captions, image_id, scene}` of an image by its position."""
+        return self.records[int(self.rows[image])]
+
+    def texts(self) -> list[str]:
+        """All captions in order; reads every record."""
+        return [caption for k in range(self.images) for caption in self.record(k)["captions"]]
+
+    def twins(self) -> np.ndarray:
+        """Drawn scenes: the position of each image's twin, int64 `(I,)`, -1 for none."""
+        twin = np.full(self.images, -1)
+        for k in range(self.images):
+            scene = self.record(k)["scene"]
+            if scene and scene["twin"] and scene["twin"]["index"] < self.images:
+                twin[k] = scene["twin"]["index"]
+        return twin
+
+    def head(self, number: int) -> "Split":
+        """The split's first images alone; all for 0."""
+        if not 0 < number < self.images:
+            return self
+        return dataclasses.replace(self, rows=self.rows[:number], first=self.first[: number + 1])
