@@ -64,10 +64,11 @@ class Regions:
         """Rows as float32, or float16 where the file has it, `(B, N, C)`. Raises DataError naming a row that is not
         finite."""
         out = np.empty((len(rows), *self[0].shape), np.float16 if self._map.dtype == np.float16 else np.float32)
-        for k, row in enumerate(rows):
-            out[k] = self[int(row)]
-            if not _finite(out[k]):
-                raise DataError(f"{self.path}: row {int(row)} has NaN or inf; make the features again")
+        with np.errstate(all="ignore"):  # what overflows is found here, or was none
+            for k, row in enumerate(rows):
+                out[k] = self[int(row)]
+                if not _finite(out[k]):
+                    raise DataError(f"{self.path}: row {int(row)} has NaN or inf; make the features again")
         self._read += out.nbytes
         if self._read > MAPPED_BYTES and hasattr(mmap, "MADV_DONTNEED"):
             self._read = 0
