@@ -52,6 +52,8 @@ def tabulate(evaluator: Evaluator, params, title: str, data_dir: str, split_name
     fitted(config, split)
     if split.images % folds:
         raise ConfigError(f"--folds={folds}: does not divide the {split.images} images of {split.name}")
+    if folds > 1 and not split.source_order:
+        say("note: TFDS stores images in the order of a hash; these folds are not those of the published COCO 1K")
     if split.skipped:
         say(f"left out {len(split.skipped)} images that cannot be decoded: {', '.join(split.skipped[:5])}")
     images, texts = evaluator.encode(params, split)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mefn_jax.encoders.pooling import Pool
-from mefn_jax.encoders.regions import PROJECTIONS, RegionEncoder
+from mefn_jax.encoders.regions import PROJECTIONS, RegionEncoder, leave_out
 
 RNG = np.random.default_rng(0)
 REGIONS = RNG.normal(size=(3, 4, 6)).astype(np.float32)
@@ -87,3 +87,28 @@ def test_what_stands_at_padded_places_does_not_matter():
     found = module.apply(params, REGIONS, mask=MASK)
     other = module.apply(params, np.where(MASK[..., None], REGIONS, np.nan), mask=MASK)
     jax.tree.map(np.testing.assert_array_equal, other, found)
+
+
+def test_regions_are_left_out_by_their_own_key():
+    mask = np.ones((2000, 10), bool)
+    mask[:, 8:] = False
+    keys = jax.random.split(jax.random.key(0), len(mask))
+    kept = np.asarray(leave_out(jnp.asarray(mask), keys, 0.3))
+    assert not kept[:, 8:].any()
+    assert kept[:, :8].mean() == pytest.approx(0.7, abs=0.01)
+    np.testing.assert_array_equal(kept[5:9], leave_out(jnp.asarray(mask[5:9]), keys[5:9], 0.3))
+    almost_none = np.asarray(leave_out(jnp.asarray(mask), keys, 0.999))
+    assert (almost_none.sum(1) >= 1).all()
+    assert (almost_none & mask).sum() == almost_none.sum()
+    assert almost_none.sum() < 1.1 * len(mask)
+
+
+def test_a_left_out_region_has_no_effect_and_evaluation_leaves_none_out():
+    module = RegionEncoder(8, "mlp", "gpo", dropout=0.5)
+    params = module.init(jax.random.key(0), REGIONS)
+    keys = jax.random.split(jax.random.key(1), 3)
+    trained = module.apply(params, REGIONS, False, keys)
+    assert not trained.mask.all()
+    changed = np.where(trained.mask[..., None], REGIONS, 7.0)
+    jax.tree.map(np.testing.assert_array_equal, trained, module.apply(params, changed, False, keys))
+    assert module.apply(params, REGIONS).mask.all()

@@ -65,4 +65,5 @@ class CocoCaptions:
         records = Records(source, f"{self.directory} {name}")
         bad = undecodable(records) if self.skip_bad else {}
         rows = np.delete(np.arange(len(records)), list(bad))
-        return Split(name, records, rows, CAPTIONS * np.arange(len(rows) + 1), list(bad.values()))
+        first = CAPTIONS * np.arange(len(rows) + 1)
+        return Split(name, records, rows, first, list(bad.values()), source_order=False)

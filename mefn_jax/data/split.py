@@ -18,6 +18,7 @@ class Split:
         first: int64 `(I + 1,)`, the number of captions before each image.
         skipped: names of images left out because they cannot be decoded.
         region_width: C, the width of precomputed regions; 0 for images.
+        source_order: whether images stand in the order of the source, so that consecutive folds are the published ones.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Split:
     first: np.ndarray
     skipped: list[str] = dataclasses.field(default_factory=list)
     region_width: int = 0
+    source_order: bool = True
 
     @property
     def images(self) -> int:

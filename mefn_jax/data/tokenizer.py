@@ -63,7 +63,10 @@ class Tokenizer:
         self.pad, self.cls, self.sep = (self._known(names) for names in (PADS, STARTS, ENDS))
         self.mask = self._tokenizer.token_to_id(MASK)  # None for CLIP's
         self.unknown = self._tokenizer.token_to_id(UNK)  # None for those that know every byte
-        self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1  # ids may have holes
+        known = set(self._tokenizer.get_vocab().values())
+        self.vocab_size = max(known) + 1  # ids may have holes
+        special = {self.pad, self.cls, self.sep, self.mask, self.unknown}
+        self.ordinary = np.array(sorted(known - special), np.int32)  # the ids that stand for text
 
     def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Returns `ids` int32 and `mask` bool, both `(B, max_words + 2)`; the mask covers [CLS] and [SEP] too."""
@@ -80,6 +83,11 @@ class Tokenizer:
             mask[number, : len(pieces) + 2] = True
             words[number, 1 : len(pieces) + 1] = encoding.word_ids[: self.max_words]
         return ids, mask, words
+
+    def tokens(self, ids) -> list[tuple[str, bool]]:
+        """The token of each id, and whether it stands for a word that is unknown or masked."""
+        odd = {self.unknown, self.mask} - {None}
+        return [(self._tokenizer.id_to_token(int(i)) or "?", int(i) in odd) for i in ids]
 
     def _known(self, names: tuple) -> int:
         found = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]

@@ -24,7 +24,7 @@ def alter(ids: np.ndarray, mask: np.ndarray, words: np.ndarray, rate: float, rng
     if not number:
         return ids, mask
     chance = rng.random(number) / rate
-    random_ids = rng.integers(tokenizer.vocab_size, size=len(ids), dtype=np.int32)
+    random_ids = rng.choice(tokenizer.ordinary, len(ids))
     masked, replaced, chosen = chance < MASKED, (chance >= MASKED) & (chance < REPLACED), chance < 1
     if tokenizer.mask is None:
         masked = np.zeros(number, bool)

@@ -1,0 +1,48 @@
+"""A look at the data through a configuration's eyes: statistics of its captions, and a contact sheet of a batch."""
+
+from pathlib import Path
+
+from mefn_jax import losses
+from mefn_jax.config import check, check_local
+from mefn_jax.data import pipeline, sheet, statistics
+from mefn_jax.data.augment import Augment
+from mefn_jax.data.images import resize_of
+from mefn_jax.errors import ConfigError
+from mefn_jax.evaluator import fitted, open_dataset
+from mefn_jax.logs import say
+from mefn_jax.model import CHOICES
+from mefn_jax.towers import load
+from mefn_jax.training import new_tokenizer
+
+ORDER = {"train": 0, "val": 1, "test": 2}  # of what is printed; other splits follow
+
+
+def look(config, out: Path, rows: int, step: int) -> None:
+    """Prints the statistics of all splits, and writes the first `rows` rows of the batch of a training step to the
+    image file `out`. Raises ConfigError or DataError as training would, and if `out` cannot be written."""
+    check(config, CHOICES | losses.CHOICES)
+    check_local("data.dir", config.data.dir)
+    dataset = open_dataset(config.data)
+    split = dataset.split("train")
+    config, _, json = load(fitted(config, split))
+    tokenizer = new_tokenizer(config, json, dataset, split)
+    names = sorted(dataset.splits, key=lambda name: (ORDER.get(name, len(ORDER)), name))
+    found = {name: statistics.of_split(dataset.split(name), tokenizer) for name in names}
+    say("\n".join(statistics.table(found, tokenizer)))
+    t = config.train
+    batches = pipeline.training_dataset(
+        split,
+        tokenizer,
+        resize_of(config.image),
+        t.batch_size,
+        t.seed,
+        twins_together=config.data.twins_together,
+        augment=Augment(**config.augment),
+    )
+    batch = {name: values[:rows] for name, values in batches[step].items()}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sheet.draw(batch, tokenizer).save(out)
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"--out={out}: cannot be written as an image ({e}); give a file that ends in .png") from e
+    say(f"\nwrote {out}: the first {len(batch['ids'])} rows of {t.batch_size} of the batch of step {step + 1}")
