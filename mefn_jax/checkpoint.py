@@ -43,6 +43,15 @@ def _not_orbax_trace(record) -> bool:
 logging.get_absl_logger().addFilter(_not_orbax_trace)
 
 
+def _not_closed_loop(unraisable, show=sys.unraisablehook) -> None:
+    """Drops what each of TensorStore's writes says that ends after a failed save, when Orbax's loop is closed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        show(unraisable)
+
+
+sys.unraisablehook = _not_closed_loop
+
+
 class Checkpoints:
     """The checkpoints of a workdir. A save is complete or invisible; use as a context manager, which waits for it."""
 

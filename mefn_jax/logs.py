@@ -76,6 +76,7 @@ class Writer:
             self._mirror.fetch(path.name)
             _drop_after(path, step)
             self._file = path.open("a", encoding="utf-8")
+            self._mirror.copy()  # rights that lack are said before the first step
         self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict) -> None:

@@ -15,7 +15,7 @@ from mefn_jax.errors import ConfigError, TrainingError
 from mefn_jax.logs import Writer
 from mefn_jax.remote import directory
 
-RUN, OUT = "gs://bucket/runs/one", "gs://bucket/out"
+RUN = "gs://bucket/runs/one"
 TRAIN = ("--config=configs/shapes.py:smoke", "--config.train.save_every=2", "--config.train.log_every=1")
 
 
@@ -53,14 +53,15 @@ def test_a_run_is_killed_in_a_save_resumed_and_evaluated(gcs, tmp_path, command,
     assert killed, said
     # All of step 4 is there but what makes it a checkpoint, so that step 2 is the latest.
     assert "runs/one/checkpoints/4/state/manifest.ocdbt" in objects
-    assert "mefn (step 2)" in command("eval.py", f"--workdir={RUN}", "--step=latest", "--split=val").stdout
+    evaluate = ("eval.py", f"--workdir={RUN}", "--split=val")
+    assert "mefn (step 2)" in command(*evaluate, "--step=latest", "--out=gs://bucket/out").stdout
 
     text = command(*args).stdout
     assert "resuming after 2" in text
     assert f"checkpoints in {RUN}/checkpoints" in text
     assert f"{RUN}\n" in text
     local = command("train.py", *TRAIN, f"--workdir={tmp_path}").stdout
-    assert local.splitlines()[-1].partition(";")[2].partition(";")[0] in text  # the same step is best
+    assert local.split("; ")[-2] in text  # the same step is best
     logged = lines(gcs.text("bucket", "runs/one/metrics.jsonl"))
     expected = lines((tmp_path / "metrics.jsonl").read_text())
     for key in ("loss", "val.rsum"):
@@ -70,28 +71,43 @@ def test_a_run_is_killed_in_a_save_resumed_and_evaluated(gcs, tmp_path, command,
     kept = {name.split("/")[3] for name in objects if name.startswith("runs/one/checkpoints/")}
     assert kept == {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert len([name for name in objects if name.startswith("runs/one/tensorboard/events.")]) == 2
-    assert "step 8 of 8 is done already" in command(*args).stdout
 
-    tables = [
-        command("eval.py", f"--workdir={w}", "--split=val", *o) for w, o in ((RUN, ()), (tmp_path, (f"--out={OUT}",)))
-    ]
-    assert tables[0].stdout.replace(f"{RUN}/eval/val", "") == tables[1].stdout.replace(OUT, "")
-    for name in ("metrics.json", "ranks.npz"):
-        assert objects[f"runs/one/eval/val/{name}"][0] == objects[f"out/{name}"][0]
-    assert np.load(io.BytesIO(objects["out/ranks.npz"][0]))["t2i"].shape == (120,)
-    assert {name.split("/")[0] for name in objects} == {"runs", "out"}
+    assert f"wrote {RUN}/eval/val/metrics.json" in command(*evaluate).stdout
+    report = json.loads(gcs.text("bucket", "runs/one/eval/val/metrics.json"))
+    assert report["rsum"] == pytest.approx(dict(pairs[0])[report["step"]], abs=1e-6)
+    for folder in ("out", "runs/one/eval/val"):
+        assert np.load(io.BytesIO(objects[f"{folder}/ranks.npz"][0]))["t2i"].shape == (120,)
+    assert json.loads(gcs.text("bucket", "out/metrics.json"))["step"] == 2
 
 
-def test_a_log_that_cannot_be_copied_says_so_and_loses_no_checkpoint(gcs, command):
-    gcs.before = lambda method, name: 403 if method == "PUT" and name.endswith("metrics.jsonl") else None
-    result = command("train.py", *TRAIN, f"--workdir={RUN}", check=False)
+def test_refused_writes_are_said_in_one_line_and_lose_no_checkpoint(gcs, command):
+    args, log = ("train.py", *TRAIN, f"--workdir={RUN}"), []
+
+    def refuse(method, name):  # the log's first copy, at the start, is taken
+        if (method, name) == ("PUT", "runs/one/metrics.jsonl"):
+            log.append(name)
+        return 403 if len(log) > 1 and name == "runs/one/metrics.jsonl" else None
+
+    gcs.before = refuse
+    message = refusal(command, *args)
+    assert message.startswith(f"error: {RUN}/metrics.jsonl: cannot be written (OSError: Forbidden")
+    assert "Checkpoints are intact" in message
+    assert "runs/one/checkpoints/2/commit_success.txt" in gcs.buckets["bucket"]
+    gcs.before = lambda method, name: 403 if method == "PUT" and "/checkpoints/4/" in name else None
+    message = refusal(command, *args, ran="resuming after 2")
+    assert f"{RUN}/checkpoints: could not save the checkpoint of step 4 (" in message
+    assert "Earlier checkpoints are intact" in message
+
+
+def refusal(command, *args, ran=""):
+    """The one line of a command that must fail after printing `ran`."""
+    result = command(*args, check=False)
     assert result.returncode == 1
+    assert ran in result.stdout
+    assert "Traceback" not in result.stderr, result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, result.stderr
-    assert f"{RUN}/metrics.jsonl: cannot be written (OSError: Forbidden" in errors[0]
-    assert "Checkpoints are intact" in errors[0]
-    assert "Traceback" not in result.stderr
-    assert "runs/one/checkpoints/2/commit_success.txt" in gcs.buckets["bucket"]
+    return errors[0]
 
 
 def test_the_log_is_copied_when_due_and_goes_on_where_it_was(gcs):
@@ -100,7 +116,7 @@ def test_the_log_is_copied_when_due_and_goes_on_where_it_was(gcs):
     for step in (1, 2, 3):
         writer.write(step, {"loss": 1.0})
     writer.flush(30.0)
-    assert not objects
+    assert lines(gcs.text("bucket", name)) == []
     writer.flush()
     assert [line["step"] for line in lines(gcs.text("bucket", name))] == [1, 2, 3]
     writer.write(4, {"loss": 1.0})
