@@ -108,7 +108,8 @@ def _reach(option: str, bucket: str) -> None:
         from google.cloud import storage
     except ImportError as e:
         raise ConfigError(f'{option}: gs:// needs gcsfs ({e}); pip install -e ".[gs]"') from None
-    for library in ("gcsfs", "google.auth"):  # their errors reach us as exceptions as well, which are reported once
+    # What these log of a failure reaches us as an exception as well, which is reported once.
+    for library in ("gcsfs", "google.auth", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     if not bucket:
         raise ConfigError(f"{option}: names no bucket; write gs://BUCKET/PATH")
