@@ -13,7 +13,7 @@ from mefn_jax.errors import ConfigError
 
 def define_flags() -> None:
     config_flag(None)
-    flags.DEFINE_string("workdir", "", "Directory of the training run; default: runs/shapes.")
+    flags.DEFINE_string("workdir", "", "Directory of the training run, may be gs://BUCKET/PATH; default: runs/shapes.")
     flags.DEFINE_string("data_dir", "", "Prepared data set; by default the one trained on.")
     flags.DEFINE_string("split", "test", "train, val (or dev) or test.")
     flags.DEFINE_string("step", "best", "Checkpoint: best (by val rSum), latest, or a step.")

@@ -11,7 +11,9 @@ from mefn_jax.config import config_flag, config_path, run
 
 def define_flags() -> None:
     config_flag("configs/shapes.py")
-    flags.DEFINE_string("workdir", "", "Directory of checkpoints and logs; default: runs/<config name>.")
+    flags.DEFINE_string(
+        "workdir", "", "Directory of checkpoints and logs, may be gs://BUCKET/PATH; default: runs/NAME."
+    )
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 from absl import logging
 
-from mefn_jax.errors import CheckpointError
+from mefn_jax.errors import CheckpointError, reason
+from mefn_jax.remote import absolute
 
 v1 = ocp.v1
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
@@ -42,12 +43,21 @@ def _not_orbax_trace(record) -> bool:
 logging.get_absl_logger().addFilter(_not_orbax_trace)
 
 
+def _not_closed_loop(unraisable, show=sys.unraisablehook) -> None:
+    """Drops what each of TensorStore's writes says that ends after a failed save, when Orbax's loop is closed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        show(unraisable)
+
+
+sys.unraisablehook = _not_closed_loop
+
+
 class Checkpoints:
     """The checkpoints of a workdir. A save is complete or invisible; use as a context manager, which waits for it."""
 
     def __init__(self, workdir, create: bool = False):
         """Opens them. Raises CheckpointError if there is no directory and `create` is not set."""
-        self.directory = Path(workdir).resolve() / "checkpoints"
+        self.directory = absolute(workdir) / "checkpoints"
         if not create and not self.directory.is_dir():
             raise CheckpointError(f"{workdir}: no checkpoints here; give the --workdir of a training run")
         policies = v1.training.preservation_policies
@@ -129,13 +139,13 @@ class Checkpoints:
     def _failing(self, step):
         return _wrap(
             lambda e: (
-                f"{self.directory}: could not save the checkpoint of step {step} ({_reason(e)}). Earlier "
+                f"{self.directory}: could not save the checkpoint of step {step} ({reason(e)}). Earlier "
                 "checkpoints are intact: free some space and run the same command to go on from the latest"
             )
         )
 
     def _reading(self, step):
-        return _wrap(lambda e: f"{self.directory / str(step)}: cannot be read as a checkpoint ({_reason(e)})")
+        return _wrap(lambda e: f"{self.directory / str(step)}: cannot be read as a checkpoint ({reason(e)})")
 
 
 @contextlib.contextmanager
@@ -147,9 +157,3 @@ def _wrap(message):
         raise
     except Exception as e:  # Orbax and TensorStore raise many kinds
         raise CheckpointError(message(e)) from e
-
-
-def _reason(error: Exception) -> str:
-    """The first informative line of an error; Orbax's and TensorStore's run over many."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -167,9 +167,11 @@ def _check_heads(section: str, tower: ConfigDict) -> None:
 
 
 def check_local(name: str, path) -> None:
-    """Raises ConfigError if the option's path is a URL, which would be taken for a local directory of that name."""
+    """Raises ConfigError if the option's path, of data, is a URL: data is read at random, which takes a disk."""
     if "://" in str(path):
-        raise ConfigError(f"{name}={path}: only local and mounted directories can be used; mount the bucket")
+        raise ConfigError(
+            f"{name}={path}: data must be in a local or mounted directory; mount the bucket (gcsfuse), or copy it"
+        )
 
 
 def get(config: ConfigDict, key: str):

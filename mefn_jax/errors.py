@@ -23,3 +23,9 @@ class WeightsError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on: the loss is not finite, or the log cannot be written."""
+
+
+def reason(error: Exception) -> str:
+    """The kind of an error and its first informative line; those of Orbax, TensorStore and Google run over many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

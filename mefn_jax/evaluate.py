@@ -1,43 +1,46 @@
 """Evaluates a trained model on a split (DESIGN.md 8): the table of recalls, `metrics.json` and `ranks.npz`."""
 
+import io
 import json
-import os
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 
 from mefn_jax import baselines, metrics, twins
 from mefn_jax.checkpoint import versions
 from mefn_jax.config import check_local
 from mefn_jax.data.dataset import ALIASES
 from mefn_jax.data.split import Split
-from mefn_jax.errors import ConfigError
+from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluator import Evaluator, fitted, load, open_dataset, untrained
 from mefn_jax.logs import say
+from mefn_jax.remote import directory, write_whole
 
 
 def evaluate(workdir, data_dir: str, split: str, step: str, folds: int, out: str = "") -> dict:
     """Evaluates a workdir's checkpoint on a split, prints the table, and writes `metrics.json` and `ranks.npz` into
     `out`, or into `WORKDIR/eval/<split>/`. Returns what `metrics.json` holds."""
-    check_local("--workdir", workdir)
+    workdir, out = directory("--workdir", workdir), out and directory("--out", out)
     check_local("--data_dir", data_dir)
     evaluator, params, number = load(workdir, step)
     split = ALIASES.get(split, split)
     report, ranks = tabulate(evaluator, params, f"step {number}", data_dir, split, folds)
     report["step"] = number
-    _write(Path(out or Path(workdir) / "eval" / split), report, ranks)
+    _write(out or workdir / "eval" / split, report, ranks)
     return report
 
 
 def zero_shot(config, data_dir: str, split: str, folds: int, out: str = "") -> dict:
     """Evaluates the pretrained towers that a configuration names, without training (see `evaluator.untrained`). Prints
     the table, and writes as `evaluate` does if `out` is given."""
+    out = out and directory("--out", out)
     check_local("--data_dir", data_dir)
+    check_local("data.dir", config.data.dir)
     evaluator, params = untrained(config)
     report, ranks = tabulate(evaluator, params, "zero-shot", data_dir, ALIASES.get(split, split), folds)
     if out:
-        _write(Path(out), report, ranks)
+        _write(out, report, ranks)
     return report
 
 
@@ -151,16 +154,14 @@ def show(rows: dict, protocol: dict, split: Split, folds: int) -> None:
         say("twins by what was swapped: " + ", ".join(f"{k} {v:.1f}" for k, v in kinds.items() if k != "all"))
 
 
-def _write(directory: Path, report: dict, ranks: dict) -> None:
+def _write(folder: epath.Path, report: dict, ranks: dict) -> None:
     if jax.process_index():
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, save in (
-        ("metrics.json", lambda f: f.write(json.dumps(report, indent=1).encode())),
-        ("ranks.npz", lambda f: np.savez(f, **ranks)),
-    ):
-        new = directory / f".{name}.new"  # renamed when complete, so that a reader never sees half a file
-        with new.open("wb") as f:
-            save(f)
-        os.replace(new, directory / name)
-    say(f"wrote {directory}/metrics.json and ranks.npz")
+    arrays = io.BytesIO()
+    np.savez(arrays, **ranks)
+    try:
+        write_whole(folder / "metrics.json", json.dumps(report, indent=1).encode())
+        write_whole(folder / "ranks.npz", arrays.getvalue())
+    except OSError as e:
+        raise DataError(f"{folder}: cannot be written ({e})") from e
+    say(f"wrote {folder}/metrics.json and ranks.npz")

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 
 from mefn_jax.errors import TrainingError
+from mefn_jax.remote import Mirror
+
+COPY_SECONDS = 30.0  # between two copies of the log to a remote workdir, beside those at evaluations and saves
 
 
 def say(text: str) -> None:
@@ -54,7 +58,8 @@ class Clock:
 
 
 class Writer:
-    """Appends to WORKDIR/metrics.jsonl and writes TensorBoard events, on process 0.
+    """Appends to WORKDIR/metrics.jsonl and writes TensorBoard events, on process 0; `flush` copies them to a remote
+    workdir.
 
     On resuming at `step`, lines of later steps (of work that was lost) are dropped.
     """
@@ -65,11 +70,14 @@ class Writer:
             return
         from tensorboardX import SummaryWriter  # only the process that writes needs it
 
-        self._path = Path(workdir) / "metrics.jsonl"
+        self._mirror, self._path = Mirror(workdir), epath.Path(workdir) / "metrics.jsonl"
+        path = self._mirror.local / self._path.name
         with self._writing():
-            _drop_after(self._path, step)
-            self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=step + 1 if step else None)
+            self._mirror.fetch(path.name)
+            _drop_after(path, step)
+            self._file = path.open("a", encoding="utf-8")
+            self._mirror.copy()  # rights that lack are said before the first step
+        self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict) -> None:
         """One line `{"step": step, name: number, ...}`, and a TensorBoard scalar each."""
@@ -81,12 +89,21 @@ class Writer:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
+    def flush(self, seconds: float = 0.0) -> None:
+        """Copies what has been written to a remote workdir, unless that was done less than `seconds` ago."""
+        if self._active and self._mirror.due(seconds):
+            self._board.flush()
+            with self._writing():
+                self._mirror.copy()
+
     def close(self) -> None:
         """Closes both files."""
         if self._active:
             self._board.close()
             with self._writing():
                 self._file.close()
+                self._mirror.copy()
+            self._mirror.close()
 
     @contextlib.contextmanager
     def _writing(self):
@@ -134,6 +151,8 @@ class StepLog:
         seconds = self.clock.elapsed / max(1, len(values))
         for _, line in itertools.groupby(values, key=lambda v: (v[0] - 1) // self._every):
             self._line(writer, bar, list(line), seconds)
+        if not everything:  # else the training loop flushes, beside the save
+            writer.flush(COPY_SECONDS)
         if values:
             self.clock.reset()
 

@@ -35,6 +35,7 @@ from mefn_jax.data.tokenizer import FILE, Tokenizer
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.logs import say
 from mefn_jax.model import CHOICES, image_encoder, text_encoder
+from mefn_jax.remote import directory
 from mefn_jax.sharding import by_rows, make_mesh, put_rows, replicated
 
 NAMES = {"val": "dev"}  # SCAN's name of a split, where it differs
@@ -268,12 +269,15 @@ def define_flags() -> None:
 
 def main() -> None:
     f = flags.FLAGS
-    check_local("--out", f.out)
+    for name in ("out", "data_dir"):
+        check_local(f"--{name}", f[name].value)
     if (f.config is None) == (not f.workdir):
         raise ConfigError("give either --config=FILE.py with pretrained towers, or --workdir=RUN")
     if not any(f.splits):
         raise ConfigError("--splits is empty; name at least one of train, val, test")
-    found = of_run(f.workdir) if f.workdir else of_config(f.config)
+    if f.config is not None:
+        check_local("data.dir", f.config.data.dir)
+    found = of_run(directory("--workdir", f.workdir)) if f.workdir else of_config(f.config)
     if f.data_dir:
         found.config.data.dir = f.data_dir
     try:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from mefn_jax.errors import CheckpointError, ConfigError
 from mefn_jax.evaluator import Evaluator, fitted, open_dataset
 from mefn_jax.logs import StepLog, Writer, header, say
 from mefn_jax.model import CHOICES, Model, build, empty_images
+from mefn_jax.remote import directory
 from mefn_jax.sharding import check_divides, from_first, make_mesh, put_rows, replicated
 from mefn_jax.towers import as_saved, check_vocabulary, load, with_pretrained
 
@@ -34,7 +34,7 @@ def train(config: ConfigDict, workdir) -> None:
     Raises ConfigError, DataError, CheckpointError or TrainingError; complete checkpoints are never harmed.
     """
     configuration.check(config, CHOICES | losses.CHOICES)
-    configuration.check_local("--workdir", workdir)
+    workdir = directory("--workdir", workdir)
     configuration.check_local("data.dir", config.data.dir)
     mesh = make_mesh()
     check_divides("train.batch_size", config.train.batch_size, mesh)
@@ -104,7 +104,10 @@ def train(config: ConfigDict, workdir) -> None:
                 if evaluating:
                     rsum = evaluate(evaluator, current.params, val_split, k + 1, writer, bar)
                 if evaluating or saving:
-                    checkpoints.save(k + 1, current, meta | {"step": k + 1}, rsum if evaluating else None)
+                    try:
+                        writer.flush()  # before the checkpoint, whose resumption needs the lines up to it
+                    finally:
+                        checkpoints.save(k + 1, current, meta | {"step": k + 1}, rsum if evaluating else None)
                     log.clock.reset()
         finally:
             batches.close()
@@ -260,6 +263,6 @@ def announce(config, workdir, mesh, train_split, val_split, parameters: str, ste
             "seed": str(config.train.seed),
             "commit": git_commit(),
             "versions": ", ".join(f"{name} {version[name]}" for name in ("python", "jax", "flax", "orbax-checkpoint")),
-            "workdir": str(Path(workdir)),
+            "workdir": str(workdir),
         }
     )

@@ -437,10 +437,22 @@ def test_a_log_that_cannot_be_written_says_so(tmp_path, command):
     assert "No space left on device" in message
 
 
-def test_a_url_is_no_directory(tmp_path, command):
-    for script, option in (("train.py", "--workdir"), ("eval.py", "--workdir"), ("eval.py", "--data_dir")):
-        message = refusal(command, script, f"{option}=gs://bucket/run")
-        assert f"{option}=gs://bucket/run: only local and mounted directories" in message
+def test_data_is_no_url(tmp_path, command):
+    run = f"--workdir={tmp_path}"
+    prepare = ("--source=coco", "--path=there", "--images=there", "--out=here")
+    for script, args, option in (
+        ("train.py", [run, SMOKE], "--config.data.dir"),
+        ("eval.py", [run], "--data_dir"),
+        ("-m mefn_jax.precompute", [run], "--out"),
+        ("-m mefn_jax.precompute", [run, "--out=here"], "--data_dir"),
+        *(("-m mefn_jax.data.prepare", prepare, option) for option in ("--path", "--images", "--out")),
+    ):
+        message = refusal(command, script, *args, f"{option}=gs://bucket/data")
+        name = option.replace("--config.", "")
+        assert f"{name}=gs://bucket/data: data must be in a local or mounted directory; mount the bucket" in message
+    for script, option in (("train.py", "--workdir"), ("eval.py", "--workdir"), ("eval.py", "--out")):
+        message = refusal(command, script, f"{option}=s3://bucket/run")
+        assert f"{option}=s3://bucket/run: only gs:// and local or mounted directories can be used" in message
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, command):

@@ -64,7 +64,7 @@ def test_the_sheet_frames_positives_and_marks_unknown_words():
 
     framed = [coloured(k, sheet.FRAMES[0]) > 500 for k in range(3)]
     assert framed == [True, False, True]
-    words = drawn[sheet.PICTURE + 40 :].astype(int)  # below pictures and titles
+    words = drawn[sheet.PICTURE + sheet.GAP + 36 :].astype(int)  # below pictures and titles
     red = (words[..., 0] - words[..., 1] > 80).reshape(len(words), -1)
     per_cell = [red[:, k * sheet.CELL + 5 : (k + 1) * sheet.CELL + 5].sum() for k in range(3)]
     assert [n > 5 for n in per_cell] == [False, True, False]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mefn_jax.config import run
+from mefn_jax.config import check_local, run
 from mefn_jax.data import coco, flickr8k, karpathy, shapes, table, tokenizer
 from mefn_jax.errors import DataError
 
@@ -152,6 +152,8 @@ def define_flags() -> None:
 
 def main() -> None:
     f = flags.FLAGS
+    for name in ("path", "images", "out"):
+        check_local(f"--{name}", f[name].value)
     if f.source != "shapes" and not f.path:
         raise DataError(f"--source={f.source} needs --path, the folder or file to read")
     try:
