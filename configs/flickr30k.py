@@ -5,8 +5,9 @@
 
 `RESNET` and `BERT` are checkpoints in Hugging Face layout, directories or hub names (microsoft/resnet-101,
 bert-base-uncased). Regions are those of three scales: C3, C4 and C5 of a ResNet, the pooled grid of a ViT. Other
-towers: `:image=resnet50`, `:image=vit_b16`, `:image=clip_vit_b32,text=clip`, `:text=gru`. Meant for accelerators. It
-has not been trained at full size by us: there is no number to expect yet.
+towers: `:image=resnet50`, `:image=vit_b16`, `:image=clip_vit_b32,text=clip`, `:text=gru`; precomputed regions, as SCAN
+distributes them: `:image=regions --config.data.dir=data/f30k_precomp`. Meant for accelerators. It has not been trained
+at full size by us: there is no number to expect yet.
 """
 
 from configs import default
@@ -27,6 +28,7 @@ IMAGES = {
         "scales": (7, 4, 2),
         **CLIP,
     },
+    "regions": {"arch": "regions", "regions": {"projection": "mlp"}, "pooling": "gpo"},  # as VSE-infinity has them
 }
 TEXTS = ("bert", "clip", "gru")  # sizes are the defaults: BERT-base, CLIP ViT-B, SCAN
 
@@ -42,6 +44,8 @@ def get_config(arg=""):
     c.image.scales = (7, 7, 7)  # C3, C4 and C5
     c.image.update(IMAGES[options["image"]])
     c.text.arch = options["text"]
+    c.augment.update(words=0.2)
+    c.augment.update({"regions": 0.2} if options["image"] == "regions" else {"crop": 0.5, "flip": 0.5})
     if options["text"] == "clip":
         c.text.max_words = 75  # all that CLIP reads
     c.train.update(epochs=30.0, batch_size=128, learning_rate=5e-4)

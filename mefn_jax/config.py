@@ -58,6 +58,7 @@ NOT_NEGATIVE = (
     "data.workers",
     "eval.val_images",
 )
+PIXELS = {"augment.crop": 1.0, "augment.flip": 0.0, "augment.colour": 0.0}  # what changes pixels, and its off
 # What the shape and meaning of the parameters depend on: a checkpoint is only continued with the same.
 MODEL_KEYS = ("model", "embed_dim", "image", "text", "matcher")
 
@@ -132,6 +133,9 @@ def check_image_tower(config: ConfigDict) -> None:
     """Raises ConfigError if the image tower's sizes cannot work with the input's size and the scales."""
     c = config.image
     if c.arch == "regions":
+        changed = [key for key, off in PIXELS.items() if get(config, key) != off]
+        if changed:
+            raise ConfigError(f"{changed[0]}={get(config, changed[0])} changes pixels, but image.arch=regions has none")
         return
     size = c.size or DEFAULT_SIZE
     if not c.scales or min(c.scales) < 1:

@@ -111,7 +111,23 @@ def test_differences_are_named_by_dotted_key():
     assert configuration.differences({"a": (1, 2)}, {"a": [1, 2]}) == {}
 
 
-@pytest.mark.parametrize("name", ["resnet50", "vit_b16", "clip_vit_b32", "resnet101"])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("crop", 0.0, r"augment.crop: 0.0 must be in \(0, 1\]"),
+        ("flip", 1.5, r"augment.flip: 1.5 must be in \[0, 1\]"),
+        ("words", 1.0, r"augment.words: 1.0 must be in \[0, 1\)"),
+        ("colour", 0.1, "augment.colour=0.1 changes pixels, but image.arch=regions has none"),
+    ],
+)
+def test_augmentation_is_checked(key, value, message):
+    config = load("flickr30k", "image=regions")
+    config.augment[key] = value
+    with pytest.raises(ConfigError, match=message):
+        configuration.check(config, CHOICES | losses.CHOICES)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vit_b16", "clip_vit_b32", "resnet101", "regions"])
 def test_full_size_towers_are_one_argument(name):
     text = "clip" if name.startswith("clip") else "bert"
     config = load("flickr30k", f"image={name},text={text}")
