@@ -97,7 +97,7 @@ class _Source:
             except ValueError:  # on the least fault: Pillow says which ones matter
                 pass
         with self._pillow() as image:
-            image.draft("RGB", tuple(-(-side // reduction) for side in image.size))
+            image.draft("RGB", tuple(side // reduction for side in image.size))  # Pillow rounds up itself
             return np.asarray(_rgb(ImageOps.exif_transpose(image)))
 
     def _pillow(self) -> Image.Image:
@@ -110,7 +110,8 @@ class _Source:
 def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
     """Width and height of a colour or grey JPEG that is upright and of no absurd size, which libjpeg-turbo alone can
     decode, two to three times as fast as through Pillow; None of anything else."""
-    if data[:2] != b"\xff\xd8" or b"Exif" in data or b"tiff:Orientation" in data:
+    metadata = _metadata(data)
+    if not metadata or b"Exif" in metadata or b"tiff:Orientation" in metadata:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -118,6 +119,16 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
         return None
     plain = colours in ("YCbCr", "Gray") and width * height <= Image.MAX_IMAGE_PIXELS
     return (width, height) if plain else None
+
+
+def _metadata(data: bytes) -> bytes:
+    """A JPEG's bytes up to the coded pixels; nothing if it is no JPEG. Looking through all of it takes too long."""
+    if data[:2] != b"\xff\xd8":
+        return b""
+    end = 2
+    while data[end : end + 1] == b"\xff" and data[end + 1 : end + 2] != b"\xda":  # start of scan
+        end += 2 + int.from_bytes(data[end + 2 : end + 4])
+    return data[:end]
 
 
 def _reduction(sides: tuple[int, int], least: int) -> int:
