@@ -170,8 +170,7 @@ def _bilinear(pixels: np.ndarray, size: int) -> np.ndarray:
     down, across = ((max(side / size, 1) ** 2 - 1) / 12 for side in pixels.shape[:2])
     if max(down, across) > 0:
         kernels = (np.array([a, 1 - 2 * a, a]) for a in (across, down))
-        # Isolated: at a slice's border OpenCV would otherwise look at the pixels of the array around it.
-        pixels = cv2.sepFilter2D(pixels, -1, *kernels, borderType=cv2.BORDER_REPLICATE | cv2.BORDER_ISOLATED)
+        pixels = cv2.sepFilter2D(pixels, -1, *kernels, borderType=cv2.BORDER_REPLICATE)
     return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
