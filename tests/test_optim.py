@@ -154,7 +154,7 @@ def after(steps: int, *rules, model=None):
         seed=0,
     )
     for _ in range(steps):
-        current, _ = run(current, batch | {"image": np.arange(8)})
+        current, _ = run(current, batch | {"owner": np.arange(8)})
     return current, params
 
 
