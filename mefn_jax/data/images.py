@@ -18,6 +18,7 @@ RESAMPLE = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
+BLUR_REACHES = 5**0.5  # the reduction up to which `_bilinear` blurs enough
 FITS = ("crop", "squash")
 ORIENTATION = 0x0112  # EXIF
 
@@ -154,7 +155,7 @@ def _cut(source: _Source, box: tuple[int, int, int, int], resize: Resize) -> np.
     scales = [now / then for now, then in zip(pixels.shape[1::-1], source.sides, strict=True)] * 2
     left, top, right, bottom = (round(side * scale) for side, scale in zip(box, scales, strict=True))
     pixels = pixels[top:bottom, left:right]
-    if resize.resample == "bilinear" and max(pixels.shape[:2]) <= 2 * resize.size:
+    if resize.resample == "bilinear" and max(pixels.shape[:2]) <= BLUR_REACHES * resize.size:
         return _bilinear(pixels, resize.size)
     image = Image.fromarray(np.ascontiguousarray(pixels))
     return np.asarray(image.resize((resize.size,) * 2, RESAMPLE[resize.resample], reducing_gap=2.0))
@@ -162,10 +163,11 @@ def _cut(source: _Source, box: tuple[int, int, int, int], resize: Resize) -> np.
 
 def _bilinear(pixels: np.ndarray, size: int) -> np.ndarray:
     """Pillow's bilinear resizing (a triangle as wide as the reduction), nearly, in a quarter of its time: uint8
-    `(H, W, 3)`, H and W at most twice `size`, to `(size, size, 3)`.
+    `(H, W, 3)`, H and W at most BLUR_REACHES times `size`, to `(size, size, 3)`.
 
     OpenCV's triangle is always one pixel wide, which at a reduction s aliases. A blur (a, 1 - 2a, a) with
-    a = (s^2 - 1) / 12 before it gives the variance of Pillow's triangle, and at s = 2 the same weights.
+    a = (s^2 - 1) / 12 before it gives the variance of Pillow's triangle, at s = 2 the same weights, and beyond
+    s = 5^(1/2), where a = 1/3, it can give no more.
     """
     down, across = ((max(side / size, 1) ** 2 - 1) / 12 for side in pixels.shape[:2])
     if max(down, across) > 0:
