@@ -35,7 +35,8 @@ def caption(k: int) -> str:
 
 def make_prepared(out: Path, number: int) -> None:
     """A data set as `prepare` writes it."""
-    from mefn_jax.data import prepare, tokenizer
+    from mefn_jax.data import tokenizer
+    from mefn_jax.data.writing import write
 
     photographs = [jpeg(seed) for seed in range(64)]
 
@@ -46,10 +47,10 @@ def make_prepared(out: Path, number: int) -> None:
 
     facts = {"source": "synthetic", "lower_case": True, "punctuation": "keep", "vocab_size": 8000}
     splits = {"train": (number, functools.partial(examples, number)), "val": (5, functools.partial(examples, 5))}
-    written = prepare._write(splits, facts, str(out.parent / "work"))
+    out.mkdir()
+    write(splits, facts, out)
     texts = [caption(k) for k in range(20_000)]
-    (written / tokenizer.FILE).write_text(tokenizer.train(texts, 8000, True, "keep"), encoding="utf-8")
-    written.rename(out)
+    (out / tokenizer.FILE).write_text(tokenizer.train(texts, 8000, True, "keep"), encoding="utf-8")
 
 
 def make_regions(out: Path, number: int) -> None:

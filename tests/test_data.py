@@ -1,21 +1,26 @@
 """Sources, prepare, tokenizer, images and the pipeline; and what each says of malformed input."""
 
 import contextlib
+import dataclasses
 import io
+import itertools
 import json
+import subprocess
+import sys
+import threading
 
 import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from absl import flags
-from conftest import write_flickr8k
+from conftest import ROOT, environment, write_flickr8k
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from mefn_jax.data import flickr8k as source
-from mefn_jax.data import images, pipeline
+from mefn_jax.data import images, pipeline, writing
 from mefn_jax.data import tokenizer as tok
 from mefn_jax.data.augment import Augment
 from mefn_jax.data.dataset import Dataset
@@ -119,6 +124,44 @@ def test_prepare_leaves_nothing_behind_when_it_fails(flickr8k, tmp_path, monkeyp
     with pytest.raises(ZeroDivisionError):
         prepare("flickr8k", tmp_path / "again", out, **OPTIONS)
     assert list(out.parent.iterdir()) == []
+
+
+KILLED = """
+import sys, time
+from mefn_jax.data import prepare, tokenizer
+def wait(*_):
+    print("written", flush=True)
+    time.sleep(60)
+tokenizer.train = wait
+prepare.prepare("flickr8k", sys.argv[1], sys.argv[2], vocab_size=300, lower_case=True, punctuation="keep",
+                scenes=None, seed=0)
+"""
+
+
+def test_a_killed_prepare_leaves_nothing_readable_and_starts_over(flickr8k, tmp_path, cache):
+    out = tmp_path / "out" / "data"
+    words = [sys.executable, "-c", KILLED, flickr8k, out]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment(cache))
+    assert process.stdout.readline() == "written\n"
+    process.kill()
+    process.communicate()
+    left = list(out.parent.iterdir())
+    assert [p.name.startswith(".data.incomplete-") for p in left] == [True]
+    with pytest.raises(DataError, match="no such directory"):
+        Dataset(out)
+    prepare("flickr8k", flickr8k, out, **OPTIONS)
+    assert list(out.parent.iterdir()) == [out]
+    assert Dataset(out).split("train").images == 12
+
+
+def test_examples_keep_their_order_over_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "AT_ONCE", 3)
+    monkeypatch.setattr(writing, "SHARD", 4)
+    prepare("flickr8k", write_flickr8k(tmp_path / "source"), tmp_path / "out", **OPTIONS)
+    assert len(list((tmp_path / "out").glob("*-train.array_record-*"))) == 3
+    split = Dataset(tmp_path / "out").split("train")
+    assert [split.record(k)["image_id"] for k in range(12)] == [f"train_{k}.jpg" for k in range(12)]
+    assert split.captions == 60
 
 
 def test_prepare_does_not_overwrite(flickr8k, tmp_path):
@@ -326,6 +369,47 @@ def test_what_is_random_follows_from_seed_epoch_and_caption_alone(parts):
     assert len(rows[8]) == 400
     again = [rows[8][0, c] != rows[8][1, c] for c in range(200)]
     assert np.mean(again) > 0.9  # the next pass sees other changes
+
+
+def test_batches_are_put_ahead_of_the_step(parts):
+    """While a step runs, the next two batches are put on the devices."""
+    put, enough = [], threading.Event()
+
+    def watch(batch):
+        put.append(batch["caption"])
+        if len(put) == 3:
+            enough.set()
+        return batch
+
+    iterator = pipeline.iterate(pipeline.training_dataset(*parts, images.Resize(16), 8, 0), 0, 1, 0, watch)
+    try:
+        next(iterator)
+        assert enough.wait(20)
+    finally:
+        iterator.close()
+
+
+class Broken:
+    """Records of which one image cannot be decoded."""
+
+    def __init__(self, records):
+        self.records = records
+
+    def __getitem__(self, row):
+        return self.records[row] | ({"image": b"no image"} if row == 7 else {})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_named_from_any_thread_and_process(parts, workers):
+    flags.FLAGS.mark_as_parsed()
+    split = dataclasses.replace(parts[0], records=Broken(parts[0].records))
+    dataset = pipeline.training_dataset(split, parts[1], images.Resize(16), 8, 0)
+    iterator = pipeline.iterate(dataset, 0, 2, workers, lambda batch: batch)
+    try:
+        with pytest.raises(DataError, match=r"image 'train_7\.jpg' cannot be decoded"):
+            list(itertools.islice(iterator, 25))
+    finally:
+        iterator.close()
 
 
 def test_one_epoch_visits_every_pair_once(parts):

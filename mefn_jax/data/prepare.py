@@ -9,11 +9,12 @@ the end, so an interrupted run leaves nothing that could be read.
 
 import contextlib
 import functools
+import glob
 import hashlib
-import io
 import json
-import logging
 import os
+import platform
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -69,8 +70,12 @@ def prepare(
 
     watching = {**splits, "train": (splits["train"][0], watched)}
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.incomplete-", dir=out.parent) as work:
-        written = _write(watching, facts, work)
+    with _workplace(out) as work:
+        from mefn_jax.data.writing import write  # TFDS is slow to import, and --help does not need it
+
+        written = Path(work) / "data"
+        written.mkdir()
+        write(watching, facts, written)
         text = tokenizer.train(captions, vocab_size, lower_case, punctuation)
         (written / tokenizer.FILE).write_text(text, encoding="utf-8")
         if out.exists():
@@ -78,6 +83,27 @@ def prepare(
         os.rename(written, out)
     counts = ", ".join(f"{name} {number} images" for name, (number, _) in splits.items())
     return [*notes, f"{out}: {counts}; {len(json.loads(text)['model']['vocab'])} wordpieces"]
+
+
+@contextlib.contextmanager
+def _workplace(out: Path):
+    """A directory beside `out`, removed at the end. Removes those of processes that were killed on this machine."""
+    mine = f".{out.name}.incomplete-{platform.node()}-"
+    for left in out.parent.glob(f"{glob.escape(mine)}*"):
+        if not _lives(int(left.name.removeprefix(mine).split("-")[0])):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{mine}{os.getpid()}-", dir=out.parent) as work:
+        yield work
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _drawn(scenes, seed):
@@ -103,20 +129,6 @@ def _read(source: str, path: str, images: str, captions_per_image: int):
             yield entry | {"image": entry["image"].read_bytes()}
 
     return {s: (len(entries), functools.partial(examples, entries)) for s, entries in splits.items()}, notes
-
-
-def _write(splits, facts: dict, work: str) -> Path:
-    import tensorflow_datasets as tfds  # slow to import, and --help does not need it
-
-    from mefn_jax.data.builder import ImageCaptions
-
-    # TFDS has bars of its own for each shard; ours shows images by split.
-    tfds.disable_progress_bar()
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    builder = ImageCaptions(splits, facts, data_dir=work)
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()
-    return Path(builder.data_path)
 
 
 def drawn_scenes(scenes, seed: int) -> Path:
