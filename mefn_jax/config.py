@@ -1,6 +1,7 @@
 """Configuration: the arguments of `get_config`, the command line's flags, and checks that name the option."""
 
 import difflib
+import os
 import sys
 from pathlib import Path
 
@@ -223,6 +224,9 @@ def run(main, define_flags) -> None:
             main()
         except UserError as e:
             _fail(str(e), 1)
+        except BrokenPipeError:  # what reads the output has enough, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would say it again at exit
+            sys.exit(1)
 
     logging.set_verbosity(logging.WARNING)
     app.run(guarded, flags_parser=parse)
