@@ -1,11 +1,11 @@
 """An epoch over a data set of COCO's size: start-up, resident memory, and whether it gets slower.
 
-    python benchmarks/coco_epoch.py [--images=113287] [--steps=0] [--dir=DIR]
+    python benchmarks/coco_epoch.py [--images=113287] [--steps=0] [--region_steps=500] [--dir=DIR]
 
 Two data sets are made below --dir (about 3 GB; removed at the end): one that is prepared, of 64
 photographs of noise in 320 x 240, repeated, and one of precomputed regions, 36 x 2048 float32, of which the file is
-sparse. A fresh process opens each and reads every step of an epoch at batch size 128 (--steps: only so many), as
-training does, without a model. Slowing down is told by the time that all threads worked, which other work on the
+sparse (33 GB to be read, of zeros). A fresh process opens each and reads as training does, without a model, at batch
+size 128: every step of an epoch, or --steps; of regions, which memory must hold to be fast, --region_steps. Slowing down is told by the time that all threads worked, which other work on the
 machine hardly moves. Prints a table and, as its last line, one JSON object of its figures.
 """
 
@@ -130,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=113_287)
     parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--region_steps", type=int, default=500)
     parser.add_argument("--dir", default="")
     parser.add_argument("--read", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -138,11 +139,12 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=args.dir or None) as root:
         found = {}
-        for name, make in (("prepared", make_prepared), ("regions", make_regions)):
+        kinds = (("prepared", make_prepared, args.steps), ("regions", make_regions, args.region_steps))
+        for name, make, steps in kinds:
             start = time.perf_counter()
             make(Path(root) / name, args.images)
             print(f"{name}: made in {time.perf_counter() - start:.0f} s", flush=True)
-            words = [sys.executable, __file__, f"--read={Path(root) / name}", f"--steps={args.steps}"]
+            words = [sys.executable, __file__, f"--read={Path(root) / name}", f"--steps={steps}"]
             found[name] = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
             for key, value in found[name].items():
                 print(f"  {key:24}{value}", flush=True)
