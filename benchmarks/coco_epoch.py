@@ -2,11 +2,11 @@
 
     python benchmarks/coco_epoch.py [--images=113287] [--steps=0] [--region_steps=500] [--dir=DIR]
 
-Two data sets are made below --dir (about 3 GB; removed at the end): one that is prepared, of 64
-photographs of noise in 320 x 240, repeated, and one of precomputed regions, 36 x 2048 float32, of which the file is
-sparse (33 GB to be read, of zeros). A fresh process opens each and reads as training does, without a model, at batch
-size 128: every step of an epoch, or --steps; of regions, which memory must hold to be fast, --region_steps. Slowing down is told by the time that all threads worked, which other work on the
-machine hardly moves. Prints a table and, as its last line, one JSON object of its figures.
+Two data sets are made below --dir (about 3 GB; removed at the end): one that is prepared, of 64 photographs of noise in
+320 x 240, repeated, and one of precomputed regions, 36 x 2048 float32, in a sparse file of 33 GB. A fresh process opens
+each and reads as training does, without a model, at batch size 128: every step of an epoch, or --steps; of regions,
+which are slow to come from a disk, --region_steps. Slowing down is told by the time that all threads worked, which
+other work on the machine hardly moves. Prints a table and, as its last line, one JSON object of its figures.
 """
 
 import argparse
