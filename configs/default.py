@@ -105,7 +105,7 @@ def base():
 
     c.augment = ConfigDict()  # random changes in training, from (seed, epoch, caption)
     c.augment.crop = 1.0  # the smallest share of the image's area that a random crop keeps; 1: no random crop
-    c.augment.flip = 0.0  # chance of mirroring, never where the caption says left or right
+    c.augment.flip = 0.0  # chance of mirroring, never where a caption of the image says left or right
     c.augment.colour = 0.0  # strength of brightness, contrast and saturation: factors in 1 - x to 1 + x
     c.augment.words = 0.0  # chance that a word is masked, replaced or dropped (VSE-infinity: 0.2)
     c.augment.regions = 0.0  # chance that a region is left out (VSE-infinity: 0.2)

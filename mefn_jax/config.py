@@ -126,7 +126,7 @@ def check(config: ConfigDict, choices: dict) -> None:
     if not 0 <= config.augment.flip <= 1:
         raise ConfigError(f"augment.flip: {config.augment.flip!r} must be in [0, 1]")
     for kind, check_tower in (("image", check_image_tower), ("text", check_text_tower)):
-        if not config[kind].pretrained:  # else the sizes come from the checkpoint
+        if not config[kind].pretrained or config[kind].arch == "regions":  # else the sizes come from the checkpoint
             check_tower(config)
 
 
@@ -134,6 +134,8 @@ def check_image_tower(config: ConfigDict) -> None:
     """Raises ConfigError if the image tower's sizes cannot work with the input's size and the scales."""
     c = config.image
     if c.arch == "regions":
+        if c.pretrained:
+            raise ConfigError(f"image.pretrained={c.pretrained} is an image tower, but image.arch=regions has none")
         changed = [key for key, off in PIXELS.items() if get(config, key) != off]
         if changed:
             raise ConfigError(f"{changed[0]}={get(config, changed[0])} changes pixels, but image.arch=regions has none")

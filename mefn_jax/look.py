@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from PIL import Image
+
 from mefn_jax import losses
 from mefn_jax.config import check, check_local
 from mefn_jax.data import pipeline, sheet, statistics
@@ -17,17 +19,21 @@ from mefn_jax.training import new_tokenizer
 ORDER = {"train": 0, "val": 1, "test": 2}  # of what is printed; other splits follow
 
 
-def look(config, out: Path, rows: int, step: int) -> None:
+def look(config, out: str, rows: int, step: int) -> None:
     """Prints the statistics of all splits, and writes the first `rows` rows of the batch of a training step to the
     image file `out`. Raises ConfigError or DataError as training would, and if `out` cannot be written."""
     check(config, CHOICES | losses.CHOICES)
     check_local("data.dir", config.data.dir)
+    check_local("--out", out)
+    out = Path(out)
+    if out.suffix.lower() not in Image.registered_extensions():
+        raise ConfigError(f"--out={out}: cannot be written as an image; give a file that ends in .png")
     dataset = open_dataset(config.data)
     split = dataset.split("train")
     config, _, json = load(fitted(config, split))
     tokenizer = new_tokenizer(config, json, dataset, split)
     names = sorted(dataset.splits, key=lambda name: (ORDER.get(name, len(ORDER)), name))
-    found = {name: statistics.of_split(dataset.split(name), tokenizer) for name in names}
+    found = {name: statistics.of_split(split if name == "train" else dataset.split(name), tokenizer) for name in names}
     say("\n".join(statistics.table(found, tokenizer)))
     t = config.train
     batches = pipeline.training_dataset(
@@ -43,6 +49,6 @@ def look(config, out: Path, rows: int, step: int) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         sheet.draw(batch, tokenizer).save(out)
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"--out={out}: cannot be written as an image ({e}); give a file that ends in .png") from e
+    except OSError as e:
+        raise ConfigError(f"--out={out}: cannot be written ({e}); choose another file") from e
     say(f"\nwrote {out}: the first {len(batch['ids'])} rows of {t.batch_size} of the batch of step {step + 1}")

@@ -30,6 +30,7 @@ from mefn_jax.config import check, check_local, config_flag, run
 from mefn_jax.data import pipeline
 from mefn_jax.data.dataset import ALIASES
 from mefn_jax.data.images import resize_of
+from mefn_jax.data.precomputed import FILES
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import FILE, Tokenizer
 from mefn_jax.errors import ConfigError, DataError
@@ -38,7 +39,6 @@ from mefn_jax.model import CHOICES, image_encoder, text_encoder
 from mefn_jax.remote import directory
 from mefn_jax.sharding import by_rows, make_mesh, put_rows, replicated
 
-NAMES = {"val": "dev"}  # SCAN's name of a split, where it differs
 SAVE_SECONDS = 10.0  # between two notes of how far it has come
 
 
@@ -83,13 +83,14 @@ def precompute(found: Towers, out: Path, splits: list[str]) -> None:
         raise ConfigError("features are written by one process; run the command on one machine")
     mesh = make_mesh()
     params = jax.device_put(found.params, replicated(mesh))
-    dataset = evaluator.open_dataset(found.config.data)
+    opened = [evaluator.open_dataset(found.config.data).split(name) for name in splits]
+    if found.image and any(split.region_width for split in opened):
+        raise ConfigError(f"data.dir={found.config.data.dir} holds precomputed regions; an image tower needs images")
     progress = Progress(out, settings_of(found))
-    for name in splits:
-        split = dataset.split(name)
+    for split in opened:
         texts = [(r["image_id"], r["captions"]) for r in map(split.record, range(split.images))]
         progress.begin(split.name, texts)
-        prefix = out / NAMES.get(split.name, split.name)
+        prefix = out / FILES.get(split.name, split.name)
         write_lines(split, texts, prefix)
         if found.image:
             write_regions(found, params, mesh, split, prefix, progress)

@@ -44,7 +44,7 @@ def train(config: ConfigDict, workdir) -> None:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} exceeds the {train_split.captions} training captions"
         )
-    config = fitted(config, train_split)
+    config = fitted(fitted(config, train_split), val_split)
     steps = config.train.steps or math.ceil(config.train.epochs * train_split.captions / config.train.batch_size)
 
     with Checkpoints(workdir, create=True) as checkpoints:

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import io
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -147,11 +149,16 @@ def test_a_killed_prepare_leaves_nothing_readable_and_starts_over(flickr8k, tmp_
     process.communicate()
     left = list(out.parent.iterdir())
     assert [p.name.startswith(".data.incomplete-") for p in left] == [True]
+    at_work = out.parent / ".data.incomplete-other"
+    at_work.mkdir()
+    lock = (at_work / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
     with pytest.raises(DataError, match="no such directory"):
         Dataset(out)
     prepare("flickr8k", flickr8k, out, **OPTIONS)
-    assert list(out.parent.iterdir()) == [out]
+    assert set(out.parent.iterdir()) == {out, at_work}  # what another process works on is left alone
     assert Dataset(out).split("train").images == 12
+    lock.close()
 
 
 def test_examples_keep_their_order_over_files(tmp_path, monkeypatch):
@@ -170,6 +177,43 @@ def test_prepare_does_not_overwrite(flickr8k, tmp_path):
     with pytest.raises(DataError, match="not empty; choose another --out"):
         prepare("flickr8k", flickr8k, tmp_path / "out", **OPTIONS)
     assert (tmp_path / "out" / "precious").read_text() == "x"
+
+
+def cut_shard(root):
+    shard = next(root.glob("*-train.array_record-*"))
+    shard.write_bytes(shard.read_bytes()[:5000])
+
+
+def fewer_counts(root):
+    edit(root / "metadata.json", lambda t: json.dumps(json.loads(t) | {"caption_counts": {"train": [5], "val": [5]}}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: (root / "features.json").unlink(), "damaged"),
+        (lambda root: (root / "features.json").write_text("{}"), "damaged"),
+        (lambda root: (root / "metadata.json").write_text("{"), "damaged"),
+        (lambda root: (root / "dataset_info.json").write_text("[" * 100_000), "dataset_info.json: not JSON"),
+        (lambda root: (root / "dataset_info.json").write_text('{"name": 3}'), "'name' must be of type str"),
+        (lambda root: (root / "dataset_info.json").write_text('{"name": "coco_captions"}'), "damaged"),
+        (lambda root: (root / "tokenizer.json").write_bytes(b"\xff"), "tokenizer.json: not UTF-8"),
+        (lambda root: next(root.glob("*-train.array_record-*")).unlink(), "damaged"),
+        (cut_shard, "damaged"),
+        (fewer_counts, "40 examples of train, caption_counts of 1"),
+    ],
+)
+def test_a_damaged_data_set_is_named(prepared, tmp_path, damage, message):
+    root = tmp_path / "copy"
+    shutil.copytree(prepared, root)
+    damage(root)
+
+    def read():
+        dataset = Dataset(root)
+        return dataset.tokenizer_json, dataset.split("train").texts()
+
+    with pytest.raises(DataError, match=message):
+        read()
 
 
 def test_dataset_errors_name_the_option(tmp_path, prepared):

@@ -8,9 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from configs import flickr30k
+from mefn_jax import losses
+from mefn_jax.config import check
 from mefn_jax.data import precomputed
 from mefn_jax.data.dataset import Dataset
-from mefn_jax.errors import DataError
+from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.evaluator import fitted
+from mefn_jax.model import CHOICES
 
 
 def write_precomp(root, split, images, repeated=False, shape=(3, 4), dtype=np.float32, ids=None):
@@ -49,14 +54,22 @@ def test_flickr30k_dev_keeps_all_images(tmp_path):
 
 
 def test_rows_that_differ_are_images_of_one_caption_and_repeated_ids_group_rows(tmp_path):
-    np.save(tmp_path / "train_ims.npy", np.arange(40, dtype=np.float32).reshape(10, 2, 2))
+    rows = np.arange(40, dtype=np.float32).reshape(10, 2, 2)
+    np.save(tmp_path / "train_ims.npy", rows)
     (tmp_path / "train_caps.txt").write_text("".join(f"caption {k}\n" for k in range(10)))
     assert Dataset(tmp_path).split("train").images == 10
-    (tmp_path / "train_ids.txt").write_text("".join(f"{k}\n" for k in (7, 7, 7, 8, 8, 9, 9, 9, 9, 5)))
+    ids = (7, 7, 7, 8, 8, 9, 9, 9, 9, 5)
+    (tmp_path / "train_ids.txt").write_text("".join(f"{k}\n" for k in ids))
+    with pytest.raises(DataError, match="rows 0 and 2 should be one image's, but differ"):
+        Dataset(tmp_path).split("train")
+    np.save(tmp_path / "train_ims.npy", rows[list(ids)])
     split = Dataset(tmp_path).split("train")
     assert [split.record(k)["image_id"] for k in range(4)] == ["7", "8", "9", "5"]
     np.testing.assert_array_equal(split.first, [0, 3, 5, 9, 10])
-    np.testing.assert_array_equal(split.records.read(split.rows)[:, 0, 0], [0, 12, 20, 36])
+    np.testing.assert_array_equal(split.records.read(split.rows), rows[[7, 8, 9, 5]])
+    (tmp_path / "train_ids.txt").write_text("".join(f"{k}\n" for k in (7, 7, 7, 8, 8, 9, 9, 9, 9, 7)))
+    with pytest.raises(DataError, match=r"train_ids.txt: an id stands in several places"):
+        Dataset(tmp_path).split("train")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4", np.uint8, np.int64])
@@ -160,13 +173,15 @@ def complaint(root) -> str:
         (changed(lambda x: x[:, 0, 0]), r"the shape \(6,\) is neither"),
         (changed(lambda x: x.astype(str)), r"expected numbers, found <U"),
         (changed(lambda x: x[:0]), r"the shape \(0, 3, 4\) is neither"),
-        (pickled, r"train_ims.npy: not a NumPy array .* pickles, which are refused"),
-        (raw_pickle, r"train_ims.npy: not a NumPy array .* pickles, which are refused"),
+        (pickled, r"train_ims.npy: not a NumPy array of numbers .* pickles, which are refused"),
+        (raw_pickle, r"train_ims.npy: not a NumPy array of numbers .* pickles, which are refused"),
         (cut, r"train_ims.npy: not a NumPy array"),
         (archive, r"train_ims.npy: expected numbers, found an archive"),
         (lines("train_ims.npy", b""), r"train_ims.npy: not a NumPy array"),
         (lines("train_caps.txt", b"one\n\nthree\n"), r"train_caps.txt:2: empty caption"),
         (lines("train_caps.txt", b"caf\xe9\n" * 30), r"train_caps.txt: not UTF-8 at byte 3"),
+        (changed(np.asfortranarray), r"train_ims.npy: in Fortran order"),
+        (lambda root: (root / "train_ims.npy").rename(root / "val_ims.npy"), r"name the files of val dev_ims.npy"),
         (lines("train_ids.txt", b"1\n2\n"), r"train_ids.txt: 2 ids, for 6 rows and 30 captions"),
         (lambda root: (root / "train_caps.txt").unlink(), r"train_caps.txt: no such file"),
     ],
@@ -185,6 +200,20 @@ def test_large_numbers_are_finite(tmp_path):
     assert split.records.read(split.rows).max() == np.float32(3e38)
 
 
+def test_repeated_rows_that_are_not_finite_are_one_image_all_the_same(tmp_path):
+    write_precomp(tmp_path, "train", 6, repeated=True)
+    path = tmp_path / "train_ims.npy"
+    rows = np.load(path)
+    rows[:5, 1] = np.nan
+    np.save(path, rows)
+    split = Dataset(tmp_path, skip_bad=True).split("train")
+    assert (split.images, split.captions, split.skipped) == (5, 25, ["0"])
+    rows[5:] = np.nan
+    np.save(path, rows)
+    with pytest.raises(DataError, match="no image of train can be used"):
+        Dataset(tmp_path, skip_bad=True).split("train")
+
+
 def test_images_whose_regions_are_not_finite_can_be_left_out(tmp_path):
     write_precomp(tmp_path, "train", 6)
     put(np.nan)(tmp_path)
@@ -194,8 +223,18 @@ def test_images_whose_regions_are_not_finite_can_be_left_out(tmp_path):
     assert np.isfinite(split.records.read(split.rows)).all()
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=200), st.sampled_from(["ims.npy", "caps.txt", "ids.txt"]))
+SHAPES = st.lists(st.integers(-1, 10**25) | st.booleans(), max_size=4).map(tuple)
+# Beginnings of .npy files, with anything where the description of the array stands.
+HEADERS = (
+    st.text(max_size=60)
+    | st.builds(
+        lambda shape, d: f"{{'descr': '{d}', 'fortran_order': False, 'shape': {shape}}}", SHAPES, st.text(max_size=4)
+    )
+).map(lambda text: b"\x93NUMPY\x01\x00" + len(text.encode()).to_bytes(2, "little") + text.encode() + bytes(48))
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200) | HEADERS, st.sampled_from(["ims.npy", "caps.txt", "ids.txt"]))
 def test_any_file_gives_a_split_or_our_own_error(tmp_path, data, name):
     write_precomp(tmp_path, "train", 6)
     (tmp_path / f"train_{name}").write_bytes(data)
@@ -226,3 +265,25 @@ def test_regions_train_evaluate_and_refuse_another_width(tmp_path, command):
         write_precomp(other, split, 6, shape=(5, 9))
     refused = command("train.py", *options, "--config.train.batch_size=8", "--config.train.steps=4", check=False)
     assert "image.regions.width: 8 there, 9 here" in refused.stderr
+
+
+def test_towers_and_data_that_do_not_fit_are_refused_at_the_start(tmp_path, prepared, towers, command):
+    regions = flickr30k.get_config("image=regions").copy_and_resolve_references().unlock()
+    for split, width in (("train", 8), ("dev", 7)):
+        write_precomp(tmp_path / "x", split, 6, shape=(5, width))
+    data = Dataset(tmp_path / "x")
+    config = fitted(regions, data.split("train"))
+    assert config.image.regions.width == 8
+    with pytest.raises(ConfigError, match="regions are 7 wide, image.regions.width is 8"):
+        fitted(config, data.split("dev"))
+    with pytest.raises(ConfigError, match="image.arch=regions takes regions, but the data set has images"):
+        fitted(regions, Dataset(prepared).split("train"))
+    regions.image.pretrained = "somewhere"
+    with pytest.raises(ConfigError, match="image.pretrained=somewhere is an image tower, but image.arch=regions"):
+        check(regions, CHOICES | losses.CHOICES)
+    options = ("--config=configs/flickr8k.py", f"--config.data.dir={tmp_path / 'x'}", f"--out={tmp_path / 'out'}")
+    refused = command(
+        "-m mefn_jax.precompute", *options, f"--config.image.pretrained={towers / 'vit'}", "--splits=train", check=False
+    )
+    assert "holds precomputed regions; an image tower needs images" in refused.stderr
+    assert not (tmp_path / "out").exists()

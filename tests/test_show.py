@@ -88,4 +88,5 @@ def test_the_command_shows_regions_and_scenes_and_names_what_cannot_be_written(t
     assert Image.open(out).size[0] > 1000
     bad = command("-m mefn_jax.data.show", "--config=configs/shapes.py:smoke", f"--out={tmp_path}/x.doc", check=False)
     assert "x.doc: cannot be written as an image" in bad.stderr
-    assert "stand in train too" in bad.stdout
+    bad = command("-m mefn_jax.data.show", "--config=configs/shapes.py:smoke", "--out=gs://b/x.png", check=False)
+    assert "--out=gs://b/x.png" in bad.stderr

@@ -85,7 +85,14 @@ def test_without_a_mask_token_words_are_dropped():
 
 @pytest.mark.parametrize(
     ("caption", "expected"),
-    [("A dog left of a cat", True), ("the RIGHT hand", True), ("bright leftovers", False), ("Left, then", True)],
+    [
+        ("A dog left of a cat", True),
+        ("the RIGHT hand", True),
+        ("bright leftovers", False),
+        ("Left, then", True),
+        ("the leftmost", True),
+        ("copyright", False),
+    ],
 )
 def test_sides(caption, expected):
     assert words.says_side(caption) == expected

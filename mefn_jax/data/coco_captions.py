@@ -7,11 +7,10 @@ TFDS stores examples in the order of a hash: consecutive folds are not those of 
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from mefn_jax.data.files import caption
-from mefn_jax.data.prepared import undecodable
 from mefn_jax.data.split import Split
+from mefn_jax.data.stored import Examples, open_builder, undecodable
 from mefn_jax.errors import DataError
 
 CAPTIONS = 5
@@ -19,10 +18,10 @@ NAME = "coco_captions"
 
 
 class Records:
-    """A TFDS data source's examples, as `Split` wants them."""
+    """The examples, as `Split` wants them."""
 
-    def __init__(self, source, where: str):
-        self.source, self.where = source, where
+    def __init__(self, source: Examples):
+        self.source = source
 
     def __len__(self):
         return len(self.source)
@@ -30,7 +29,7 @@ class Records:
     def __getitem__(self, row: int) -> dict:
         raw = self.source[row]
         name, texts = raw["image/filename"].decode(), raw["captions"]["text"]
-        where = f"{self.where}: {name}"
+        where = f"{self.source.where}: {name}"
         if len(texts) < CAPTIONS:
             raise DataError(f"{where}: {len(texts)} captions, fewer than {CAPTIONS}; build the data set again")
         captions = [caption(text.decode(), where) for text in texts[:CAPTIONS]]
@@ -45,7 +44,7 @@ class CocoCaptions:
     def __init__(self, directory: Path, skip_bad: bool = False):
         """Opens it. Raises DataError if it is stored in a form without random access."""
         self.directory, self.skip_bad, self.facts = directory, skip_bad, {}
-        self.builder = tfds.builder_from_directory(str(directory))
+        self.builder, _ = open_builder(directory)
         form = self.builder.info.file_format.value
         if form != "array_record":
             raise DataError(
@@ -61,8 +60,7 @@ class CocoCaptions:
     def split(self, name: str) -> Split:
         """The split `name`, one of `splits`."""
         names = [name, *(["restval"] if name == "train" and "restval" in self.builder.info.splits else [])]
-        source = self.builder.as_data_source("+".join(names), decoders={"image": tfds.decode.SkipDecoding()})
-        records = Records(source, f"{self.directory} {name}")
+        records = Records(Examples(self.builder, "+".join(names)))
         bad = undecodable(records) if self.skip_bad else {}
         rows = np.delete(np.arange(len(records)), list(bad))
         first = CAPTIONS * np.arange(len(rows) + 1)

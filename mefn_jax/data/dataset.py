@@ -1,11 +1,11 @@
 """Opens a directory of data, whatever it is: prepared by this project, TFDS coco_captions, or precomputed regions."""
 
-import json
 from pathlib import Path
 
 from mefn_jax.config import nearest
 from mefn_jax.data.coco_captions import NAME as COCO_CAPTIONS
 from mefn_jax.data.coco_captions import CocoCaptions
+from mefn_jax.data.files import need, read_json
 from mefn_jax.data.precomputed import Precomputed
 from mefn_jax.data.prepared import Prepared
 from mefn_jax.data.split import Split
@@ -52,11 +52,12 @@ class Dataset:
             raise DataError(
                 f"{self.directory}: no split {name!r}{nearest(name, self.splits)}; present are {', '.join(self.splits)}"
             )
-        return self._kind.split(name)
+        split = self._kind.split(name)
+        if not split.images:
+            raise DataError(f"{self.directory}: no image of {name} can be used; make the data set again")
+        return split
 
 
 def _tfds_name(directory: Path) -> str:
-    try:
-        return json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))["name"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{directory}/dataset_info.json: cannot be read ({e!r})") from None
+    path = directory / "dataset_info.json"
+    return need(read_json(path), "name", str, str(path))

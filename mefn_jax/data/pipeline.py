@@ -41,19 +41,19 @@ class LoadPairs(grain.transforms.Map):
             rows = zip(ids, mask, numbered, rngs, strict=True)
             altered = [words.alter(*row[:3], self.augment.words, row[3], self.encoded.tokenizer) for row in rows]
             ids, mask = (np.stack(x) for x in zip(*altered, strict=True))
-        pictures = self._pictures(records, texts, owners, epochs, captions)
+        pictures = self._pictures(records, owners, epochs, captions)
         return {"images": pictures, "ids": ids, "mask": mask, "owner": owners, "caption": captions, "epoch": epochs}
 
-    def _pictures(self, records, texts, owners, epochs, captions) -> np.ndarray:
+    def _pictures(self, records, owners, epochs, captions) -> np.ndarray:
         if self.split.region_width:
             return self.split.records.read(self.split.rows[owners])
         if not self.augment.of_pixels:
             return np.stack([images.decode(record["image"], self.resize, record["image_id"]) for record in records])
-        rows = zip(records, texts, self._rngs(IMAGE, epochs, captions), strict=True)
+        rows = zip(records, self._rngs(IMAGE, epochs, captions), strict=True)
         return np.stack(
             [
-                images.decode(r["image"], self.resize, r["image_id"], self.augment, rng, not words.says_side(text))
-                for r, text, rng in rows
+                images.decode(r["image"], self.resize, r["image_id"], self.augment, rng, _may_flip(r["captions"]))
+                for r, rng in rows
             ]
         )
 
@@ -63,6 +63,12 @@ class LoadPairs(grain.transforms.Map):
             np.random.Generator(np.random.Philox(key=np.uint64([2 * self.seed + stream, (epoch << 32) + caption])))
             for epoch, caption in zip(epochs.tolist(), captions.tolist(), strict=True)
         ]
+
+
+def _may_flip(captions: list[str]) -> bool:
+    """Whether an image may be mirrored: not if any of its captions speaks of left or right, since all of them are its
+    positives, in whatever row they stand."""
+    return not any(map(words.says_side, captions))
 
 
 def training_dataset(

@@ -3,8 +3,8 @@
 
 `_ims.npy` is (rows, N, C) or (rows, C), one region a row, of any real dtype. With five times as many captions as rows,
 image k has captions 5 k to 5 k + 4. With as many captions as rows an image's row is repeated for each of its captions:
-which rows are one image is said by `_ids.txt` where it repeats ids, else they come in fives; if the rows of the first
-five differ, each is an image with one caption.
+which rows are one image is said by `_ids.txt` where it repeats ids, else they come in fives; if the first five rows
+differ, each row is an image with one caption. Rows that should be one image are compared, a thousand images at most.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from mefn_jax.data.split import Split
 from mefn_jax.errors import DataError
 
 FILES = {"val": "dev"}  # SCAN's name of a split, where it differs
+COMPARED = 1000  # images whose repeated rows are compared when a split is opened
 MAPPED_BYTES = 3 * 2**28  # read through the map before its pages are let go, as they count as ours
 
 
@@ -33,14 +34,18 @@ class Regions:
             self._map = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
-        except (ValueError, OSError, EOFError, SyntaxError) as e:
+        except Exception as e:  # a damaged header can end in any
             raise DataError(
-                f"{path}: not a NumPy array of numbers that can be mapped ({e}); objects are pickles, which are refused"
-            ) from None
+                f"{path}: not a NumPy array of numbers that can be mapped; objects are pickles, which are refused"
+            ) from e
         if not isinstance(self._map, np.memmap) or self._map.dtype.kind not in "fiu":
             raise DataError(f"{path}: expected numbers, found {getattr(self._map, 'dtype', 'an archive of arrays')}")
         if self._map.ndim not in (2, 3) or not self._map.size:
             raise DataError(f"{path}: the shape {self._map.shape} is neither (rows, regions, width) nor (rows, width)")
+        if not self._map.flags.c_contiguous:
+            raise DataError(
+                f"{path}: in Fortran order, in which a row lies all over the file; save np.ascontiguousarray"
+            )
         # A plain array of the map: taking a row of a memmap costs as much as reading a small one.
         self._rows = np.asarray(self._map).reshape(len(self._map), -1, self._map.shape[-1])
         self._checked, self._read = np.zeros(len(self._map), bool), 0
@@ -119,6 +124,10 @@ class Precomputed:
         self.directory, self.skip_bad, self.facts = directory, skip_bad, {}
         ours = {file: name for name, file in FILES.items()}
         names = sorted(path.name.removesuffix("_ims.npy") for path in directory.glob("*_ims.npy"))
+        if set(names) & set(FILES):
+            raise DataError(
+                f"{directory}: name the files of val dev_ims.npy, dev_caps.txt and dev_ids.txt, as SCAN does"
+            )
         self.splits = tuple(ours.get(name, name) for name in names)
 
     @property
@@ -130,9 +139,9 @@ class Precomputed:
         """The split `name`, one of `splits`. Raises DataError where the files do not fit each other."""
         prefix = self.directory / FILES.get(name, name)
         regions = Regions(Path(f"{prefix}_ims.npy"))
-        captions = _lines(Path(f"{prefix}_caps.txt"))
-        ids_path = Path(f"{prefix}_ids.txt")
-        ids = _lines(ids_path) if ids_path.is_file() else []
+        captions_path, ids_path = (Path(f"{prefix}_{name}.txt") for name in ("caps", "ids"))
+        captions = [caption(line, f"{captions_path}:{n}") for n, line in enumerate(_lines(captions_path), 1)]
+        ids = [line.strip() for line in _lines(ids_path)] if ids_path.is_file() else []
         if ids and len(ids) not in (len(regions), len(captions)):
             raise DataError(f"{ids_path}: {len(ids)} ids, for {len(regions)} rows and {len(captions)} captions")
         rows, first = _images(regions, captions, ids, prefix)
@@ -146,8 +155,8 @@ class Precomputed:
 
 
 def _lines(path: Path) -> list[str]:
-    lines = read_text(path).removesuffix("\n").split("\n")
-    return [caption(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    text = read_text(path)
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _images(regions: Regions, captions: list[str], ids: list[str], prefix: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -161,9 +170,23 @@ def _images(regions: Regions, captions: list[str], ids: list[str], prefix: Path)
             "a row, or one"
         )
     starts = [k for k in range(rows) if k == 0 or not ids or ids[k] != ids[k - 1]]
-    if len(starts) == rows and rows % 5 == 0 and all(np.array_equal(regions[0], regions[k]) for k in range(5)):
+    if ids and len({ids[k] for k in starts}) < len(starts):
+        raise DataError(f"{prefix}_ids.txt: an id stands in several places; an image's rows must follow one another")
+    if len(starts) == rows and rows % 5 == 0 and all(_same(regions, 0, k) for k in range(5)):
         starts = list(range(0, rows, 5))
-    return np.array(starts), np.array([*starts, rows])
+    first = np.array([*starts, rows])
+    for k in np.unique(np.linspace(0, len(starts) - 1, COMPARED).astype(int)).tolist():
+        if not _same(regions, first[k], first[k + 1] - 1):
+            raise DataError(
+                f"{prefix}_ims.npy: rows {first[k]} and {first[k + 1] - 1} should be one image's, but differ; "
+                "put right which rows are repeated, or the ids"
+            )
+    return first[:-1], first
+
+
+def _same(regions: Regions, row: int, other: int) -> bool:
+    """Whether two rows are equal, NaN too."""
+    return regions[row].tobytes() == regions[other].tobytes()
 
 
 def _not_finite(records: Records) -> list[int]:

@@ -8,12 +8,12 @@ the end, so an interrupted run leaves nothing that could be read.
 """
 
 import contextlib
+import fcntl
 import functools
 import glob
 import hashlib
 import json
 import os
-import platform
 import shutil
 import tempfile
 from pathlib import Path
@@ -69,7 +69,6 @@ def prepare(
             yield example
 
     watching = {**splits, "train": (splits["train"][0], watched)}
-    out.parent.mkdir(parents=True, exist_ok=True)
     with _workplace(out) as work:
         from mefn_jax.data.writing import write  # TFDS is slow to import, and --help does not need it
 
@@ -87,23 +86,17 @@ def prepare(
 
 @contextlib.contextmanager
 def _workplace(out: Path):
-    """A directory beside `out`, removed at the end. Removes those of processes that were killed on this machine."""
-    mine = f".{out.name}.incomplete-{platform.node()}-"
-    for left in out.parent.glob(f"{glob.escape(mine)}*"):
-        if not _lives(int(left.name.removeprefix(mine).split("-")[0])):
+    """A directory beside `out`, removed at the end, and locked until then: those that no process holds locked any more
+    were left by one that was killed, and are removed."""
+    prefix = f".{out.name}.incomplete-"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f"{glob.escape(prefix)}*"):
+        with contextlib.suppress(OSError), (left / "lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"{mine}{os.getpid()}-", dir=out.parent) as work:
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent) as work, (Path(work) / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield work
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
 
 
 def _drawn(scenes, seed):
@@ -164,6 +157,13 @@ def define_flags() -> None:
 
 def main() -> None:
     f = flags.FLAGS
+    try:
+        _main(f)
+    except OSError as e:
+        raise DataError(f"--out={f.out}: cannot be written ({e}); free some space, or choose another") from e
+
+
+def _main(f) -> None:
     for name in ("path", "images", "out"):
         check_local(f"--{name}", f[name].value)
     if f.source != "shapes" and not f.path:

@@ -4,17 +4,17 @@ import json
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from mefn_jax.data import images, tokenizer
+from mefn_jax.data import tokenizer
 from mefn_jax.data.split import Split
+from mefn_jax.data.stored import Examples, open_builder, undecodable
 from mefn_jax.errors import DataError
 
 
 class Records:
-    """A TFDS data source's examples, as `Split` wants them."""
+    """The examples, as `Split` wants them."""
 
-    def __init__(self, source):
+    def __init__(self, source: Examples):
         self.source = source
 
     def __len__(self):
@@ -37,8 +37,7 @@ class Prepared:
     def __init__(self, directory: Path, skip_bad: bool = False):
         """Opens it. Raises DataError if it was not made by this project."""
         self.directory, self.skip_bad = directory, skip_bad
-        self.builder = tfds.builder_from_directory(str(directory))
-        self.facts = dict(self.builder.info.metadata or {})
+        self.builder, self.facts = open_builder(directory)
         if "caption_counts" not in self.facts:
             raise DataError(
                 f"data.dir: {directory}: neither made by python -m mefn_jax.data.prepare, nor TFDS coco_captions"
@@ -56,21 +55,10 @@ class Prepared:
 
     def split(self, name: str) -> Split:
         """The split `name`, one of `splits`."""
-        source = self.builder.as_data_source(name, decoders={"image": tfds.decode.SkipDecoding()})
-        records = Records(source)
+        records, counts = Records(Examples(self.builder, name)), self.facts["caption_counts"][name]
+        if len(counts) != len(records):
+            raise DataError(f"{self.directory}: {len(records)} examples of {name}, caption_counts of {len(counts)}")
         bad = undecodable(records) if self.skip_bad else {}
         rows = np.delete(np.arange(len(records)), list(bad))
-        first = np.concatenate([[0], np.cumsum(np.asarray(self.facts["caption_counts"][name])[rows])])
+        first = np.concatenate([[0], np.cumsum(np.asarray(counts)[rows])])
         return Split(name, records, rows, first, list(bad.values()))
-
-
-def undecodable(records) -> dict[int, str]:
-    """Position and name of the images that cannot be decoded; decodes every one."""
-    bad = {}
-    for k in range(len(records)):
-        record = records[k]
-        try:
-            images.decode(record["image"], images.Resize(32), record["image_id"])
-        except DataError:
-            bad[k] = record["image_id"]
-    return bad

@@ -4,9 +4,8 @@
 
 Prints split sizes, captions an image, lengths, the share of unknown tokens, and captions that stand in two splits;
 draws a contact sheet of the batch of a training step: augmented images, tokens, and the positives among its rows.
+Precomputed regions are drawn whole: which of them are left out is decided on the device.
 """
-
-from pathlib import Path
 
 from absl import flags
 
@@ -23,7 +22,7 @@ def define_flags() -> None:
 def main() -> None:
     from mefn_jax.look import look  # this is only the command; what it calls lies further down the flow
 
-    look(flags.FLAGS.config, Path(flags.FLAGS.out), flags.FLAGS.rows, flags.FLAGS.step - 1)
+    look(flags.FLAGS.config, flags.FLAGS.out, flags.FLAGS.rows, flags.FLAGS.step - 1)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
+from mefn_jax.data.files import read_text
 from mefn_jax.errors import DataError
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -110,6 +111,12 @@ class Encoded:
         self._ids, self._words = np.zeros(shape, np.int32), np.zeros(shape, np.int16)
         self._lengths = np.zeros(captions, np.int16)  # 0: not encoded yet
 
+    def __getstate__(self):  # a process that reads encodes for itself
+        return self.tokenizer, len(self._lengths)
+
+    def __setstate__(self, state):
+        self.__init__(*state)
+
     def __call__(self, positions: np.ndarray, captions: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`Tokenizer.encode` of the captions with these positions in the split."""
         new = np.flatnonzero(self._lengths[positions] == 0)
@@ -127,4 +134,4 @@ def read_json(directory) -> str:
     path = Path(directory) / FILE
     if not path.is_file():
         raise DataError(f"{path}: no such file; run python -m mefn_jax.data.prepare again")
-    return path.read_text(encoding="utf-8")
+    return read_text(path)

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+SIDE = re.compile(r"\b(left|right)(most|wards?|hand(ed)?|side)?\b", re.IGNORECASE)
 MASKED, REPLACED = 0.5, 0.6  # of the words that are chosen half are masked, a tenth replaced, the rest dropped
 
 

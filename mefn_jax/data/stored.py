@@ -1,0 +1,55 @@
+"""A directory in TFDS's format: its builder and its examples by position. What is damaged is named."""
+
+import contextlib
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from mefn_jax.data import images
+from mefn_jax.errors import DataError, reason
+
+
+@contextlib.contextmanager
+def _intact(what):
+    try:
+        yield
+    except Exception as e:  # TFDS, protobuf and Riegeli have many kinds
+        raise DataError(f"{what}: damaged ({reason(e)}); make the data set again") from e
+
+
+def open_builder(directory: Path) -> tuple:
+    """The builder of a directory, and its metadata, a dict. Raises DataError if they cannot be read."""
+    with _intact(directory):
+        builder = tfds.builder_from_directory(str(directory))
+        return builder, dict(builder.info.metadata or {})
+
+
+class Examples:
+    """The examples of splits, `"train"` or `"train+restval"`, with their images' bytes as they are stored."""
+
+    def __init__(self, builder, splits: str):
+        """Opens the files. Raises DataError if they cannot be read."""
+        self.where = f"{builder.data_path} {splits}"
+        with _intact(self.where):
+            self._source = builder.as_data_source(splits, decoders={"image": tfds.decode.SkipDecoding()})
+            self._length = len(self._source)
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, row: int) -> dict:
+        """The example. Raises DataError if its record cannot be read."""
+        with _intact(f"{self.where}: record {row}"):
+            return self._source[row]
+
+
+def undecodable(records) -> dict[int, str]:
+    """Position and name of the images that cannot be decoded; decodes every one."""
+    bad = {}
+    for k in range(len(records)):
+        record = records[k]
+        try:
+            images.decode(record["image"], images.Resize(32), record["image_id"])
+        except DataError:
+            bad[k] = record["image_id"]
+    return bad
