@@ -274,12 +274,12 @@ def test_towers_and_data_that_do_not_fit_are_refused_at_the_start(tmp_path, prep
     data = Dataset(tmp_path / "x")
     config = fitted(regions, data.split("train"))
     assert config.image.regions.width == 8
-    with pytest.raises(ConfigError, match="regions are 7 wide, image.regions.width is 8"):
+    with pytest.raises(ConfigError, match=r"regions are 7 wide, image.regions.width is 8"):
         fitted(config, data.split("dev"))
-    with pytest.raises(ConfigError, match="image.arch=regions takes regions, but the data set has images"):
+    with pytest.raises(ConfigError, match=r"image.arch=regions takes regions, but the data set has images"):
         fitted(regions, Dataset(prepared).split("train"))
     regions.image.pretrained = "somewhere"
-    with pytest.raises(ConfigError, match="image.pretrained=somewhere is an image tower, but image.arch=regions"):
+    with pytest.raises(ConfigError, match=r"image.pretrained=somewhere is an image tower, but image.arch=regions"):
         check(regions, CHOICES | losses.CHOICES)
     options = ("--config=configs/flickr8k.py", f"--config.data.dir={tmp_path / 'x'}", f"--out={tmp_path / 'out'}")
     refused = command(
