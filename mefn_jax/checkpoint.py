@@ -13,7 +13,10 @@ from mefn_jax.errors import CheckpointError, reason
 from mefn_jax.remote import absolute
 
 v1 = ocp.v1
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy"),
+    *("pillow", "simplejpeg", "opencv-python-headless"),  # these make pixels of files
+)
 
 
 def versions() -> dict[str, str]:

@@ -78,7 +78,7 @@ class Regions:
             if not _finite(out[k]):
                 raise DataError(f"{self.path}: row {rows[k]} has NaN or inf; make the features again")
             self._checked[rows[k]] = True
-        self._read += out.nbytes
+        self._read += out.size * self._rows.itemsize
         if self._read > MAPPED_BYTES and hasattr(mmap, "MADV_DONTNEED"):
             self._read = 0
             self._map.base.madvise(mmap.MADV_DONTNEED)
