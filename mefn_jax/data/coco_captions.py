@@ -10,30 +10,20 @@ import numpy as np
 
 from mefn_jax.data.files import caption
 from mefn_jax.data.split import Split
-from mefn_jax.data.stored import Examples, open_builder, undecodable
+from mefn_jax.data.stored import Records, open_builder, undecodable
 from mefn_jax.errors import DataError
 
 CAPTIONS = 5
 NAME = "coco_captions"
 
 
-class Records:
-    """The examples, as `Split` wants them."""
-
-    def __init__(self, source: Examples):
-        self.source = source
-
-    def __len__(self):
-        return len(self.source)
-
-    def __getitem__(self, row: int) -> dict:
-        raw = self.source[row]
-        name, texts = raw["image/filename"].decode(), raw["captions"]["text"]
-        where = f"{self.source.where}: {name}"
-        if len(texts) < CAPTIONS:
-            raise DataError(f"{where}: {len(texts)} captions, fewer than {CAPTIONS}; build the data set again")
-        captions = [caption(text.decode(), where) for text in texts[:CAPTIONS]]
-        return {"image": raw["image"], "captions": captions, "image_id": name, "scene": None}
+def _record(example: dict, where: str) -> dict:
+    name, texts = example["image/filename"].decode(), example["captions"]["text"]
+    where = f"{where}: {name}"
+    if len(texts) < CAPTIONS:
+        raise DataError(f"{where}: {len(texts)} captions, fewer than {CAPTIONS}; build the data set again")
+    captions = [caption(text.decode(), where) for text in texts[:CAPTIONS]]
+    return {"image": example["image"], "captions": captions, "image_id": name, "scene": None}
 
 
 class CocoCaptions:
@@ -60,7 +50,7 @@ class CocoCaptions:
     def split(self, name: str) -> Split:
         """The split `name`, one of `splits`."""
         names = [name, *(["restval"] if name == "train" and "restval" in self.builder.info.splits else [])]
-        records = Records(Examples(self.builder, "+".join(names)))
+        records = Records(self.builder, "+".join(names), _record)
         bad = undecodable(records) if self.skip_bad else {}
         rows = np.delete(np.arange(len(records)), list(bad))
         first = CAPTIONS * np.arange(len(rows) + 1)

@@ -7,28 +7,18 @@ import numpy as np
 
 from mefn_jax.data import tokenizer
 from mefn_jax.data.split import Split
-from mefn_jax.data.stored import Examples, open_builder, undecodable
+from mefn_jax.data.stored import Records, open_builder, undecodable
 from mefn_jax.errors import DataError
 
 
-class Records:
-    """The examples, as `Split` wants them."""
-
-    def __init__(self, source: Examples):
-        self.source = source
-
-    def __len__(self):
-        return len(self.source)
-
-    def __getitem__(self, row: int) -> dict:
-        raw = self.source[row]
-        scene = raw["scene"].decode()
-        return {
-            "image": raw["image"],
-            "captions": [c.decode() for c in raw["captions"]],
-            "image_id": raw["image_id"].decode(),
-            "scene": json.loads(scene) if scene else None,
-        }
+def _record(example: dict, _) -> dict:
+    scene = example["scene"].decode()
+    return {
+        "image": example["image"],
+        "captions": [c.decode() for c in example["captions"]],
+        "image_id": example["image_id"].decode(),
+        "scene": json.loads(scene) if scene else None,
+    }
 
 
 class Prepared:
@@ -55,7 +45,7 @@ class Prepared:
 
     def split(self, name: str) -> Split:
         """The split `name`, one of `splits`."""
-        records, counts = Records(Examples(self.builder, name)), self.facts["caption_counts"][name]
+        records, counts = Records(self.builder, name, _record), self.facts["caption_counts"][name]
         if len(counts) != len(records):
             raise DataError(f"{self.directory}: {len(records)} examples of {name}, caption_counts of {len(counts)}")
         bad = undecodable(records) if self.skip_bad else {}

@@ -1,6 +1,7 @@
 """A directory in TFDS's format: its builder and its examples by position. What is damaged is named."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -24,13 +25,14 @@ def open_builder(directory: Path) -> tuple:
         return builder, dict(builder.info.metadata or {})
 
 
-class Examples:
-    """The examples of splits, `"train"` or `"train+restval"`, with their images' bytes as they are stored."""
+class Records:
+    """The examples of splits, `"train"` or `"train+restval"`, as `Split` wants them: `convert(example, where)` makes a
+    record of an example, whose image is the bytes that are stored, and `where` it stands."""
 
-    def __init__(self, builder, splits: str):
+    def __init__(self, builder, splits: str, convert: Callable[[dict, str], dict]):
         """Opens the files. Raises DataError if they cannot be read."""
-        self.where = f"{builder.data_path} {splits}"
-        with _intact(self.where):
+        self._where, self._convert = f"{builder.data_path} {splits}", convert
+        with _intact(self._where):
             self._source = builder.as_data_source(splits, decoders={"image": tfds.decode.SkipDecoding()})
             self._length = len(self._source)
 
@@ -38,12 +40,13 @@ class Examples:
         return self._length
 
     def __getitem__(self, row: int) -> dict:
-        """The example. Raises DataError if its record cannot be read."""
-        with _intact(f"{self.where}: record {row}"):
-            return self._source[row]
+        """A record. Raises DataError if it cannot be read."""
+        with _intact(f"{self._where}: record {row}"):
+            example = self._source[row]
+        return self._convert(example, self._where)
 
 
-def undecodable(records) -> dict[int, str]:
+def undecodable(records: Records) -> dict[int, str]:
     """Position and name of the images that cannot be decoded; decodes every one."""
     bad = {}
     for k in range(len(records)):
