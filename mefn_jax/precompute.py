@@ -83,10 +83,10 @@ def precompute(found: Towers, out: Path, splits: list[str]) -> None:
         raise ConfigError("features are written by one process; run the command on one machine")
     mesh = make_mesh()
     params = jax.device_put(found.params, replicated(mesh))
+    progress = Progress(out, settings_of(found))
     opened = [evaluator.open_dataset(found.config.data).split(name) for name in splits]
     if found.image and any(split.region_width for split in opened):
         raise ConfigError(f"data.dir={found.config.data.dir} holds precomputed regions; an image tower needs images")
-    progress = Progress(out, settings_of(found))
     for split in opened:
         texts = [(r["image_id"], r["captions"]) for r in map(split.record, range(split.images))]
         progress.begin(split.name, texts)

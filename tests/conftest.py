@@ -16,6 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CAPTIONS = ("a dog runs on grass .", "two children play", "a red car", "someone climbs a rock", "Water, and a boat .")
 
 
+# One size of vocabulary, so that the commands on all data sets share their compiled programs.
+SMOKE = ("--config=configs/flickr8k.py:smoke", "--config.text.vocab_size=400", "--config.train.steps=2")
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     """Where drawn scenes and compiled programs are kept between the commands of one test session."""

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from conftest import SMOKE
 from PIL import Image
 
 from mefn_jax.data.dataset import Dataset
@@ -92,8 +93,7 @@ def test_images_with_fewer_captions_and_other_forms_are_refused(tmp_path, direct
 
 
 def test_it_trains_and_evaluates(directory, tmp_path, command):
-    options = ("--config=configs/flickr8k.py:smoke", f"--config.data.dir={directory}", f"--workdir={tmp_path / 'run'}")
-    text = command("train.py", *options, "--config.train.steps=2").stdout
+    text = command("train.py", *SMOKE, f"--config.data.dir={directory}", f"--workdir={tmp_path / 'run'}").stdout
     assert "training a tokenizer on the 110 training captions" in text
     table = command("eval.py", f"--workdir={tmp_path / 'run'}", "--split=test").stdout
     assert "test: 3 images, 15 captions (5 an image)" in table

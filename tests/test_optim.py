@@ -143,7 +143,8 @@ def after(steps: int, *rules, model=None):
     optimizer = optim.adamw(lambda _: 0.1, weight_decay=0.5, clip_norm=1e9, factors=found)
     mesh = make_mesh()
     current = state.create(lambda: jax.tree.map(jnp.asarray, params), optimizer, found, replicated(mesh))
-    batch = {"pixels": rng.normal(size=(8, 5)), "ids": rng.normal(size=(8, 5)), "mask": np.ones((8, 5), bool)}
+    batch = {"images": rng.normal(size=(8, 5)), "ids": rng.normal(size=(8, 5)), "mask": np.ones((8, 5), bool)}
+    batch |= {name: np.arange(8) for name in ("owner", "caption", "epoch")}
     config = types.SimpleNamespace(name="triplet", margin=0.2, warmup_steps=-1, anchors="both")
     run = step.compile_step(
         mesh,
@@ -154,7 +155,7 @@ def after(steps: int, *rules, model=None):
         seed=0,
     )
     for _ in range(steps):
-        current, _ = run(current, batch | {"owner": np.arange(8)})
+        current, _ = run(current, batch)
     return current, params
 
 
@@ -175,16 +176,16 @@ def test_a_tower_that_is_frozen_whole_has_no_dropout(rules, without):
     """What the model gets as keys of dropout, when the step is traced."""
     model, seen = linear_model(), []
 
-    def watched(kind, encode):
+    def watched(kind, encode, place):
         def features(*args):
-            if args[-1] is None:
+            if args[place] is None:  # the key of the dropout
                 seen.append(kind)
             return encode(*args)
 
         return features
 
-    model.encode_images = watched("images", model.encode_images)
-    model.encode_texts = watched("texts", model.encode_texts)
+    model.encode_images = watched("images", model.encode_images, 2)
+    model.encode_texts = watched("texts", model.encode_texts, 3)
     after(1, *rules, model=model)
     assert seen == without
 

@@ -4,7 +4,7 @@ import json
 import string
 
 import pytest
-from conftest import write_flickr8k
+from conftest import SMOKE, write_flickr8k
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -112,8 +112,7 @@ def test_each_source_trains_and_evaluates(source, tmp_path, command):
         assert "kept the first 5 captions of 27 images that have more" in text
     split = Dataset(out).split("val")
     assert split.captions == split.images * (2 if source == "table" else 5)
-    options = ("--config=configs/flickr8k.py:smoke", f"--config.data.dir={out}", f"--workdir={tmp_path / 'run'}")
-    command("train.py", *options, "--config.train.steps=2")
+    command("train.py", *SMOKE, f"--config.data.dir={out}", f"--workdir={tmp_path / 'run'}")
     table_text = command("eval.py", f"--workdir={tmp_path / 'run'}", "--split=dev").stdout
     assert f"val: {split.images} images, {split.captions} captions" in table_text
 
