@@ -6,15 +6,13 @@ from PIL import Image
 
 from mefn_jax import losses
 from mefn_jax.config import check, check_local
-from mefn_jax.data import pipeline, sheet, statistics
-from mefn_jax.data.augment import Augment
-from mefn_jax.data.images import resize_of
+from mefn_jax.data import sheet, statistics
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluator import fitted, open_dataset
 from mefn_jax.logs import say
 from mefn_jax.model import CHOICES
 from mefn_jax.towers import load
-from mefn_jax.training import new_tokenizer
+from mefn_jax.training import new_tokenizer, training_dataset
 
 ORDER = {"train": 0, "val": 1, "test": 2}  # of what is printed; other splits follow
 
@@ -35,20 +33,12 @@ def look(config, out: str, rows: int, step: int) -> None:
     names = sorted(dataset.splits, key=lambda name: (ORDER.get(name, len(ORDER)), name))
     found = {name: statistics.of_split(split if name == "train" else dataset.split(name), tokenizer) for name in names}
     say("\n".join(statistics.table(found, tokenizer)))
-    t = config.train
-    batches = pipeline.training_dataset(
-        split,
-        tokenizer,
-        resize_of(config.image),
-        t.batch_size,
-        t.seed,
-        twins_together=config.data.twins_together,
-        augment=Augment(**config.augment),
-    )
-    batch = {name: values[:rows] for name, values in batches[step].items()}
+    whole = training_dataset(config, split, tokenizer)[step]
+    batch = {name: values[:rows] for name, values in whole.items()}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         sheet.draw(batch, tokenizer).save(out)
     except OSError as e:
         raise ConfigError(f"--out={out}: cannot be written ({e}); choose another file") from e
-    say(f"\nwrote {out}: the first {len(batch['ids'])} rows of {t.batch_size} of the batch of step {step + 1}")
+    drawn = f"the first {len(batch['ids'])} rows of {len(whole['ids'])}"
+    say(f"\nwrote {out}: {drawn} of the batch of step {step + 1}")

@@ -122,7 +122,7 @@ def image_encoder(config: ConfigDict) -> ImageEncoder | RegionEncoder:
 
 
 def empty_images(config: ConfigDict, number: int = 1):
-    """Images of nothing, in the shape and dtype that the image encoder takes."""
+    """Images of nothing, as the image encoder takes them: uint8 `(number, H, W, 3)`, or float32 `(number, 1, C)`."""
     if config.image.arch == "regions":
         return jnp.zeros((number, 1, config.image.regions.width), jnp.float32)
     return jnp.zeros((number, config.image.size, config.image.size, 3), jnp.uint8)

@@ -166,21 +166,18 @@ def described(config, tokenizer: Tokenizer) -> dict:
     }
 
 
+def training_dataset(config, split: Split, tokenizer: Tokenizer, process=(0, 1)):
+    """`pipeline.training_dataset` as configured."""
+    d, t = config.data, config.train
+    resize, augment = resize_of(config.image), Augment(**config.augment)
+    return pipeline.training_dataset(split, tokenizer, resize, t.batch_size, t.seed, process, d.twins_together, augment)
+
+
 def training_batches(config, split: Split, tokenizer: Tokenizer, done: int, mesh):
     """An iterator over the batches from step `done` on, as global arrays on the devices, each with the captions of
     this process's rows; close it when done."""
-    d, t = config.data, config.train
-    process = (jax.process_index(), jax.process_count())
-    dataset = pipeline.training_dataset(
-        split,
-        tokenizer,
-        resize_of(config.image),
-        t.batch_size,
-        t.seed,
-        process,
-        d.twins_together,
-        Augment(**config.augment),
-    )
+    d = config.data
+    dataset = training_dataset(config, split, tokenizer, (jax.process_index(), jax.process_count()))
 
     def put(batch):
         return put_rows(mesh, batch), batch["caption"]

@@ -1,5 +1,6 @@
 """JPEG bytes to a square array: decode, resize, crop or squash. Normalisation happens on the device (`normalise`)."""
 
+import contextlib
 import dataclasses
 import io
 
@@ -93,10 +94,8 @@ class _Source:
         reduced scale, `(height, width, 3)`."""
         width, height = (-(-side // reduction) for side in self.sides)
         if self.plain:
-            try:
+            with contextlib.suppress(ValueError):  # on the least fault: Pillow says which ones matter
                 return simplejpeg.decode_jpeg(self.data, min_width=width, min_height=height)
-            except ValueError:  # on the least fault: Pillow says which ones matter
-                pass
         with self._pillow() as image:
             image.draft("RGB", tuple(side // reduction for side in image.size))  # Pillow rounds up itself
             return np.asarray(_rgb(ImageOps.exif_transpose(image)))

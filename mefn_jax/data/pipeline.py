@@ -60,9 +60,14 @@ class LoadPairs(grain.transforms.Map):
     def _rngs(self, stream: int, epochs, captions):
         """A generator for each row, which follows from (seed, epoch, caption) alone."""
         return [
-            np.random.Generator(np.random.Philox(key=np.uint64([2 * self.seed + stream, (epoch << 32) + caption])))
+            _random(2 * self.seed + stream, (epoch << 32) + caption)
             for epoch, caption in zip(epochs.tolist(), captions.tolist(), strict=True)
         ]
+
+
+def _random(*key: int) -> np.random.Generator:
+    """A generator that follows from two numbers below 2^64."""
+    return np.random.Generator(np.random.Philox(key=np.uint64(key)))
 
 
 def _may_flip(captions: list[str]) -> bool:
@@ -121,8 +126,7 @@ class Shuffled:
     def _epoch(self, epoch: int) -> np.ndarray:
         order = self._epochs.get(epoch)
         if order is None:
-            rng = np.random.Generator(np.random.Philox(key=np.uint64([2**63 + self.seed, epoch])))
-            order = self.groups[rng.permutation(len(self.groups))].reshape(-1)
+            order = self.groups[_random(2**63 + self.seed, epoch).permutation(len(self.groups))].reshape(-1)
             # The epoch before may still be read by another thread.
             self._epochs = {e: o for e, o in self._epochs.items() if e == epoch - 1} | {epoch: order}
         return order

@@ -43,9 +43,7 @@ class ImageEncoder(nn.Module):
             region = nn.Dense(self.dim, name=f"regions_{k}")(grid) + positions(grid_positions(*grid.shape[1:3], 64))
             regions.append(region.reshape(len(pixels), -1, self.dim))
         regions = jnp.concatenate(regions, 1)  # (B, N, D)
-        mask = jnp.ones(regions.shape[:2], bool)
-        if keys is not None and self.dropout:
-            mask = leave_out(mask, keys, self.dropout)
+        mask = leave_out(jnp.ones(regions.shape[:2], bool), keys, self.dropout)
         if self.pooling == "tower":
             pooled = nn.Dense(self.dim, name="pooled")(pooled)
         else:

@@ -12,7 +12,10 @@ PROJECTIONS = ("linear", "mlp")
 
 def leave_out(mask, keys, rate: float):
     """Region dropout (VSE-infinity's size augmentation): each region of `mask` bool `(B, N)` is left out with chance
-    `rate`, by an item's own random key `keys (B,)`; one always stays."""
+    `rate`, by an item's own random key `keys (B,)`; one always stays. Returns bool `(B, N)`; without keys, as in
+    evaluation, `mask` as it is."""
+    if keys is None or not rate:
+        return mask
     draws = jax.vmap(lambda key: jax.random.uniform(key, mask.shape[1:]))(keys)
     draws = jnp.where(mask, draws, -1.0)
     return mask & ((draws >= rate) | (draws == jnp.max(draws, 1, keepdims=True)))
@@ -39,8 +42,7 @@ class RegionEncoder(nn.Module):
         """`keys (B,)` are the items' random keys in training; `mask` bool `(B, N)` says which regions exist, by default
         all."""
         mask = jnp.ones(regions.shape[:2], bool) if mask is None else mask
-        if keys is not None and self.dropout:
-            mask = leave_out(mask, keys, self.dropout)
+        mask = leave_out(mask, keys, self.dropout)
         x = jnp.where(mask[..., None], regions, 0).astype(jnp.float32)  # a padded place may hold anything, NaN too
         projected = nn.Dense(self.dim, name="regions")(x)
         if self.projection == "mlp":
