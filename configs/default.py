@@ -23,6 +23,10 @@ def base():
     c.data.scenes = (4000, 500, 500)  # drawn scenes: how many in train, val, test
     c.data.scene_seed = 0  # drawn scenes: the seed they are drawn from
     c.data.twins_together = False  # drawn scenes: a caption and its twin's in one batch, as hard negatives
+    c.data.hold_out = 0  # so many last images of train are the split held_out instead, and stand in for val
+    c.data.words = (
+        ""  # words written by `python -m mefn_jax.precompute`, read in place of a text tower (text.arch=words)
+    )
     c.data.skip_bad = False  # leave out images that cannot be decoded (and count them) instead of stopping
     c.data.threads = 2  # threads that read and decode, each a batch ahead
     c.data.workers = 0  # processes that read and decode; 0: threads of this one
@@ -68,7 +72,7 @@ def base():
     c.image.vit.eps = 1e-6  # of the norms
 
     c.text = ConfigDict()
-    c.text.arch = "bert"  # bert, clip (causal) or gru
+    c.text.arch = "bert"  # bert, clip (causal), gru, or words: a frozen tower's, from data.words
     c.text.pretrained = ""  # a checkpoint: directory or hub name; its sizes and tokenizer replace ours
     c.text.vocab_size = 0  # of the embedding; 0: the tokenizer's
     c.text.max_words = 32  # wordpieces kept of a caption, without [CLS] and [SEP]
@@ -97,6 +101,8 @@ def base():
     c.text.clip.stochastic_depth = 0.0  # as for bert
     c.text.clip.activation = "quick_gelu"  # as for bert
     c.text.clip.eps = 1e-5  # as for bert
+    c.text.words = ConfigDict()
+    c.text.words.width = 0  # of a cached word; 0: as data.words has them
     c.text.gru = ConfigDict()  # its states are embed_dim wide and not projected, as in VSE++ and SCAN
     c.text.gru.word_width = 300  # of the word embedding
     c.text.gru.layers = 1  # one on top of another
@@ -118,7 +124,7 @@ def base():
     c.matcher.init_sharpness = 4.0  # initial kappa, how sharply low entropy gets weight
 
     c.loss = ConfigDict()
-    c.loss.name = "triplet"  # triplet or info_nce (a learned scale)
+    c.loss.name = "triplet"  # triplet, info_nce (a learned scale) or siglip (a learned scale and bias)
     c.loss.margin = 0.2  # triplet: of the hinge, in score units (Eq. 2's alpha is twice this)
     c.loss.anchors = "both"  # triplet: both, image (Eq. 2 as printed) or text
     c.loss.warmup_steps = -1  # triplet: steps from the sum over negatives to the hardest alone; -1: the sum for good
@@ -136,6 +142,7 @@ def base():
     c.train.dtype = "float32"  # of the towers (but not the GRU): float32 or bfloat16; parameters and scores are float32
     c.train.remat = False  # compute the towers' blocks again in the backward pass instead of keeping them
     c.train.layer_decay = 1.0  # factor of the learning rate a Transformer layer further from the output
+    c.train.ema = 0.0  # decay a step of an average of the parameters, which is then evaluated beside them; 0: none
     c.train.log_every = 50  # steps a log line
     c.train.eval_every = 1000  # steps between evaluations on val; also evaluates at the end
     c.train.save_every = 1000  # steps between checkpoints; also saves after each evaluation and at the end

@@ -45,6 +45,7 @@ BELOW_ONE = (
     "text.clip.stochastic_depth",
     "text.gru.dropout",
     "train.warmup",
+    "train.ema",
     "augment.colour",
     "augment.words",
     "augment.regions",
@@ -52,6 +53,8 @@ BELOW_ONE = (
 NOT_NEGATIVE = (
     "image.size",
     "image.regions.width",
+    "text.words.width",
+    "data.hold_out",
     "train.steps",
     "train.epochs",
     "train.seed",
@@ -108,6 +111,8 @@ def check(config: ConfigDict, choices: dict) -> None:
             raise ConfigError(f"{key}: {get(config, key)!r} must not be negative")
     if len(config.data.scenes) != 3 or min(config.data.scenes) < 1:
         raise ConfigError(f"data.scenes: {tuple(config.data.scenes)} must be three numbers: train, val, test")
+    if config.data.hold_out and not config.data.dir:
+        raise ConfigError("data.hold_out: the drawn scenes have a val split of their own; give data.dir, or leave it 0")
     if config.eval.tile_images < 2:
         raise ConfigError("eval.tile_images: 1 must be at least 2, a scene and its twin")
     if (config.train.steps > 0) == (config.train.epochs > 0):
@@ -126,7 +131,10 @@ def check(config: ConfigDict, choices: dict) -> None:
     if not 0 <= config.augment.flip <= 1:
         raise ConfigError(f"augment.flip: {config.augment.flip!r} must be in [0, 1]")
     for kind, check_tower in (("image", check_image_tower), ("text", check_text_tower)):
-        if not config[kind].pretrained or config[kind].arch == "regions":  # else the sizes come from the checkpoint
+        if not config[kind].pretrained or config[kind].arch in (
+            "regions",
+            "words",
+        ):  # else the sizes come from the checkpoint
             check_tower(config)
 
 
@@ -158,6 +166,12 @@ def check_image_tower(config: ConfigDict) -> None:
 def check_text_tower(config: ConfigDict) -> None:
     """Raises ConfigError if the text tower's sizes cannot work with the captions' length."""
     arch, max_words = config.text.arch, config.text.max_words
+    if arch == "words":
+        if config.text.pretrained:
+            raise ConfigError(f"text.pretrained={config.text.pretrained} is a text tower, but text.arch=words has none")
+        if config.augment.words:
+            raise ConfigError("augment.words changes tokens, but text.arch=words has none; set it to 0")
+        return
     if arch == "gru":  # any length
         return
     tower = config.text[arch]

@@ -1,5 +1,6 @@
 """Evaluates a trained model on a split (DESIGN.md 8): the table of recalls, `metrics.json` and `ranks.npz`."""
 
+import dataclasses
 import io
 import json
 
@@ -10,7 +11,7 @@ from etils import epath
 from mefn_jax import baselines, metrics, twins
 from mefn_jax.checkpoint import versions
 from mefn_jax.config import check_local
-from mefn_jax.data.dataset import ALIASES
+from mefn_jax.data.dataset import ALIASES, Dataset
 from mefn_jax.data.split import Split
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluator import Evaluator, fitted, load, open_dataset, untrained
@@ -18,16 +19,18 @@ from mefn_jax.logs import say
 from mefn_jax.remote import directory, write_whole
 
 
-def evaluate(workdir, data_dir: str, split: str, step: str, folds: int, out: str = "") -> dict:
+def evaluate(workdir, data_dir: str, split: str, step: str, folds: int, out: str = "", ema: bool = False) -> dict:
     """Evaluates a workdir's checkpoint on a split, prints the table, and writes `metrics.json` and `ranks.npz` into
-    `out`, or into `WORKDIR/eval/<split>/`. Returns what `metrics.json` holds."""
+    `out`, or into `WORKDIR/eval/<split>/`, with `ema` that of the averaged parameters into `<split>_ema`. Returns what
+    `metrics.json` holds."""
     workdir, out = directory("--workdir", workdir), out and directory("--out", out)
     check_local("--data_dir", data_dir)
-    evaluator, params, number = load(workdir, step)
+    evaluator, params, number = load(workdir, step, ema)
     split = ALIASES.get(split, split)
-    report, ranks = tabulate(evaluator, params, f"step {number}", data_dir, split, folds)
+    title = f"step {number}{', averaged' if ema else ''}"
+    report, ranks = tabulate(evaluator, params, title, data_dir, split, folds)
     report["step"] = number
-    _write(out or workdir / "eval" / split, report, ranks)
+    _write(out or workdir / "eval" / (split + "_ema" * ema), report, ranks)
     return report
 
 
@@ -44,23 +47,68 @@ def zero_shot(config, data_dir: str, split: str, folds: int, out: str = "") -> d
     return report
 
 
-def tabulate(evaluator: Evaluator, params, title: str, data_dir: str, split_name: str, folds: int) -> tuple[dict, dict]:
-    """Scores a split, of `data_dir` or of the configured data, and prints the table. Returns the report and the ranks
-    `{i2t (I,), t2i (C,)}`."""
+def ensemble(workdirs: list[str], data_dir: str, split: str, step: str, folds: int, out: str) -> dict:
+    """Evaluates the average of several runs' score matrices, as one system; otherwise as `evaluate`, into `out`."""
+    out = directory("--out", out)
+    check_local("--data_dir", data_dir)
+    parts, owners = [], None
+    for workdir in workdirs:
+        evaluator, params, _ = load(directory("--ensemble", workdir), step)
+        dataset, opened_split = opened(evaluator, data_dir, ALIASES.get(split, split))
+        owners = opened_split.caption_image if owners is None else owners
+        if not np.array_equal(opened_split.caption_image, owners):
+            raise ConfigError(f"--ensemble={workdir}: has other images and captions in {split} than {workdirs[0]}")
+        parts.append(evaluator.scores(params, *evaluator.encode(params, opened_split)))
+    evaluator.config.model = f"ensemble of {len(parts)}"
+    report, ranks = ranked(evaluator, MeanScores(parts), "scores averaged", dataset, opened_split, folds)
+    report["config"] = {"model": evaluator.config.model, "runs": sorted(map(str, workdirs))}
+    _write(out, report, ranks)
+    return report
+
+
+@dataclasses.dataclass
+class MeanScores:
+    """`tiled.Scores`: the mean of several."""
+
+    parts: list
+
+    @property
+    def tile_images(self) -> int:
+        """Images a tile, as one of the parts has them."""
+        return self.parts[0].tile_images
+
+    def __call__(self, rows: slice, columns: slice) -> np.ndarray:
+        return np.mean([scores(rows, columns) for scores in self.parts], 0)
+
+
+def opened(evaluator: Evaluator, data_dir: str, split_name: str) -> tuple[Dataset, Split]:
+    """The data set, of `data_dir` or as configured, and a split that the model can take."""
     config = evaluator.config
     if data_dir:
         config.data.dir = data_dir
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config)
     split = dataset.split(split_name)
     fitted(config, split)
+    return dataset, split
+
+
+def tabulate(evaluator: Evaluator, params, title: str, data_dir: str, split_name: str, folds: int) -> tuple[dict, dict]:
+    """Scores a split, of `data_dir` or of the configured data; else as `ranked`."""
+    dataset, split = opened(evaluator, data_dir, split_name)
+    scores = evaluator.scores(params, *evaluator.encode(params, split))
+    return ranked(evaluator, scores, title, dataset, split, folds)
+
+
+def ranked(evaluator: Evaluator, scores, title: str, dataset: Dataset, split: Split, folds: int) -> tuple[dict, dict]:
+    """Ranks a split by `scores` and prints the table. Returns the report and the ranks `{i2t (I,), t2i (C,),
+    caption_image (C,)}`."""
+    config = evaluator.config
     if split.images % folds:
         raise ConfigError(f"--folds={folds}: does not divide the {split.images} images of {split.name}")
     if folds > 1 and not split.source_order:
         say("note: TFDS stores images in the order of a hash; these folds are not those of the published COCO 1K")
     if split.skipped:
         say(f"left out {len(split.skipped)} images that cannot be decoded: {', '.join(split.skipped[:5])}")
-    images, texts = evaluator.encode(params, split)
-    scores = evaluator.scores(params, images, texts)
     rows = {f"{config.model} ({title})": fold_results(evaluator, scores, split, folds)}
     known = twins.find(split) if folds == 1 else None
     if known:
@@ -77,7 +125,8 @@ def tabulate(evaluator: Evaluator, params, title: str, data_dir: str, split_name
         report["protocol"]["captions_true_of_several"] = 100.0 * known.shared
         report["baselines"] = {name: result for name, (result, _) in list(rows.items())[1:]}
     show(rows, report["protocol"], split, folds)
-    return report | {"config": config.to_dict(), "versions": versions()}, ranks
+    report |= {"config": config.to_dict(), "versions": versions()}
+    return report, ranks | {"caption_image": split.caption_image}
 
 
 def fold_results(evaluator: Evaluator, scores, split: Split, folds: int) -> tuple[dict, dict]:

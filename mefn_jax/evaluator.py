@@ -7,7 +7,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from mefn_jax import losses, metrics, towers
+from mefn_jax import losses, metrics, optim, towers
 from mefn_jax.checkpoint import Checkpoints
 from mefn_jax.config import check
 from mefn_jax.data import pipeline
@@ -16,10 +16,10 @@ from mefn_jax.data.images import resize_of
 from mefn_jax.data.prepare import drawn_scenes
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import Tokenizer
-from mefn_jax.errors import ConfigError
+from mefn_jax.errors import CheckpointError, ConfigError
 from mefn_jax.matching.features import Features
 from mefn_jax.matching.tiled import FeatureScores, count_better
-from mefn_jax.model import CHOICES, Model, build, empty_images
+from mefn_jax.model import CHOICES, Model, build, empty_images, empty_texts
 from mefn_jax.sharding import by_rows, make_mesh, put_rows, replicated
 
 
@@ -52,7 +52,7 @@ class Evaluator:
         ]
         text_parts = [
             _fetch(encode_texts(params, *put_rows(self.mesh, (ids, mask))), number)
-            for ids, mask, number in pipeline.text_batches(split.texts(), self.tokenizer, size)
+            for ids, mask, number in pipeline.caption_batches(split, self.tokenizer, size)
         ]
         return _join(image_parts), _join(text_parts)
 
@@ -82,14 +82,21 @@ def _join(parts: list[Features]) -> Features:
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
-def open_dataset(data) -> Dataset:
-    """The data set of `config.data`: its `dir`, or the drawn scenes."""
-    return Dataset(data.dir or drawn_scenes(data.scenes, data.scene_seed), data.skip_bad)
+def open_dataset(config) -> Dataset:
+    """The data set of a configuration: `data.dir`, or the drawn scenes."""
+    d = config.data
+    directory = d.dir or drawn_scenes(d.scenes, d.scene_seed)
+    return Dataset(directory, d.skip_bad, d.hold_out, d.words, config.text.max_words)
 
 
 def fitted(config: ml_collections.ConfigDict, split: Split) -> ml_collections.ConfigDict:
-    """The configuration with the width of precomputed regions. Raises ConfigError if the image tower cannot take what
-    the split has: images, or regions of another width."""
+    """The configuration with the widths of precomputed regions and of cached words. Raises ConfigError if the towers
+    cannot take what the split has: images or regions, text or words, of this width."""
+    config = config.copy_and_resolve_references().unlock()
+    if (config.text.arch == "words") != bool(split.words):
+        raise ConfigError("text.arch=words reads the cached words in data.words: set both, or neither")
+    if split.words:
+        config.text.words.width = _width("words", "text.words.width", config.text.words.width, split.words.width)
     takes_regions = config.image.arch == "regions"
     if takes_regions != bool(split.region_width):
         wanted, found = ("regions", "images") if takes_regions else ("images", "precomputed regions")
@@ -97,20 +104,23 @@ def fitted(config: ml_collections.ConfigDict, split: Split) -> ml_collections.Co
             f"image.arch={config.image.arch} takes {wanted}, but the data set has {found}; set --config.image.arch to "
             f"{'resnet or vit' if takes_regions else 'regions'}, or choose another data set"
         )
-    if not takes_regions:
-        return config
-    config = config.copy_and_resolve_references().unlock()
-    width = config.image.regions.width
-    if width not in (0, split.region_width):
-        raise ConfigError(f"the data set's regions are {split.region_width} wide, image.regions.width is {width}")
-    config.image.regions.width = split.region_width
+    if takes_regions:
+        width = config.image.regions.width
+        config.image.regions.width = _width("regions", "image.regions.width", width, split.region_width)
     return config.lock()
 
 
-def load(workdir, step: str):
-    """A trained model: `(Evaluator, params, step)` from a workdir's checkpoint ("best", "latest" or a number).
+def _width(what: str, option: str, wanted: int, found: int) -> int:
+    if wanted not in (0, found):
+        raise ConfigError(f"the data set's {what} are {found} wide, {option} is {wanted}")
+    return found
 
-    Needs nothing but the checkpoint. Raises CheckpointError if there is none or it cannot be read.
+
+def load(workdir, step: str, ema: bool = False):
+    """A trained model: `(Evaluator, params, step)` from a workdir's checkpoint ("best", "latest" or a number); with
+    `ema`, the average of its parameters.
+
+    Needs nothing but the checkpoint. Raises CheckpointError if there is none, it cannot be read or has no average.
     """
     mesh = make_mesh()
     with Checkpoints(workdir) as checkpoints:
@@ -120,10 +130,15 @@ def load(workdir, step: str):
         t = config.text
         tokenizer = Tokenizer(meta["tokenizer"], t.max_words, t.lower_case, t.punctuation)
         model = build(config, tokenizer.vocab_size)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), empty_images(config), *tokenizer([""]))
+        shapes = jax.eval_shape(model.init, jax.random.key(0), empty_images(config), *empty_texts(config))
         where = replicated(mesh)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
-        params = checkpoints.restore(number, {"params": abstract})["params"]
+        if ema and not config.train.get("ema"):
+            raise CheckpointError(f"{workdir}: was trained without an average of its parameters (train.ema)")
+        factors = optim.rate_factors(shapes, config.train.multipliers, config.train.layer_decay)
+        trained = {"ema": optim.trainable(abstract, factors)} if ema else {}
+        found = checkpoints.restore(number, {"params": abstract} | trained)
+    params = optim.merge(found["ema"], found["params"]) if ema else found["params"]
     return Evaluator(model, tokenizer, config, mesh), params, number
 
 
@@ -150,5 +165,5 @@ def untrained(config: ml_collections.ConfigDict):
     tokenizer = Tokenizer(json, t.max_words, t.lower_case, t.punctuation)
     towers.check_vocabulary(config, tokenizer.vocab_size)
     model = build(config, tokenizer.vocab_size)
-    params = towers.with_pretrained(model.init(jax.random.key(0), empty_images(config), *tokenizer([""])), found)
+    params = towers.with_pretrained(model.init(jax.random.key(0), empty_images(config), *empty_texts(config)), found)
     return Evaluator(model, tokenizer, config, mesh), jax.device_put(params, replicated(mesh))

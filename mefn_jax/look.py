@@ -26,7 +26,7 @@ def look(config, out: str, rows: int, step: int) -> None:
     out = Path(out)
     if out.suffix.lower() not in Image.registered_extensions():
         raise ConfigError(f"--out={out}: cannot be written as an image; give a file that ends in .png")
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config)
     split = dataset.split("train")
     config, _, json = load(fitted(config, split))
     tokenizer = new_tokenizer(config, json, dataset, split)

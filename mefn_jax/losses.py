@@ -12,13 +12,17 @@ import jax
 import jax.numpy as jnp
 
 # The names that an option may have.
-CHOICES = {"loss.name": ("triplet", "info_nce"), "loss.anchors": ("both", "image", "text")}
+CHOICES = {"loss.name": ("triplet", "info_nce", "siglip"), "loss.anchors": ("both", "image", "text")}
+
+CLIP = {"scale": math.log(1 / 0.07)}  # Radford et al. 2021, section 2.5: a temperature of 0.07
+SIGLIP = {"scale": math.log(10.0), "bias": -10.0}  # Zhai et al. 2023, Algorithm 1
 
 
 def build(config):
     """The loss of `config.loss` as it is at a step: a function `step -> loss(scores, positives, scale, bias)`."""
-    if config.name == "info_nce":
-        return lambda step: info_nce
+    without_options = {"info_nce": info_nce, "siglip": siglip}
+    if config.name in without_options:
+        return lambda step: without_options[config.name]
 
     def at(step):
         hardest = hardest_share(step, config.warmup_steps)
@@ -28,8 +32,8 @@ def build(config):
 
 
 def initial(config) -> dict[str, float]:
-    """The loss's own parameters as they begin: `scale` of InfoNCE, a logarithm (CLIP's temperature is 0.07)."""
-    return {"scale": math.log(1 / 0.07)} if config.name == "info_nce" else {}
+    """The loss's own parameters as they begin: `scale`, a logarithm, and SigLIP's `bias`."""
+    return {"triplet": {}, "info_nce": CLIP, "siglip": SIGLIP}[config.name]
 
 
 def positives_mask(image_ids):
@@ -56,13 +60,30 @@ def triplet(scores, positives, scale, bias, *, margin, hardest, anchors):
 def info_nce(scores, positives, scale, bias):
     """Cross entropy of each pair among the batch, both directions averaged (CLIP, Radford et al. 2021). The logits are
     `exp(scale) * scores`, the factor at most 100; bias is not used. Returns a scalar."""
-    # Cut in value but not in gradient, so that a scale beyond the limit finds its way back.
-    scale = scale - jax.lax.stop_gradient(jnp.maximum(scale - math.log(100.0), 0.0))
-    logits = jnp.exp(scale) * scores
+    logits = jnp.exp(_limited(scale)) * scores
     own = jnp.diagonal(logits)  # (B,)
-    others = positives & ~jnp.eye(len(scores), dtype=bool)
-    logits = jnp.where(others, -1e30, logits)
+    logits = jnp.where(_others(positives), -1e30, logits)
     return sum(jnp.mean(jax.nn.logsumexp(logits, axis) - own) for axis in (0, 1)) / 2
+
+
+def siglip(scores, positives, scale, bias):
+    """Each pair a yes or no of its own (SigLIP, Zhai et al. 2023, Algorithm 1): `-ln sigmoid(z (exp(scale) scores +
+    bias))`, z = 1 on the diagonal and -1 elsewhere, summed over the texts and averaged over the images. The factor is
+    at most 100. Returns a scalar."""
+    logits = jnp.exp(_limited(scale)) * scores + bias
+    costs = jnp.where(jnp.eye(len(scores), dtype=bool), jax.nn.softplus(-logits), jax.nn.softplus(logits))
+    return jnp.mean(jnp.sum(jnp.where(_others(positives), 0.0, costs), 1))
+
+
+def _limited(scale):
+    """The logarithm of a factor of at most 100: cut in value but not in gradient, so that a scale beyond the limit
+    finds its way back."""
+    return scale - jax.lax.stop_gradient(jnp.maximum(scale - math.log(100.0), 0.0))
+
+
+def _others(positives):
+    """The true pairs off the diagonal, which are neither this row's positive nor its negatives."""
+    return positives & ~jnp.eye(len(positives), dtype=bool)
 
 
 def _hinges(cost, hardest):

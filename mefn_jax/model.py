@@ -16,21 +16,27 @@ from mefn_jax.encoders.image import ImageEncoder
 from mefn_jax.encoders.pooling import POOLINGS
 from mefn_jax.encoders.regions import PROJECTIONS, RegionEncoder
 from mefn_jax.encoders.resnet import ResNet
-from mefn_jax.encoders.text import TextEncoder
+from mefn_jax.encoders.text import CachedTextEncoder, TextEncoder
 from mefn_jax.encoders.transformer import ACTIVATIONS
 from mefn_jax.encoders.vit import ViT
 from mefn_jax.matching.cosine import PooledCosine
 from mefn_jax.matching.entropy import ENTROPIES
 from mefn_jax.matching.features import Features
 from mefn_jax.matching.mefn import ATTEND, GLOBAL_INPUT, MEFN
+from mefn_jax.matching.scan import SCAN
 
-# A name's matcher class, and the arguments that make it that system; MEFN's others come from `config.matcher`.
+# A name's matcher class, and the arguments that make it that system; MEFN's others come from `config.matcher`. SCAN's
+# are those of its authors on Flickr30K.
 MODELS = {
     "mefn": (MEFN, {}),
     "mefn_no_entropy": (MEFN, {"entropy": "none"}),
     "mefn_no_local": (MEFN, {"branches": "global"}),
     "mefn_no_global": (MEFN, {"branches": "local"}),
     "vsepp": (PooledCosine, {}),
+    "scan_t2i_lse": (SCAN, {"direction": "t2i", "aggregate": "lse", "scale": 9.0, "sharpness": 6.0}),
+    "scan_t2i_avg": (SCAN, {"direction": "t2i", "aggregate": "avg", "scale": 9.0}),
+    "scan_i2t_lse": (SCAN, {"direction": "i2t", "aggregate": "lse", "scale": 4.0, "sharpness": 5.0}),
+    "scan_i2t_avg": (SCAN, {"direction": "i2t", "aggregate": "avg", "scale": 4.0}),
     "clip": (PooledCosine, {}),
 }
 # The names that an option may have.
@@ -43,7 +49,7 @@ CHOICES = {
     "image.vit.activation": tuple(ACTIVATIONS),
     "text.bert.activation": tuple(ACTIVATIONS),
     "text.clip.activation": tuple(ACTIVATIONS),
-    "text.arch": ("bert", "clip", "gru"),
+    "text.arch": ("bert", "clip", "gru", "words"),
     "text.pooling": ("tower", *POOLINGS),
     "matcher.entropy": tuple(ENTROPIES),
     "matcher.attend": ATTEND,
@@ -61,7 +67,7 @@ class Model:
     loss: dict  # the loss's parameters as they begin (`losses.initial`)
 
     def init(self, key: jax.Array, images, ids, mask) -> dict:
-        """Random parameters. `images` as for `encode_images`, `ids` int32 and `mask` bool `(B, L)` give the shapes."""
+        """Random parameters. Inputs as for `encode_images` and `encode_texts` give the shapes."""
         image_key, text_key, matcher_key = jax.random.split(key, 3)
         image = self.image.init(image_key, images)
         text = self.text.init(text_key, ids, mask)
@@ -76,7 +82,8 @@ class Model:
         return _encode(self.image, params["image"], dropout_key, images, keys=keys)
 
     def encode_texts(self, params, ids, mask, dropout_key=None) -> Features:
-        """Features of token ids int32 and mask bool `(B, L)`; with a `dropout_key`, as in training."""
+        """Features of token ids int32 `(B, L)` or cached words float `(B, M, C)`, and their mask bool; with a
+        `dropout_key`, as in training."""
         return _encode(self.text, params["text"], dropout_key, ids, mask)
 
     def score(self, params, images: Features, texts: Features) -> jax.Array:
@@ -128,10 +135,21 @@ def empty_images(config: ConfigDict, number: int = 1):
     return jnp.zeros((number, config.image.size, config.image.size, 3), jnp.uint8)
 
 
-def text_encoder(config: ConfigDict, vocab_size: int) -> TextEncoder:
+def empty_texts(config: ConfigDict, number: int = 1):
+    """Texts of nothing, as the text encoder takes them: ids int32 or cached words float16, and mask bool."""
+    if config.text.arch == "words":
+        shape = number, config.text.max_words
+        return jnp.zeros((*shape, config.text.words.width), jnp.float16), jnp.ones(shape, bool)
+    shape = number, config.text.max_words + 2
+    return jnp.ones(shape, jnp.int32), jnp.ones(shape, bool)
+
+
+def text_encoder(config: ConfigDict, vocab_size: int) -> TextEncoder | CachedTextEncoder:
     """The text encoder that a configuration describes; `vocab_size` is the tokenizer's."""
     c, run = config.text, {"dtype": config.train.dtype, "remat": config.train.remat}
     vocab_size = c.vocab_size or vocab_size
+    if c.arch == "words":
+        return CachedTextEncoder(config.embed_dim, "mean" if c.pooling == "tower" else c.pooling)
     if c.arch == "gru":
         return TextEncoder(GRU(vocab_size, width=config.embed_dim, **c.gru), 0, c.pooling)
     tower = CLIPText if c.arch == "clip" else BERT

@@ -84,7 +84,7 @@ def precompute(found: Towers, out: Path, splits: list[str]) -> None:
     mesh = make_mesh()
     params = jax.device_put(found.params, replicated(mesh))
     progress = Progress(out, settings_of(found))
-    dataset = evaluator.open_dataset(found.config.data)
+    dataset = evaluator.open_dataset(found.config)
     opened = [dataset.split(name) for name in splits]
     if found.image and any(split.region_width for split in opened):
         raise ConfigError(f"data.dir={found.config.data.dir} holds precomputed regions; an image tower needs images")

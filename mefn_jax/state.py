@@ -10,23 +10,37 @@ from mefn_jax import optim
 
 @flax.struct.dataclass
 class TrainState:
-    """`step` int32, the number of steps done; the parameters; the optimiser's state. No random key: it is folded from
-    the seed and the step."""
+    """`step` int32, the number of steps done; the parameters; the optimiser's state; the average of the parameters that
+    are trained (`average`), None without one. No random key: it is folded from the seed and the step."""
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
+    ema: dict | None = None
 
 
-def create(init, optimizer, factors, sharding) -> TrainState:
+def create(init, optimizer, factors, sharding, averaged: bool = False) -> TrainState:
     """A new state of the parameters that `init()` makes, where `sharding` puts it; the optimiser has no state for
-    those whose learning rate has factor 0."""
+    those whose learning rate has factor 0. With `averaged`, the parameters' average begins with them."""
 
     def new():
         params = init()
-        return TrainState(jnp.int32(0), params, optimizer.init(optim.trainable(params, factors)))
+        trained = optim.trainable(params, factors)
+        return TrainState(jnp.int32(0), params, optimizer.init(trained), trained if averaged else None)
 
     return jax.jit(new, out_shardings=sharding)()
+
+
+def average(ema, trained, step, decay: float):
+    """The exponential moving average of the parameters after `step` steps, by `decay`, or by (1 + step) / (10 + step)
+    while that is less, so that the beginning is soon forgotten."""
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, trained)
+
+
+def averaged_params(state: TrainState, factors) -> dict:
+    """All parameters, the average of those that are trained."""
+    return optim.merge(state.ema, optim.frozen(state.params, factors))
 
 
 def count(params) -> int:

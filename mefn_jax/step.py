@@ -8,13 +8,15 @@ import optax
 
 from mefn_jax import losses, optim
 from mefn_jax.sharding import by_rows, replicated
-from mefn_jax.state import TrainState
+from mefn_jax.state import TrainState, average
 
 
-def train_step(state: TrainState, batch: dict, *, model, optimizer, factors, loss_at, seed: int, mesh):
+def train_step(
+    state: TrainState, batch: dict, *, model, optimizer, factors, loss_at, seed: int, mesh, ema: float = 0.0
+):
     """One step on a batch of `pipeline.training_dataset`; `loss_at` gives the loss at a step (`losses.build`),
     `factors` the learning rates (`optim.rate_factors`): what has 0 stays as it is, and a tower that is frozen whole has
-    no dropout. Returns the new state and float32 scalars {loss, grad_norm}.
+    no dropout; `ema` is the decay of the parameters' average, where the state has one. Returns the new state and float32 scalars {loss, grad_norm}.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     keys = {
@@ -38,9 +40,11 @@ def train_step(state: TrainState, batch: dict, *, model, optimizer, factors, los
     trained = optim.trainable(state.params, factors)
     value, grads = jax.value_and_grad(loss_of)(trained)
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    params = optim.merge(optax.apply_updates(trained, updates), kept)
+    trained = optax.apply_updates(trained, updates)
+    averaged = None if state.ema is None else average(state.ema, trained, state.step, ema)
     metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
-    return TrainState(state.step + 1, params, opt_state), jax.tree.map(jnp.float32, metrics)
+    new = TrainState(state.step + 1, optim.merge(trained, kept), opt_state, averaged)
+    return new, jax.tree.map(jnp.float32, metrics)
 
 
 def row_keys(seed: int, epochs, captions):

@@ -16,13 +16,14 @@ from mefn_jax.checkpoint import Checkpoints, git_commit, versions
 from mefn_jax.data import pipeline
 from mefn_jax.data import tokenizer as tokens
 from mefn_jax.data.augment import Augment
+from mefn_jax.data.dataset import HELD_OUT
 from mefn_jax.data.images import resize_of
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.errors import CheckpointError, ConfigError
 from mefn_jax.evaluator import Evaluator, fitted, open_dataset
 from mefn_jax.logs import StepLog, Writer, header, say
-from mefn_jax.model import CHOICES, Model, build, empty_images
+from mefn_jax.model import CHOICES, Model, build, empty_images, empty_texts
 from mefn_jax.remote import directory
 from mefn_jax.sharding import check_divides, from_first, make_mesh, put_rows, replicated
 from mefn_jax.towers import as_saved, check_vocabulary, load, with_pretrained
@@ -38,8 +39,9 @@ def train(config: ConfigDict, workdir) -> None:
     configuration.check_local("data.dir", config.data.dir)
     mesh = make_mesh()
     check_divides("train.batch_size", config.train.batch_size, mesh)
-    dataset = open_dataset(config.data)
-    train_split, val_split = dataset.split("train"), dataset.split("val").head(config.eval.val_images)
+    dataset = open_dataset(config)
+    chosen_on = HELD_OUT if config.data.hold_out else "val"
+    train_split, val_split = dataset.split("train"), dataset.split(chosen_on).head(config.eval.val_images)
     if train_split.captions < config.train.batch_size:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} exceeds the {train_split.captions} training captions"
@@ -64,8 +66,8 @@ def train(config: ConfigDict, workdir) -> None:
         if done:
             check_frozen(factors, shapes, ConfigDict(saved["config"]).train, workdir)
         optimizer = optim.adamw(schedule, config.train.weight_decay, config.train.clip_norm, factors)
-        new = functools.partial(state.create, init, optimizer, factors)
-        current = restored(new, checkpoints, mesh) if done else begun(new, towers, mesh)
+        new = functools.partial(state.create, init, optimizer, factors, averaged=config.train.ema > 0)
+        current = restored(new, checkpoints, mesh) if done else begun(new, towers, factors, mesh)
         frozen = state.count(optim.frozen(current.params, factors))
         parameters = f"{state.count(current.params):,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
         announce(config, workdir, mesh, train_split, val_split, parameters, steps, done)
@@ -82,6 +84,7 @@ def train(config: ConfigDict, workdir) -> None:
             factors=factors,
             loss_at=losses.build(config.loss),
             seed=config.train.seed,
+            ema=config.train.ema,
         )
         batches = training_batches(config, train_split, tokenizer, done, mesh)
         writer, log = Writer(workdir, done), StepLog(config, schedule, steps)
@@ -103,6 +106,9 @@ def train(config: ConfigDict, workdir) -> None:
                 log.write(writer, bar, everything=evaluating or saving)
                 if evaluating:
                     rsum = evaluate(evaluator, current.params, val_split, k + 1, writer, bar)
+                    if current.ema is not None:  # what is averaged is what counts
+                        params = state.averaged_params(current, factors)
+                        rsum = evaluate(evaluator, params, val_split, k + 1, writer, bar, "ema")
                 if evaluating or saving:
                     try:
                         writer.flush()  # before the checkpoint, whose resumption needs the lines up to it
@@ -114,7 +120,9 @@ def train(config: ConfigDict, workdir) -> None:
             bar.close()
             writer.close()
         checkpoints.wait()
-        say(f"done: {steps} steps; best val rSum at step {checkpoints.best}; checkpoints in {checkpoints.directory}")
+        say(
+            f"done: {steps} steps; best rSum of {chosen_on} at step {checkpoints.best}; checkpoints in {checkpoints.directory}"
+        )
 
 
 def new_tokenizer(config, json: str | None, dataset, split: Split) -> Tokenizer:
@@ -136,15 +144,17 @@ def new_tokenizer(config, json: str | None, dataset, split: Split) -> Tokenizer:
 
 def initialiser(model: Model, config, mesh):
     """`init() -> params`, random from the seed. Only the inputs' shapes matter: parameters do not depend on values."""
-    images = empty_images(config, mesh.size)
-    ids, mask = (jnp.ones((mesh.size, config.text.max_words + 2), dtype) for dtype in (jnp.int32, bool))
-    return functools.partial(model.init, jax.random.key(config.train.seed), images, ids, mask)
+    inputs = empty_images(config, mesh.size), *empty_texts(config, mesh.size)
+    return functools.partial(model.init, jax.random.key(config.train.seed), *inputs)
 
 
-def begun(new, towers: dict, mesh) -> state.TrainState:
+def begun(new, towers: dict, factors, mesh) -> state.TrainState:
     """The state that `new(sharding)` makes, with the pretrained towers' parameters."""
     current = new(replicated(mesh))
-    return current.replace(params=jax.device_put(with_pretrained(current.params, towers), replicated(mesh)))
+    params = jax.device_put(with_pretrained(current.params, towers), replicated(mesh))
+    # A copy, since the step is given the state's arrays to write into.
+    ema = None if current.ema is None else jax.tree.map(jnp.copy, optim.trainable(params, factors))
+    return current.replace(params=params, ema=ema)
 
 
 def restored(new, checkpoints: Checkpoints, mesh) -> state.TrainState:
@@ -185,18 +195,19 @@ def training_batches(config, split: Split, tokenizer: Tokenizer, done: int, mesh
     return pipeline.iterate(dataset, done, d.threads, d.workers, put)
 
 
-def evaluate(evaluator: Evaluator, params, split, done: int, writer: Writer, bar) -> float:
-    """Scores val, logs it, returns rSum."""
+def evaluate(evaluator: Evaluator, params, split, done: int, writer: Writer, bar, name="") -> float:
+    """Scores a split, logs it under its name, or as `name`, returns rSum."""
     start = time.perf_counter()
     result = evaluator.rsum(params, split)
     learned = {name: float(value) for name, value in evaluator.model.learned(params).items()}
-    flat = configuration.flatten({"val": result, "matcher": learned})
-    writer.write(done, flat | {"eval_seconds": time.perf_counter() - start})
+    name = name or split.name
+    seconds = {f"{'' if name == split.name else name + '_'}eval_seconds": time.perf_counter() - start}
+    writer.write(done, configuration.flatten({name: result, "matcher": learned}) | seconds)
     sides = [" ".join(f"{result[d][r]:.1f}" for r in ("r1", "r5", "r10")) for d in ("i2t", "t2i")]
     scalars = "".join(f"  {name} {value:.2f}" for name, value in learned.items())
     with bar.external_write_mode():
         say(
-            f"val  {split.images} images: R@1/5/10  image to text {sides[0]}  text to image {sides[1]}  "
+            f"{name}  {split.images} images: R@1/5/10  image to text {sides[0]}  text to image {sides[1]}  "
             f"rSum {result['rsum']:.1f}{scalars}  ({time.perf_counter() - start:.0f} s)"
         )
     return result["rsum"]
@@ -213,6 +224,8 @@ def resumed(config, meta: dict, workdir) -> tuple[ConfigDict, Tokenizer]:
         raise CheckpointError(f"{workdir} holds a run with another model ({listed}); choose another --workdir")
     for key, (old, new) in changed.items():
         say(f"note: {key} was {old!r} in this workdir and is now {new!r}")
+    if bool(config.train.ema) != bool(meta["config"]["train"].get("ema")):
+        raise CheckpointError(f"{workdir}: train.ema cannot be switched on or off in a run; choose another --workdir")
     t = config.text
     return config, Tokenizer(meta["tokenizer"], t.max_words, t.lower_case, t.punctuation)
 
@@ -252,7 +265,7 @@ def announce(config, workdir, mesh, train_split, val_split, parameters: str, ste
         {
             "model": f"{config.model}, {parameters}",
             "data": f"{config.data.dir or 'drawn scenes'}: train {train_split.images:,} images, "
-            f"{train_split.captions:,} captions; val {val_split.images:,}, {val_split.captions:,}",
+            f"{train_split.captions:,} captions; {val_split.name} {val_split.images:,}, {val_split.captions:,}",
             "devices": f"{mesh.size} x {device.device_kind}, {jax.process_count()} process(es)",
             "batch": f"{config.train.batch_size} pairs, {config.train.batch_size // mesh.size} a device",
             "steps": f"{steps:,} ({steps * config.train.batch_size / train_split.captions:.1f} epochs)"

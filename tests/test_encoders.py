@@ -10,8 +10,9 @@ from configs import default
 from mefn_jax.data import images
 from mefn_jax.encoders.bert import BERT
 from mefn_jax.encoders.clip_text import CLIPText
+from mefn_jax.encoders.grids import grid_boxes, pool_grid
 from mefn_jax.encoders.gru import GRU
-from mefn_jax.encoders.image import ImageEncoder, grid_boxes, pool_grid
+from mefn_jax.encoders.image import ImageEncoder
 from mefn_jax.encoders.positions import grid_positions
 from mefn_jax.encoders.resnet import ResNet
 from mefn_jax.encoders.text import TextEncoder

@@ -15,7 +15,7 @@ from mefn_jax.data import images
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.encoders import pretrained
-from mefn_jax.encoders.image import pool_grid
+from mefn_jax.encoders.grids import pool_grid
 
 FILES = ("train_ims.npy", "train_words.npy", "train_word_offsets.npy", "train_caps.txt", "train_ids.txt")
 

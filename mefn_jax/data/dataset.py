@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mefn_jax.config import nearest
+from mefn_jax.data import cached_words
 from mefn_jax.data.coco_captions import NAME as COCO_CAPTIONS
 from mefn_jax.data.coco_captions import CocoCaptions
 from mefn_jax.data.files import need, read_json
@@ -12,15 +13,19 @@ from mefn_jax.data.split import Split
 from mefn_jax.errors import DataError
 
 ALIASES = {"dev": "val"}
+HELD_OUT = "held_out"  # images of train that choices are made on
 HOW = "make one with python -m mefn_jax.data.prepare"
 
 
 class Dataset:
     """A directory of data: its splits, and what is known of how its tokenizer was made (`facts`)."""
 
-    def __init__(self, directory, skip_bad: bool = False):
-        """Opens it. Raises DataError if it is missing, or none of the kinds that can be read."""
+    def __init__(self, directory, skip_bad: bool = False, hold_out: int = 0, words: str = "", max_words: int = 0):
+        """Opens it. The last `hold_out` images of train are the split `held_out` instead; `words` is a directory of
+        cached words (`cached_words.py`), of which `max_words` a caption are read. Raises DataError if the data is
+        missing, or none of the kinds that can be read."""
         self.directory = Path(directory)
+        self.hold_out, self.words, self.max_words = hold_out, words, max_words
         if not self.directory.is_dir():
             raise DataError(f"data.dir: {directory}: no such directory; {HOW}")
         if any(self.directory.glob("*_ims.npy")):
@@ -38,12 +43,12 @@ class Dataset:
     @property
     def splits(self) -> tuple[str, ...]:
         """The names of the splits."""
-        return self._kind.splits
+        return (*self._kind.splits, *([HELD_OUT] if self.hold_out else []))
 
     @property
     def tokenizer_json(self) -> str | None:
-        """The text of the data set's `tokenizer.json`; None if it comes without one."""
-        return self._kind.tokenizer_json
+        """The text of the data set's `tokenizer.json`, or of its cached words'; None if it comes without one."""
+        return cached_words.tokenizer_json(self.words) if self.words else self._kind.tokenizer_json
 
     def split(self, name: str) -> Split:
         """The split `name` (`dev` means `val`). Raises DataError naming those present if it is missing."""
@@ -52,10 +57,24 @@ class Dataset:
             raise DataError(
                 f"{self.directory}: no split {name!r}{nearest(name, self.splits)}; present are {', '.join(self.splits)}"
             )
+        if self.hold_out and name in ("train", HELD_OUT):
+            return self._part_of_train(name)
+        return self._whole(name)
+
+    def _whole(self, name: str) -> Split:
         split = self._kind.split(name)
         if not split.images:
             raise DataError(f"{self.directory}: no image of {name} can be used; make the data set again")
+        if self.words:
+            split.words = cached_words.open_words(self.words, name, split.texts(), self.max_words)
         return split
+
+    def _part_of_train(self, name: str) -> Split:
+        whole = self._whole("train")
+        if self.hold_out >= whole.images:
+            raise DataError(f"data.hold_out={self.hold_out}: train has {whole.images} images, and some must be left")
+        cut = whole.images - self.hold_out
+        return whole.part(name, 0, cut) if name == "train" else whole.part(name, cut, whole.images)
 
 
 def _tfds_name(directory: Path) -> str:

@@ -1,9 +1,9 @@
 """The grain pipeline: the global batch of step k is a pure function of (seed, k), whatever the hosts and workers.
 
-Batches are dicts of NumPy arrays: images uint8 `(B, H, W, 3)` or regions float `(B, N, C)`, ids int32 and mask bool
-`(B, L)`, owner int32 `(B,)`, the image's position in the split (what makes captions positives of one another), caption
-int32 `(B,)`, the caption's position, and epoch int32 `(B,)`. What is random in a row follows from (seed, epoch,
-caption).
+Batches are dicts of NumPy arrays: images uint8 `(B, H, W, 3)` or regions float `(B, N, C)`, ids int32 `(B, L)` or
+cached words float16 `(B, M, C)`, mask bool, which of these exist, owner int32 `(B,)`, the image's position in the split
+(what makes captions positives of one another), caption int32 `(B,)`, the caption's position, and epoch int32 `(B,)`.
+What is random in a row follows from (seed, epoch, caption).
 """
 
 import grain
@@ -33,16 +33,21 @@ class LoadPairs(grain.transforms.Map):
         epochs = (places // len(self.order)).astype(np.int32)
         owners = self.split.caption_image[captions]
         records = [self.split.record(image) for image in owners]
+        ids, mask = self._texts(records, owners, epochs, captions)
+        pictures = self._pictures(records, owners, epochs, captions)
+        return {"images": pictures, "ids": ids, "mask": mask, "owner": owners, "caption": captions, "epoch": epochs}
+
+    def _texts(self, records, owners, epochs, captions) -> tuple[np.ndarray, np.ndarray]:
+        if self.split.words:
+            return self.split.words.read(captions)
         numbers = captions - self.split.first[owners]
         texts = [record["captions"][number] for record, number in zip(records, numbers, strict=True)]
         ids, mask, numbered = self.encoded(captions, texts)
-        if self.augment.words:
-            rngs = self._rngs(WORDS, epochs, captions)
-            rows = zip(ids, mask, numbered, rngs, strict=True)
-            altered = [words.alter(*row[:3], self.augment.words, row[3], self.encoded.tokenizer) for row in rows]
-            ids, mask = (np.stack(x) for x in zip(*altered, strict=True))
-        pictures = self._pictures(records, owners, epochs, captions)
-        return {"images": pictures, "ids": ids, "mask": mask, "owner": owners, "caption": captions, "epoch": epochs}
+        if not self.augment.words:
+            return ids, mask
+        rows = zip(ids, mask, numbered, self._rngs(WORDS, epochs, captions), strict=True)
+        altered = [words.alter(*row[:3], self.augment.words, row[3], self.encoded.tokenizer) for row in rows]
+        return tuple(np.stack(x) for x in zip(*altered, strict=True))
 
     def _pictures(self, records, owners, epochs, captions) -> np.ndarray:
         if self.split.region_width:
@@ -179,6 +184,16 @@ def text_batches(captions: list[str], tokenizer: Tokenizer, batch_size: int):
     for start in range(0, len(captions), batch_size):
         ids, mask = tokenizer(captions[start : start + batch_size])
         yield pad_rows(ids, batch_size), pad_rows(mask, batch_size), len(ids)
+
+
+def caption_batches(split: Split, tokenizer: Tokenizer, batch_size: int):
+    """The captions of a split in order, `(ids or cached words, mask, number)`, the last batch padded likewise."""
+    if not split.words:
+        yield from text_batches(split.texts(), tokenizer, batch_size)
+        return
+    for start in range(0, split.captions, batch_size):
+        found, mask = split.words.read(np.arange(start, min(start + batch_size, split.captions)))
+        yield pad_rows(found, batch_size), pad_rows(mask, batch_size), len(found)
 
 
 def pad_rows(x: np.ndarray, rows: int) -> np.ndarray:

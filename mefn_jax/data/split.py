@@ -19,6 +19,8 @@ class Split:
         skipped: names of images left out because they cannot be decoded.
         region_width: C, the width of precomputed regions; 0 for images.
         source_order: whether images stand in the order of the source, so that consecutive folds are the published ones.
+        words: the captions' words as a frozen text tower has written them (`CachedWords`); None where captions are to
+            be encoded.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Split:
     skipped: list[str] = dataclasses.field(default_factory=list)
     region_width: int = 0
     source_order: bool = True
+    words: object = None
 
     @property
     def images(self) -> int:
@@ -63,6 +66,10 @@ class Split:
 
     def head(self, number: int) -> "Split":
         """The split's first images alone; all for 0."""
-        if not 0 < number < self.images:
-            return self
-        return dataclasses.replace(self, rows=self.rows[:number], first=self.first[: number + 1])
+        return self.part(self.name, 0, number) if 0 < number < self.images else self
+
+    def part(self, name: str, start: int, stop: int) -> "Split":
+        """The images `start : stop` alone, as a split `name`."""
+        first = self.first[start : stop + 1]
+        words = self.words and self.words.part(first[0], first[-1])
+        return dataclasses.replace(self, name=name, rows=self.rows[start:stop], first=first - first[0], words=words)

@@ -2,9 +2,9 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 
 from mefn_jax.data.images import normalise
+from mefn_jax.encoders.grids import pool_grid
 from mefn_jax.encoders.pooling import Pool
 from mefn_jax.encoders.positions import grid_positions
 from mefn_jax.encoders.regions import leave_out
@@ -55,25 +55,3 @@ class ImageEncoder(nn.Module):
         grids, pooled = self.backbone(normalise(pixels, self.mean, self.std), deterministic)
         grids = grids * len(self.scales) if len(grids) == 1 else grids[-len(self.scales) :]
         return [pool_grid(grid, most) for grid, most in zip(grids, self.scales, strict=True)], pooled
-
-
-def pool_grid(grid, most: int):
-    """Average-pools `(B, h, w, C)` to at most `most` rows and columns. Cells that do not divide evenly share their
-    borders by area, so no pixel is lost."""
-    pooled = jnp.einsum("rh,bhwc->brwc", _area_weights(grid.shape[1], most), grid)
-    return jnp.einsum("sw,brwc->brsc", _area_weights(grid.shape[2], most), pooled)
-
-
-def _area_weights(size: int, most: int):
-    """How much of each of `size` cells goes into each of `min(size, most)` larger ones: float32, rows sum to 1."""
-    number = min(size, most)
-    edges = np.arange(number + 1) * size / number
-    cells = np.arange(size)
-    overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
-    return jnp.asarray(np.clip(overlap, 0, None) * number / size, jnp.float32)
-
-
-def grid_boxes(rows: int, columns: int) -> np.ndarray:
-    """The boxes of the regions, x0, y0, x1, y1 in image widths and heights, float64 `(rows * columns, 4)`."""
-    y, x = np.divmod(np.arange(rows * columns), columns)
-    return np.stack([x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], -1)

@@ -1,6 +1,7 @@
-"""Token ids to Features: a backbone's hidden states become words, and a pooled embedding."""
+"""Token ids, or cached words, to Features: a backbone's hidden states become words, and a pooled embedding."""
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from mefn_jax.encoders.pooling import Pool
 from mefn_jax.matching.features import make_features
@@ -36,3 +37,20 @@ class TextEncoder(nn.Module):
         hidden, pooled = self.backbone(ids, mask, deterministic)
         # Dropping the first column and one more True leaves the words: [SEP] sits behind the last one.
         return hidden[:, 1:-1], mask[:, 2:], pooled
+
+
+class CachedTextEncoder(nn.Module):
+    """Words float `(B, M, C)` that a frozen tower has written, and their mask bool `(B, M)` -> Features.
+
+    Attributes:
+        dim: D, the width of the joint space.
+        pooling: what becomes `pooled`: a name of `pooling.POOLINGS`, of the projected words.
+    """
+
+    dim: int
+    pooling: str = "mean"
+
+    @nn.compact
+    def __call__(self, words, mask, deterministic=True):
+        words = nn.Dense(self.dim, name="words")(jnp.where(mask[..., None], words, 0).astype(jnp.float32))
+        return make_features(words, mask, Pool(self.pooling, name="pooling")(words, mask))

@@ -24,10 +24,10 @@ def all_pairs(images: Features, texts: Features, *, scale, sharpness, entropy, a
     u = _weights(-sharpness * H_t, texts.mask[None])  # (I, T, M)
 
     mask = images.mask[:, None, :, None] & texts.mask[None, :, None, :]
-    alpha = _attention(scale * S - sharpness * H_v[..., :, None], mask, axis=2)
-    beta = _attention(scale * S - sharpness * H_t[..., None, :], mask, axis=3)
-    words = _cosine(jnp.sum(alpha * S, 2), jnp.sum(alpha * jnp.einsum("ink,itkm->itnm", gram_v, alpha), 2))
-    regions = _cosine(jnp.sum(beta * S, 3), jnp.sum(beta * jnp.einsum("itnm,tmk->itnk", beta, gram_t), 3))
+    alpha = attention(scale * S - sharpness * H_v[..., :, None], mask, axis=2)
+    beta = attention(scale * S - sharpness * H_t[..., None, :], mask, axis=3)
+    words = cosine(jnp.sum(alpha * S, 2), jnp.sum(alpha * jnp.einsum("ink,itkm->itnm", gram_v, alpha), 2))
+    regions = cosine(jnp.sum(beta * S, 3), jnp.sum(beta * jnp.einsum("itnm,tmk->itnk", beta, gram_t), 3))
     words, regions = jnp.sum(u * words, -1), jnp.sum(w * regions, -1)
     local = {"both": 0.5 * (words + regions), "words": words, "regions": regions}[attend]
 
@@ -49,10 +49,10 @@ def _weighted_cosine(whole, images, texts, S, gram_v, gram_t, w, u):
     square_t = jnp.sum(texts.pooled**2, -1)[None] + 2 * jnp.sum(u * t_to_t, -1)
     square_v += jnp.einsum("itn,ink,itk->it", w, gram_v, w)
     square_t += jnp.einsum("itm,tmk,itk->it", u, gram_t, u)
-    return _cosine(_cosine(product, square_v), square_t)
+    return cosine(cosine(product, square_v), square_t)
 
 
-def _attention(logits, mask, axis):
+def attention(logits, mask, axis):
     """Softmax along `axis` but for its normaliser: the largest entry is 1, so that nothing underflows."""
     highest = jax.lax.stop_gradient(jnp.max(logits, axis, keepdims=True, where=mask, initial=-1e30))
     return jnp.where(mask, jnp.exp(jnp.where(mask, logits - highest, 0.0)), 0.0)
@@ -63,7 +63,7 @@ def _weights(logits, mask):
     return jnp.where(mask, jnp.exp(masked_log_softmax(logits, mask, axis=-1)), 0.0)
 
 
-def _cosine(product, square):
+def cosine(product, square):
     """`product / sqrt(square)`, and 0, with gradient 0, where the vector is zero."""
     exists = square > EPS
     return jnp.where(exists, product * jax.lax.rsqrt(jnp.where(exists, square, 1.0)), 0.0)
