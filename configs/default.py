@@ -45,6 +45,9 @@ def base():
     c.image.regions = ConfigDict()
     c.image.regions.width = 0  # of a precomputed region; 0: as data.dir has them
     c.image.regions.projection = "linear"  # linear, or mlp: a two-layer MLP is added to it (VSE-infinity)
+    c.image.regions.grid = 0  # square grids of regions are pooled to at most n x n; 0: as they are
+    c.image.regions.transform = "none"  # none, or root: each region's square root of unit length
+    c.image.regions.channel_dropout = 0.0  # in training, of all regions of an image at once
     c.image.resnet = ConfigDict()
     c.image.resnet.stem_width = 64  # channels of the first convolution
     c.image.resnet.depths = (3, 4, 23, 3)  # blocks in each stage (these are ResNet-101's)
@@ -79,6 +82,7 @@ def base():
     c.text.lower_case = True  # captions in lower case; must agree with what the data set was prepared with
     c.text.punctuation = "keep"  # keep or drop; must agree likewise
     c.text.pooling = "tower"  # pooled: the tower's own, or mean, max or gpo of the words
+    c.text.channel_dropout = 0.0  # in training, of all words of a text at once, before their projection
     c.text.bert = ConfigDict()
     c.text.bert.width = 768  # (these are BERT-base's)
     c.text.bert.layers = 12  # Transformer blocks
@@ -122,6 +126,8 @@ def base():
     c.matcher.global_input = "weighted"  # global branch: pooled plus weighted fragments, or pooled alone
     c.matcher.init_scale = 9.0  # initial lambda, the inverse temperature of entropy and attention
     c.matcher.init_sharpness = 4.0  # initial kappa, how sharply low entropy gets weight
+    c.matcher.background = 0  # vectors of a learned background, whose level is taken from the score; 0: none
+    c.matcher.init_background_scale = 20.0  # initial scale of these levels
 
     c.loss = ConfigDict()
     c.loss.name = "triplet"  # triplet, info_nce (a learned scale) or siglip (a learned scale and bias)
@@ -134,6 +140,7 @@ def base():
     c.train.epochs = 30.0  # length in passes over all (image, caption) pairs
     c.train.batch_size = 128  # pairs a step, over all devices
     c.train.seed = 0  # of the parameters, the dropout and the order of examples
+    c.train.start = "random"  # random, or linear: projections, and MEFN's background, from the training data (start.py)
     c.train.learning_rate = 5e-4  # peak, of AdamW
     c.train.warmup = 0.05  # share of the steps over which the learning rate rises; then a cosine to 0
     c.train.weight_decay = 0.05  # on matrices; not on biases, norms and scalars
@@ -159,8 +166,8 @@ def finish(c, arg):
     """Applies the arguments to the overrides made so far, and locks."""
     options = parse_arg(arg, model=c.model, smoke=False)
     c.model = options["model"]
-    if c.model == "vsepp":
-        c.loss.warmup_steps = 500  # VSE++ is the hardest-negative form
+    if c.model == "vsepp" or c.model.startswith("scan"):
+        c.loss.warmup_steps = 500  # they are the hardest-negative form
     if c.model == "clip":
         c.loss.name = "info_nce"
     if options["smoke"]:

@@ -14,6 +14,7 @@ CHOICES = {
     "image.arch": ("resnet", "vit", "regions"),
     "text.punctuation": ("keep", "drop"),
     "train.dtype": ("float32", "bfloat16"),
+    "train.start": ("random", "linear"),
     "image.resnet.norm": ("group", "batch"),
     "image.vit.pool": ("mean", "class", "tanh"),
 }
@@ -33,6 +34,7 @@ POSITIVE = (
     "eval.tile_captions",
     "matcher.init_scale",
     "matcher.init_sharpness",
+    "matcher.init_background_scale",
 )
 # Chances and shares: in [0, 1).
 BELOW_ONE = (
@@ -44,6 +46,8 @@ BELOW_ONE = (
     "text.clip.dropout",
     "text.clip.stochastic_depth",
     "text.gru.dropout",
+    "image.regions.channel_dropout",
+    "text.channel_dropout",
     "train.warmup",
     "train.ema",
     "augment.colour",
@@ -53,8 +57,10 @@ BELOW_ONE = (
 NOT_NEGATIVE = (
     "image.size",
     "image.regions.width",
+    "image.regions.grid",
     "text.words.width",
     "data.hold_out",
+    "matcher.background",
     "train.steps",
     "train.epochs",
     "train.seed",
@@ -173,6 +179,8 @@ def check_text_tower(config: ConfigDict) -> None:
             raise ConfigError("augment.words changes tokens, but text.arch=words has none; set it to 0")
         return
     if arch == "gru":  # any length
+        if config.text.channel_dropout:
+            raise ConfigError("text.channel_dropout is of a projection, which text.arch=gru has none of; set it to 0")
         return
     tower = config.text[arch]
     _check_heads(f"text.{arch}", tower)

@@ -14,7 +14,7 @@ from mefn_jax.encoders.clip_text import CLIPText
 from mefn_jax.encoders.gru import GRU
 from mefn_jax.encoders.image import ImageEncoder
 from mefn_jax.encoders.pooling import POOLINGS
-from mefn_jax.encoders.regions import PROJECTIONS, RegionEncoder
+from mefn_jax.encoders.regions import PROJECTIONS, TRANSFORMS, RegionEncoder
 from mefn_jax.encoders.resnet import ResNet
 from mefn_jax.encoders.text import CachedTextEncoder, TextEncoder
 from mefn_jax.encoders.transformer import ACTIVATIONS
@@ -46,6 +46,7 @@ CHOICES = {
     "image.resample": tuple(RESAMPLE),
     "image.pooling": ("tower", *POOLINGS),
     "image.regions.projection": PROJECTIONS,
+    "image.regions.transform": TRANSFORMS,
     "image.vit.activation": tuple(ACTIVATIONS),
     "text.bert.activation": tuple(ACTIVATIONS),
     "text.clip.activation": tuple(ACTIVATIONS),
@@ -121,7 +122,8 @@ def image_encoder(config: ConfigDict) -> ImageEncoder | RegionEncoder:
     c, dropout = config.image, config.augment.regions
     if c.arch == "regions":
         pooling = "mean" if c.pooling == "tower" else c.pooling
-        return RegionEncoder(config.embed_dim, c.regions.projection, pooling, dropout)
+        r = c.regions
+        return RegionEncoder(config.embed_dim, r.projection, pooling, dropout, r.channel_dropout, r.grid, r.transform)
     run = {"dtype": config.train.dtype, "remat": config.train.remat}
     backbone = ResNet(**c.resnet, **run) if c.arch == "resnet" else ViT(**c.vit, **run)
     scales, mean, std = (tuple(x) for x in (c.scales, c.mean, c.std))
@@ -149,8 +151,8 @@ def text_encoder(config: ConfigDict, vocab_size: int) -> TextEncoder | CachedTex
     c, run = config.text, {"dtype": config.train.dtype, "remat": config.train.remat}
     vocab_size = c.vocab_size or vocab_size
     if c.arch == "words":
-        return CachedTextEncoder(config.embed_dim, "mean" if c.pooling == "tower" else c.pooling)
+        return CachedTextEncoder(config.embed_dim, "mean" if c.pooling == "tower" else c.pooling, c.channel_dropout)
     if c.arch == "gru":
         return TextEncoder(GRU(vocab_size, width=config.embed_dim, **c.gru), 0, c.pooling)
     tower = CLIPText if c.arch == "clip" else BERT
-    return TextEncoder(tower(vocab_size=vocab_size, **c[c.arch], **run), config.embed_dim, c.pooling)
+    return TextEncoder(tower(vocab_size=vocab_size, **c[c.arch], **run), config.embed_dim, c.pooling, c.channel_dropout)

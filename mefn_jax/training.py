@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mefn_jax import config as configuration
-from mefn_jax import losses, optim, state, step
+from mefn_jax import losses, optim, start, state, step
 from mefn_jax.checkpoint import Checkpoints, git_commit, versions
 from mefn_jax.data import pipeline
 from mefn_jax.data import tokenizer as tokens
@@ -67,7 +67,11 @@ def train(config: ConfigDict, workdir) -> None:
             check_frozen(factors, shapes, ConfigDict(saved["config"]).train, workdir)
         optimizer = optim.adamw(schedule, config.train.weight_decay, config.train.clip_norm, factors)
         new = functools.partial(state.create, init, optimizer, factors, averaged=config.train.ema > 0)
-        current = restored(new, checkpoints, mesh) if done else begun(new, towers, factors, mesh)
+        evaluator = Evaluator(model, tokenizer, config, mesh)
+        if done:
+            current = restored(new, checkpoints, mesh)
+        else:
+            current = begun(new, towers, factors, evaluator, train_split)
         frozen = state.count(optim.frozen(current.params, factors))
         parameters = f"{state.count(current.params):,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
         announce(config, workdir, mesh, train_split, val_split, parameters, steps, done)
@@ -76,7 +80,6 @@ def train(config: ConfigDict, workdir) -> None:
             return
 
         meta = described(config, tokenizer)
-        evaluator = Evaluator(model, tokenizer, config, mesh)
         train_step = step.compile_step(
             mesh,
             model=model,
@@ -148,10 +151,14 @@ def initialiser(model: Model, config, mesh):
     return functools.partial(model.init, jax.random.key(config.train.seed), *inputs)
 
 
-def begun(new, towers: dict, factors, mesh) -> state.TrainState:
-    """The state that `new(sharding)` makes, with the pretrained towers' parameters."""
-    current = new(replicated(mesh))
-    params = jax.device_put(with_pretrained(current.params, towers), replicated(mesh))
+def begun(new, towers: dict, factors, evaluator: Evaluator, split: Split) -> state.TrainState:
+    """The state that `new(sharding)` makes, with the pretrained towers' parameters, and what begins from the training
+    data (`start.py`) where the configuration says so."""
+    where = replicated(evaluator.mesh)
+    current = new(where)
+    params = jax.device_put(with_pretrained(current.params, towers), where)
+    if evaluator.config.train.start == "linear":
+        params = jax.device_put(start.from_training_data(evaluator, params, split), where)
     # A copy, since the step is given the state's arrays to write into.
     ema = None if current.ema is None else jax.tree.map(jnp.copy, optim.trainable(params, factors))
     return current.replace(params=params, ema=ema)

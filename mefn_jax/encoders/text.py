@@ -3,7 +3,8 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mefn_jax.encoders.pooling import Pool
+from mefn_jax.encoders.inputs import Inputs
+from mefn_jax.encoders.pooling import Pool, mean
 from mefn_jax.matching.features import make_features
 
 
@@ -15,16 +16,19 @@ class TextEncoder(nn.Module):
         backbone: a Linen module `(ids, mask, deterministic) -> (hidden states (B, L, C), pooled (B, C))`.
         dim: D, the width of the joint space; 0 for the backbone's own states as they are (VSE++'s and SCAN's GRU).
         pooling: what becomes `pooled`: "tower" for the backbone's own, else a name of `pooling.POOLINGS`, of words.
+        channel_dropout: the chance that a channel of all words of a text is dropped in training.
     """
 
     backbone: nn.Module
     dim: int
     pooling: str = "tower"
+    channel_dropout: float = 0.0
 
     @nn.compact
     def __call__(self, ids, mask, deterministic=True):
         words, word_mask, pooled = self.states(ids, mask, deterministic)
         if self.dim:
+            words = Inputs(self.channel_dropout, name="input_norm")(words, deterministic)
             words = nn.Dense(self.dim, name="words")(words)
         if self.pooling != "tower":
             pooled = Pool(self.pooling, name="pooling")(words, word_mask)
@@ -45,12 +49,21 @@ class CachedTextEncoder(nn.Module):
     Attributes:
         dim: D, the width of the joint space.
         pooling: what becomes `pooled`: a name of `pooling.POOLINGS`, of the projected words.
+        channel_dropout: as for `TextEncoder`.
     """
 
     dim: int
     pooling: str = "mean"
+    channel_dropout: float = 0.0
 
     @nn.compact
     def __call__(self, words, mask, deterministic=True):
-        words = nn.Dense(self.dim, name="words")(jnp.where(mask[..., None], words, 0).astype(jnp.float32))
+        words, mask, _ = self.states(words, mask)
+        words = Inputs(self.channel_dropout, name="input_norm")(words, deterministic)
+        words = nn.Dense(self.dim, name="words")(words)
         return make_features(words, mask, Pool(self.pooling, name="pooling")(words, mask))
+
+    def states(self, words, mask, deterministic=True):
+        """As of `TextEncoder`: the words as they are, zero where masked, and their mean."""
+        words = jnp.where(mask[..., None], words, 0).astype(jnp.float32)
+        return words, mask, mean(words, mask)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mefn_jax.matching import entropy as entropies
+from mefn_jax.matching.background import Background
 from mefn_jax.matching.entropy import masked_log_softmax
 from mefn_jax.matching.features import Features, safe_norm, unit
 from mefn_jax.matching.gram import all_pairs
@@ -100,6 +101,9 @@ class MEFN(nn.Module):
         global_input: "weighted" (pooled plus the weighted fragments) or "pooled".
         branches: "both", "local" (the -global ablation) or "global" (the -local ablation).
         init_scale, init_sharpness: initial lambda and kappa; both are learned as logarithms.
+        background: how many vectors stand for all images, and for all texts; each side's level over the other's is
+            taken from the score (see `background.py`). 0: none, as in DESIGN.md 3.
+        init_background_scale: of the levels, learned as a logarithm; the share of them that is taken begins at 1.
     """
 
     entropy: str = "shannon"
@@ -108,6 +112,8 @@ class MEFN(nn.Module):
     branches: str = "both"
     init_scale: float = 9.0
     init_sharpness: float = 4.0
+    background: int = 0
+    init_background_scale: float = 20.0
 
     def setup(self):
         constant = nn.initializers.constant
@@ -116,6 +122,12 @@ class MEFN(nn.Module):
             self.log_sharpness = self.param("log_sharpness", constant(jnp.log(self.init_sharpness)), ())
         if self.branches == "both":
             self.gate_logit = self.param("gate_logit", constant(0.0), ())
+        if self.background:
+            self.backgrounds = Background(self.background)
+            self.log_background_scale = self.param(
+                "log_background_scale", constant(jnp.log(self.init_background_scale)), ()
+            )
+            self.background_share = self.param("background_share", constant(1.0), ())
 
     def _options(self) -> dict:
         sharpness = 0.0 if self.entropy == "none" else jnp.exp(self.log_sharpness)
@@ -133,17 +145,33 @@ class MEFN(nn.Module):
         return {"local": 1, "global": 0}.get(self.branches) if self.branches != "both" else nn.sigmoid(self.gate_logit)
 
     def __call__(self, images: Features, texts: Features):
-        return fuse(*all_pairs(images, texts, **self._options()), self.gate)
+        scores = fuse(*all_pairs(images, texts, **self._options()), self.gate)
+        of_images, of_texts = self._levels(images, texts)
+        return scores - of_images[:, None] - of_texts[None]
+
+    def _levels(self, images: Features, texts: Features):
+        """What is taken from the scores of images and of texts, `(...)` each; 0 without a background."""
+        if not self.background:
+            return jnp.zeros(images.pooled.shape[:-1]), jnp.zeros(texts.pooled.shape[:-1])
+        levels = self.backgrounds(images.pooled, texts.pooled, jnp.exp(self.log_background_scale))
+        return tuple(self.background_share * level for level in levels)
 
     def explain(self, image: Features, text: Features) -> dict:
         """The dict of `pair` for one image and one text (Features without batch axis), with the gate g, lambda and
-        kappa beside it."""
-        return pair(image, text, gate=self.gate, **self._options()) | self.learned()
+        kappa beside it; the score is less the background, `image_background` and `text_background`."""
+        parts = pair(image, text, gate=self.gate, **self._options()) | self.learned()
+        of_image, of_text = self._levels(image, text)
+        parts["score"] -= of_image + of_text
+        return parts | {"image_background": of_image, "text_background": of_text}
 
     def learned(self) -> dict:
         """The matcher's learned scalars by name, for logs."""
         values = {"gate": jnp.asarray(self.gate, jnp.float32), "lambda": jnp.exp(self.log_scale)}
-        return values if self.entropy == "none" else values | {"kappa": jnp.exp(self.log_sharpness)}
+        if self.entropy != "none":
+            values["kappa"] = jnp.exp(self.log_sharpness)
+        if self.background:
+            values |= {"background": self.background_share, "background_scale": jnp.exp(self.log_background_scale)}
+        return values
 
     def coarse(self, features: Features):
         """The vector for shortlists `(B, D)`: pooled, or the unit mean of the fragments where pooled is not trained."""
