@@ -266,7 +266,8 @@ def config_flag(default: str | None) -> None:
 
 def config_path() -> Path:
     """The file that `--config` names, without its arguments."""
-    return Path(flags.FLAGS["config"].config_filename.partition(":")[0])
+    flag = flags.FLAGS["config"]
+    return Path(getattr(flag, "config_filename", flag.value).partition(":")[0])  # or a plain string
 
 
 def _flag_message(error: Exception) -> str:

@@ -16,7 +16,8 @@ def train_step(
 ):
     """One step on a batch of `pipeline.training_dataset`; `loss_at` gives the loss at a step (`losses.build`),
     `factors` the learning rates (`optim.rate_factors`): what has 0 stays as it is, and a tower that is frozen whole has
-    no dropout; `ema` is the decay of the parameters' average, where the state has one. Returns the new state and float32 scalars {loss, grad_norm}.
+    no dropout. `ema` is the decay of the parameters' average, where the state has one. Returns the new state and
+    float32 scalars {loss, grad_norm}.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     keys = {

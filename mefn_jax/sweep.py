@@ -86,10 +86,9 @@ def main(overrides: list[str]) -> None:
     split = ALIASES.get(f.split, f.split)
     # The commands run in the project's directory, wherever this one was called.
     file, colon, rest = f.config.partition(":")
-    if not Path(file).is_file():
-        raise ConfigError(f"--config={file}: no such file")
-    config = f"{Path(file).resolve()}{colon}{rest}"
-    if sweep(config, f.models, list(map(int, seeds)), Path(f.out).resolve(), split, overrides):
+    if sweep(
+        f"{Path(file).resolve()}{colon}{rest}", f.models, list(map(int, seeds)), Path(f.out).resolve(), split, overrides
+    ):
         sys.exit(1)
 
 

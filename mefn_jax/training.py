@@ -40,8 +40,8 @@ def train(config: ConfigDict, workdir) -> None:
     mesh = make_mesh()
     check_divides("train.batch_size", config.train.batch_size, mesh)
     dataset = open_dataset(config)
-    chosen_on = HELD_OUT if config.data.hold_out else "val"
-    train_split, val_split = dataset.split("train"), dataset.split(chosen_on).head(config.eval.val_images)
+    train_split = dataset.split("train")
+    val_split = dataset.split(HELD_OUT if config.data.hold_out else "val").head(config.eval.val_images)
     if train_split.captions < config.train.batch_size:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} exceeds the {train_split.captions} training captions"
@@ -68,10 +68,7 @@ def train(config: ConfigDict, workdir) -> None:
         optimizer = optim.adamw(schedule, config.train.weight_decay, config.train.clip_norm, factors)
         new = functools.partial(state.create, init, optimizer, factors, averaged=config.train.ema > 0)
         evaluator = Evaluator(model, tokenizer, config, mesh)
-        if done:
-            current = restored(new, checkpoints, mesh)
-        else:
-            current = begun(new, towers, factors, evaluator, train_split)
+        current = restored(new, checkpoints, mesh) if done else begun(new, towers, factors, evaluator, train_split)
         frozen = state.count(optim.frozen(current.params, factors))
         parameters = f"{state.count(current.params):,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
         announce(config, workdir, mesh, train_split, val_split, parameters, steps, done)
@@ -123,9 +120,8 @@ def train(config: ConfigDict, workdir) -> None:
             bar.close()
             writer.close()
         checkpoints.wait()
-        say(
-            f"done: {steps} steps; best rSum of {chosen_on} at step {checkpoints.best}; checkpoints in {checkpoints.directory}"
-        )
+        best = f"best rSum of {val_split.name} at step {checkpoints.best}"
+        say(f"done: {steps} steps; {best}; checkpoints in {checkpoints.directory}")
 
 
 def new_tokenizer(config, json: str | None, dataset, split: Split) -> Tokenizer:

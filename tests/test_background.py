@@ -1,0 +1,52 @@
+"""MEFN's background: levels against a loop, what they do to a score, and where they begin."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_mefn import D, M, N, features
+
+from mefn_jax.matching.background import Background, level
+from mefn_jax.matching.mefn import MEFN
+
+
+def test_a_level_is_the_free_energy_over_the_background():
+    rng = np.random.default_rng(0)
+    background = rng.normal(size=(5, D))
+    pooled = np.asarray(features(1, np.ones((3, N), bool)).pooled)
+    for k, x in enumerate(pooled):
+        cosines = [x @ b / np.linalg.norm(b) for b in background]
+        expected = np.log(np.mean(np.exp(7.0 * np.array(cosines)))) / 7.0
+        assert float(level(pooled, jnp.float32(background), 7.0)[k]) == pytest.approx(expected, abs=1e-5)
+    nearest = np.max(pooled @ (background / np.linalg.norm(background, axis=1, keepdims=True)).T, 1)
+    np.testing.assert_allclose(level(pooled, jnp.float32(background), 1e4), nearest, atol=1e-3)
+
+
+def test_scores_are_less_the_levels_of_either_side_alone():
+    images, texts = features(2, np.ones((3, N), bool)), features(3, np.ones((2, M), bool))
+    with_it, without = MEFN(background=4), MEFN()
+    params = with_it.init(jax.random.key(0), images, texts)
+    plain = {k: v for k, v in params["params"].items() if "background" not in k}
+    scores, cosines = with_it.apply(params, images, texts), without.apply({"params": plain}, images, texts)
+    backgrounds = {"params": params["params"]["backgrounds"]}
+    of_images, of_texts = Background(4).apply(backgrounds, images.pooled, texts.pooled, 20.0)
+    np.testing.assert_allclose(scores, cosines - of_images[:, None] - of_texts[None], atol=1e-5)
+    for i, t in ((0, 0), (2, 1)):
+        one = jax.tree.map(lambda x, i=i: x[i], images), jax.tree.map(lambda x, t=t: x[t], texts)
+        parts = with_it.apply(params, *one, method="explain")
+        assert float(parts["score"]) == pytest.approx(float(scores[i, t]), abs=1e-5)
+        assert float(parts["image_background"]) == pytest.approx(float(of_images[i]), abs=1e-6)
+
+
+def test_a_hub_loses_its_places():
+    """A text near every image is first everywhere by cosine; over a background of these images it is not."""
+    own = np.eye(3, D, dtype=np.float32) + np.float32(1.0)
+    images = features(4, np.ones((3, N), bool)).replace(pooled=own / np.linalg.norm(own, axis=1, keepdims=True))
+    hub = images.pooled.mean(0)
+    texts = 0.6 * np.eye(3, D, dtype=np.float32) + np.float32(0.3) * np.random.default_rng(0).normal(size=(3, D))
+    texts = np.concatenate([texts, hub[None]]).astype(np.float32)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    cosines = images.pooled @ texts.T
+    assert np.all(np.argmax(cosines, 1) == 3)
+    scores = cosines - level(texts, images.pooled, 20.0)[None]
+    assert np.all(np.argmax(np.asarray(scores), 1) == [0, 1, 2])

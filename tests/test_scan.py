@@ -1,0 +1,84 @@
+"""SCAN's four forms against the formulae of PEERS.md 3, written out for one pair with attended vectors."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_mefn import D, M, N, features, masks
+
+from mefn_jax.matching.features import make_features
+from mefn_jax.model import MODELS
+
+FORMS = sorted(name for name in MODELS if name.startswith("scan"))
+# lambda and l on Flickr30K (PEERS.md 3).
+PUBLISHED = {"t2i_lse": (9, 6), "t2i_avg": (9, None), "i2t_lse": (4, 5), "i2t_avg": (4, None)}
+
+
+def naive_score(v, t, form):
+    """The score of existing regions `v (N, D)` and words `t (M, D)`, unit vectors; float64 loops."""
+    scale, sharpness = PUBLISHED[form.removeprefix("scan_")]
+    sources, queries = (v, t) if "t2i" in form else (t, v)
+    A = np.array([[s @ q for q in queries] for s in sources])
+    A = np.where(A > 0, A, 0.1 * A)
+    # t2i: each region's row over the words has unit length; i2t: each word's over the regions.
+    A = np.array([row / max(np.linalg.norm(row), 1e-12) for row in A])
+    cosines = []
+    for q, query in enumerate(queries):
+        weights = np.exp(scale * A[:, q]) / np.sum(np.exp(scale * A[:, q]))
+        attended = sum(w * s for w, s in zip(weights, sources, strict=True))
+        cosines.append(query @ attended / (np.linalg.norm(query) * np.linalg.norm(attended)))
+    return np.mean(cosines) if sharpness is None else np.log(np.sum(np.exp(sharpness * np.array(cosines)))) / sharpness
+
+
+@functools.cache
+def compiled(form):
+    matcher, options = MODELS[form]
+    module = matcher(**options)
+
+    def total(v, t, images, texts):
+        v, t = make_features(v, images.mask, images.pooled), make_features(t, texts.mask, texts.pooled)
+        scores = module.apply({}, v, t)
+        return jnp.sum(scores * jnp.arange(9.0).reshape(3, 3)), scores
+
+    return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31), masks, st.booleans())
+def test_equals_the_naive_form_with_finite_gradients(form, seed, masks, identical):
+    """One-word captions and one-region images are among the masks."""
+    regions, words = (np.array(m) for m in zip(*masks, strict=True))
+    images, texts = features(seed, regions, identical), features(seed + 1, words, identical)
+    (_, scores), gradients = compiled(form)(images.fragments, texts.fragments, images, texts)
+    for i, t in itertools.product(range(3), repeat=2):
+        existing = [np.asarray(f.fragments[k], np.float64)[np.asarray(f.mask[k])] for f, k in ((images, i), (texts, t))]
+        assert float(scores[i, t]) == pytest.approx(naive_score(*existing, form), abs=1e-5)
+    assert all(np.all(np.isfinite(g)) for g in gradients)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_are_finite_where_everything_is_identical_or_orthogonal(form):
+    one = np.ones((3, 1, D), np.float32)
+    images = make_features(np.repeat(one, N, 1), np.ones((3, N), bool), np.ones((3, D), np.float32))
+    same = make_features(np.repeat(one, M, 1), np.ones((3, M), bool), np.ones((3, D), np.float32))
+    flat = np.zeros((3, M, D), np.float32)
+    flat[..., 0], flat[..., 1] = 1, -1  # orthogonal to all regions: every cosine is 0
+    orthogonal = make_features(flat, np.ones((3, M), bool), np.ones((3, D), np.float32))
+    for texts in (same, orthogonal):
+        (_, scores), gradients = compiled(form)(images.fragments, texts.fragments, images, texts)
+        assert np.all(np.isfinite(scores))
+        assert all(np.all(np.isfinite(g)) for g in gradients)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_shortlists_are_by_the_mean_fragment(form):
+    matcher, options = MODELS[form]
+    found = features(3, np.array([[1, 1, 0, 0]], bool))
+    mean = np.asarray(found.fragments[0, :2]).sum(0)
+    np.testing.assert_allclose(matcher(**options).coarse(found)[0], mean / np.linalg.norm(mean), atol=1e-6)
