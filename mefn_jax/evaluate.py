@@ -30,7 +30,7 @@ def evaluate(workdir, data_dir: str, split: str, step: str, folds: int, out: str
     title = f"step {number}{', averaged' if ema else ''}"
     report, ranks = tabulate(evaluator, params, title, data_dir, split, folds)
     report["step"] = number
-    _write(out or workdir / "eval" / (split + "_ema" * ema), report, ranks)
+    write(out or workdir / "eval" / (split + "_ema" * ema), report, ranks)
     return report
 
 
@@ -43,7 +43,7 @@ def zero_shot(config, data_dir: str, split: str, folds: int, out: str = "") -> d
     evaluator, params = untrained(config)
     report, ranks = tabulate(evaluator, params, "zero-shot", data_dir, ALIASES.get(split, split), folds)
     if out:
-        _write(out, report, ranks)
+        write(out, report, ranks)
     return report
 
 
@@ -62,7 +62,7 @@ def ensemble(workdirs: list[str], data_dir: str, split: str, step: str, folds: i
     evaluator.config.model = f"ensemble of {len(parts)}"
     report, ranks = ranked(evaluator, MeanScores(parts), "scores averaged", dataset, opened_split, folds)
     report["config"] = {"model": evaluator.config.model, "runs": sorted(map(str, workdirs))}
-    _write(out, report, ranks)
+    write(out, report, ranks)
     return report
 
 
@@ -203,7 +203,7 @@ def show(rows: dict, protocol: dict, split: Split, folds: int) -> None:
         say("twins by what was swapped: " + ", ".join(f"{k} {v:.1f}" for k, v in kinds.items() if k != "all"))
 
 
-def _write(folder: epath.Path, report: dict, ranks: dict) -> None:
+def write(folder: epath.Path, report: dict, ranks: dict) -> None:
     if jax.process_index():
         return
     arrays = io.BytesIO()

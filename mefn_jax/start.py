@@ -78,11 +78,15 @@ def means(evaluator: Evaluator, params, split: Split) -> Means:
 
 def fit(found: Means, ridge_x: float, ridge_y: float) -> LinearMap:
     """Regularised CCA of all (image, caption) pairs; ridges are in units of the features' mean variance."""
-    x, y = found.images[found.owner].astype(np.float64), found.texts.astype(np.float64)
-    mean_x, mean_y = x.mean(0), y.mean(0)
+    x, y = found.images.astype(np.float64), found.texts.astype(np.float64)
+    captions = np.bincount(found.owner, minlength=len(x))[:, None]  # an image counts once a caption
+    mean_x, mean_y = (captions * x).sum(0) / len(y), y.mean(0)
     x, y = x - mean_x, y - mean_y
-    whiten_x, whiten_y = _whitening(x.T @ x / len(x), ridge_x), _whitening(y.T @ y / len(y), ridge_y)
-    left, correlations, right = np.linalg.svd(whiten_x @ (x.T @ y / len(x)) @ whiten_y, full_matrices=False)
+    of_image = np.zeros((len(x), y.shape[1]))
+    np.add.at(of_image, found.owner, y)
+    whiten_x = _whitening(x.T @ (captions * x) / len(y), ridge_x)
+    whiten_y = _whitening(y.T @ y / len(y), ridge_y)
+    left, correlations, right = np.linalg.svd(whiten_x @ (x.T @ of_image / len(y)) @ whiten_y, full_matrices=False)
     return LinearMap(mean_x, mean_y, whiten_x @ left, whiten_y @ right.T, correlations)
 
 

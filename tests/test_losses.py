@@ -3,12 +3,16 @@
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mefn_jax import losses
+from mefn_jax.matching.features import make_features
+from mefn_jax.model import MODELS
 
 
 def naive(scores, positives, margin, hardest, anchors):
@@ -98,8 +102,92 @@ def test_a_scale_beyond_its_limit_finds_its_way_back():
     assert float(jax.grad(losses.info_nce, 2)(scores, positives, 6.0, None)) > 0
 
 
-def test_clip_begins_at_its_temperature():
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.integers(0, 3), min_size=5, max_size=5),
+    st.sampled_from([0.0, 2.3, 9.0]),
+    st.sampled_from([-10.0, 0.5]),
+)
+def test_siglip_equals_a_naive_loop(seed, ids, scale, bias):
+    scores = np.random.default_rng(seed).uniform(-1, 1, (5, 5)).astype(np.float32)
+    positives, total = np.asarray(losses.positives_mask(np.array(ids))), 0.0
+    for a in range(5):
+        for b in range(5):
+            if a == b or not positives[a, b]:
+                z = (1 if a == b else -1) * (min(np.exp(scale), 100.0) * float(scores[a, b]) + bias)
+                total += np.logaddexp(0.0, -z)
+    assert float(siglip(scores, positives, scale, bias)) == pytest.approx(total / 5, rel=1e-4, abs=1e-5)
+
+
+siglip = jax.jit(losses.siglip)
+
+
+def test_the_losses_begin_where_their_authors_began():
     config = types.SimpleNamespace(name="info_nce")
     assert np.exp(losses.initial(config)["scale"]) == pytest.approx(1 / 0.07)
     assert losses.build(config)(0) is losses.info_nce
+    found = losses.initial(types.SimpleNamespace(name="siglip"))
+    assert (np.exp(found["scale"]), found["bias"]) == (pytest.approx(10.0), -10.0)
     assert losses.initial(types.SimpleNamespace(name="triplet")) == {}
+
+
+LOSSES = {
+    "sum of hinges": {"name": "triplet", "margin": 0.2, "warmup_steps": -1, "anchors": "both"},
+    "hardest": {"name": "triplet", "margin": 0.2, "warmup_steps": 60, "anchors": "both"},
+    "info_nce": {"name": "info_nce"},
+    "siglip": {"name": "siglip"},
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("model", ["vsepp", "scan_t2i_avg", "mefn"])
+def test_recall_rises_on_easy_data(name, model):
+    """A loss that collapses (all scores equal, PEERS.md 3) leaves recall at chance, 1 in 24."""
+    config = types.SimpleNamespace(**LOSSES[name])
+    recall = trained_recall(model, config, steps=200)
+    assert recall[0] < 0.3, "the data are no test if recall is high before training"
+    assert recall[1] > 0.8
+
+
+def trained_recall(model: str, config, steps: int, pairs=24, width=12) -> tuple[float, float]:
+    """R@1 before and after training linear maps of two noisy views of one hidden vector a pair."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(pairs, 1, width))
+    views = [
+        jnp.float32((hidden + 0.1 * rng.normal(size=(pairs, n, width))) @ rng.normal(size=(width, width)))
+        for n in (4, 3)
+    ]
+    kind, options = MODELS[model]
+    matcher, loss_at = kind(**options), losses.build(config)
+
+    def features(kernel, x):
+        return make_features(x @ kernel, jnp.ones(x.shape[:2], bool), jnp.mean(x @ kernel, 1))
+
+    def scores(params):
+        sides = [features(kernel, x) for kernel, x in zip(params["kernels"], views, strict=True)]
+        return matcher.apply({"params": params["matcher"]}, *sides)
+
+    kernels = [jnp.float32(rng.normal(size=(width, width))) for _ in views]
+    start = [features(kernel, x) for kernel, x in zip(kernels, views, strict=True)]
+    scalars = {k: jnp.float32(v) for k, v in losses.initial(config).items()}
+    matching = matcher.init(jax.random.key(0), *start).get("params", {})
+    params = {"kernels": kernels, "matcher": matching, "loss": scalars}
+    optimizer, positives = optax.adam(0.02), losses.positives_mask(jnp.arange(pairs))
+
+    def value(params, step):
+        p = params["loss"]
+        return loss_at(step)(scores(params), positives, p.get("scale"), p.get("bias"))
+
+    @jax.jit
+    def step(params, state, number):
+        updates, state = optimizer.update(jax.grad(value)(params, number), state)
+        return optax.apply_updates(params, updates), state
+
+    def recall(params):
+        return float(np.mean(np.argmax(np.asarray(scores(params)), 1) == np.arange(pairs)))
+
+    state, before = optimizer.init(params), recall(params)
+    for number in range(steps):
+        params, state = step(params, state, number)
+    return before, recall(params)

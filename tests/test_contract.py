@@ -1,0 +1,106 @@
+"""The contract carries systems that are not here yet: several pooled views, and a Transformer over each pair. Both are
+tiny matchers, trained and evaluated by the unchanged commands' functions."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import shapes
+from mefn_jax import evaluate, model, training
+from mefn_jax.checkpoint import Checkpoints
+from mefn_jax.encoders.pooling import maximum
+from mefn_jax.matching.features import Features, unit
+
+
+class TwoViews(nn.Module):
+    """An encoder's Features with a second pooled view of another width in `extra`."""
+
+    encoder: nn.Module
+
+    @nn.compact
+    def __call__(self, *inputs, **options):
+        found = self.encoder(*inputs, **options)
+        view = unit(nn.Dense(24, name="view")(maximum(found.fragments, found.mask)))
+        return found.replace(extra={"view": view})
+
+
+class Views(nn.Module):
+    """The learned mean of the views' cosines."""
+
+    @nn.compact
+    def __call__(self, images: Features, texts: Features):
+        share = nn.sigmoid(self.param("share", nn.initializers.zeros, ()))
+        return (1 - share) * images.pooled @ texts.pooled.T + share * images.extra["view"] @ texts.extra["view"].T
+
+
+class Fusion(nn.Module):
+    """A Transformer block over the fragments of image i and text j together, for all pairs."""
+
+    @nn.compact
+    def __call__(self, images: Features, texts: Features):
+        number = len(images.mask), len(texts.mask)
+
+        def pairs(of_images, of_texts):
+            of_images = jnp.broadcast_to(of_images[:, None], (*number, *of_images.shape[1:]))
+            of_texts = jnp.broadcast_to(of_texts[None], (*number, *of_texts.shape[1:]))
+            return jnp.concatenate([of_images, of_texts], 2)
+
+        x, mask = pairs(images.fragments, texts.fragments), pairs(images.mask, texts.mask)
+        attended = nn.MultiHeadDotProductAttention(2, name="attention")(x, mask=mask[..., None, None, :])
+        x = jnp.sum(nn.LayerNorm(name="norm")(x + attended) * mask[..., None], 2) / jnp.sum(mask, 2)[..., None]
+        return jnp.tanh(0.1 * nn.Dense(1, name="score")(x)[..., 0])
+
+
+@pytest.fixture
+def name(request, monkeypatch):
+    """A matcher put into the model's table, as one line there would."""
+    monkeypatch.setitem(model.MODELS, request.param.__name__, (request.param, {}))
+    monkeypatch.setitem(model.CHOICES, "model", tuple(model.MODELS))
+    if request.param is Views:
+        for kind in ("image_encoder", "text_encoder"):
+            make = getattr(model, kind)
+            monkeypatch.setattr(model, kind, lambda *args, make=make: TwoViews(make(*args)))
+    return request.param.__name__
+
+
+@pytest.mark.parametrize("name", [Views, Fusion], indirect=True)
+def test_is_trained_and_evaluated_like_the_others(name, tmp_path):
+    config = shapes.get_config("smoke")
+    with config.unlocked():
+        config.model, config.train.steps, config.train.eval_every = name, 4, 4
+    training.train(config, tmp_path)
+    report = evaluate.evaluate(tmp_path, "", "test", "latest", 1)
+    assert report["config"]["model"] == name
+    assert report["rsum"] > 0
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest == 4
+    with np.load(tmp_path / "eval" / "test" / "ranks.npz") as ranks:
+        assert ranks["i2t"].shape == (24,)
+
+
+@pytest.mark.parametrize("name", [Views, Fusion], indirect=True)
+def test_every_parameter_of_the_matcher_is_trained(name):
+    config = shapes.get_config("smoke")
+    with config.unlocked():
+        config.model = name
+    built = model.build(config, vocab_size=50)
+    images, texts = jnp.zeros((2, 64, 64, 3), jnp.uint8).at[0].set(200), jnp.array([[1, 5, 6, 2], [1, 7, 2, 0]])
+    mask = jnp.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool)
+    params = built.init(jax.random.key(0), images, texts, mask)
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            v, t = built.encode_images(params, images), built.encode_texts(params, texts, mask)
+            return jnp.sum(built.score(params, v, t) * jnp.array([[1.0, 2.0], [3.0, -4.0]]))
+
+        return jax.grad(loss)(params)
+
+    flat = jax.tree_util.tree_leaves_with_path(gradient(params)["matcher"])
+    assert flat
+    for path, g in flat:
+        assert np.all(np.isfinite(g)), path
+        # A softmax does not see what is added to all its logits: a key's bias has no gradient.
+        assert np.any(np.abs(g) > 1e-9) or "key" in jax.tree_util.keystr(path), path
