@@ -188,6 +188,7 @@ def shrink(c):
     for tower in (c.text.bert, c.text.clip):
         tower.update(width=32, layers=2, heads=2, mlp_width=64, max_positions=64)
     c.text.gru.word_width = 16
+    c.matcher.background = min(c.matcher.background, 8)
     c.loss.warmup_steps = min(c.loss.warmup_steps, 4)
     c.train.update(steps=8, epochs=0.0, batch_size=16, log_every=2, eval_every=4, save_every=4)
     c.eval.update(batch_size=16, tile_images=8, tile_captions=40)

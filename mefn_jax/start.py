@@ -14,7 +14,7 @@ import numpy as np
 from mefn_jax.data import pipeline
 from mefn_jax.data.split import Split
 from mefn_jax.encoders.pooling import mean
-from mefn_jax.errors import ConfigError
+from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluator import Evaluator
 from mefn_jax.logs import say
 from mefn_jax.sharding import by_rows, put_rows, replicated
@@ -77,7 +77,13 @@ def means(evaluator: Evaluator, params, split: Split) -> Means:
 
 
 def fit(found: Means, ridge_x: float, ridge_y: float) -> LinearMap:
-    """Regularised CCA of all (image, caption) pairs; ridges are in units of the features' mean variance."""
+    """Regularised CCA of all (image, caption) pairs; ridges are in units of the features' mean variance. Raises
+    DataError if all images, or all captions, are the same."""
+    for what, features in (("images", found.images), ("captions", found.texts)):
+        if not np.ptp(features, axis=0).any():
+            raise DataError(
+                f"all training {what} have the same features; look at them with python -m mefn_jax.data.show"
+            )
     x, y = found.images.astype(np.float64), found.texts.astype(np.float64)
     captions = np.bincount(found.owner, minlength=len(x))[:, None]  # an image counts once a caption
     mean_x, mean_y = (captions * x).sum(0) / len(y), y.mean(0)

@@ -24,7 +24,7 @@ class LoadPairs(grain.transforms.Map):
     def __init__(self, split: Split, order, size: int, tokenizer: Tokenizer, resize, augment: Augment, seed: int):
         self.split, self.order, self.size = split, order, size
         self.resize, self.augment, self.seed = resize, augment, seed
-        self.encoded = Encoded(tokenizer, split.captions)
+        self.encoded = None if split.words else Encoded(tokenizer, split.captions)
 
     def map(self, block: int) -> dict:
         """The rows of a block."""
