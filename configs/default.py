@@ -24,9 +24,7 @@ def base():
     c.data.scene_seed = 0  # drawn scenes: the seed they are drawn from
     c.data.twins_together = False  # drawn scenes: a caption and its twin's in one batch, as hard negatives
     c.data.hold_out = 0  # so many last images of train are the split held_out instead, and stand in for val
-    c.data.words = (
-        ""  # words written by `python -m mefn_jax.precompute`, read in place of a text tower (text.arch=words)
-    )
+    c.data.words = ""  # written by mefn_jax.precompute, read in place of a text tower (text.arch=words)
     c.data.skip_bad = False  # leave out images that cannot be decoded (and count them) instead of stopping
     c.data.threads = 2  # threads that read and decode, each a batch ahead
     c.data.workers = 0  # processes that read and decode; 0: threads of this one
