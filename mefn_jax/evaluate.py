@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mefn_jax import baselines, metrics, twins
+from mefn_jax import baselines, metrics, pointing, twins
 from mefn_jax.checkpoint import versions
 from mefn_jax.config import check_local
 from mefn_jax.data.dataset import ALIASES, Dataset
@@ -95,8 +95,13 @@ def opened(evaluator: Evaluator, data_dir: str, split_name: str) -> tuple[Datase
 def tabulate(evaluator: Evaluator, params, title: str, data_dir: str, split_name: str, folds: int) -> tuple[dict, dict]:
     """Scores a split, of `data_dir` or of the configured data; else as `ranked`."""
     dataset, split = opened(evaluator, data_dir, split_name)
-    scores = evaluator.scores(params, *evaluator.encode(params, split))
-    return ranked(evaluator, scores, title, dataset, split, folds)
+    images, texts = evaluator.encode(params, split)
+    scores = evaluator.scores(params, images, texts)
+    report, ranks = ranked(evaluator, scores, title, dataset, split, folds)
+    if "baselines" in report:  # drawn scenes
+        report["pointing"] = pointing.accuracy(evaluator, params, images, texts, split)
+        show_pointing(report["pointing"])
+    return report, ranks
 
 
 def ranked(evaluator: Evaluator, scores, title: str, dataset: Dataset, split: Split, folds: int) -> tuple[dict, dict]:
@@ -201,6 +206,15 @@ def show(rows: dict, protocol: dict, split: Split, folds: int) -> None:
     if has_twins:
         kinds = next(iter(rows.values()))[0]["twins"]
         say("twins by what was swapped: " + ", ".join(f"{k} {v:.1f}" for k, v in kinds.items() if k != "all"))
+
+
+def show_pointing(found: dict | None) -> None:
+    """Prints the pointing accuracy."""
+    if found and found["all"] is not None:
+        say(
+            f"pointing: the region that a word attends to most lies in what the word names in {found['all']:.1f} % "
+            f"(chance {found['chance']:.1f})"
+        )
 
 
 def write(folder: epath.Path, report: dict, ranks: dict) -> None:

@@ -1,16 +1,19 @@
 """encoder x matcher, by name (DESIGN.md 2)."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from mefn_jax import losses
 from mefn_jax.data.images import FITS, RESAMPLE
 from mefn_jax.encoders.bert import BERT
 from mefn_jax.encoders.clip_text import CLIPText
+from mefn_jax.encoders.grids import grid_boxes
 from mefn_jax.encoders.gru import GRU
 from mefn_jax.encoders.image import ImageEncoder
 from mefn_jax.encoders.pooling import POOLINGS
@@ -135,6 +138,17 @@ def empty_images(config: ConfigDict, number: int = 1):
     if config.image.arch == "regions":
         return jnp.zeros((number, 1, config.image.regions.width), jnp.float32)
     return jnp.zeros((number, config.image.size, config.image.size, 3), jnp.uint8)
+
+
+def region_boxes(config: ConfigDict, model: Model):
+    """Where the regions lie: x0, y0, x1, y1 in image widths and heights, float64 `(N, 4)`; None for precomputed ones,
+    which come without boxes."""
+    if config.image.arch == "regions":
+        return None
+    shapes = jax.eval_shape(model.image.init, jax.random.key(0), empty_images(config))
+    states = functools.partial(model.image.apply, method="states")
+    grids, _ = jax.eval_shape(states, shapes, empty_images(config))
+    return np.concatenate([grid_boxes(*grid.shape[1:3]) for grid in grids])
 
 
 def empty_texts(config: ConfigDict, number: int = 1):
