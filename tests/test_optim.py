@@ -201,3 +201,15 @@ def test_a_factor_multiplies_the_step():
     ):
         steps = [current.params[kind][name] - before[kind][name] for current in (plain, slow)]
         np.testing.assert_allclose(steps[1], factor * steps[0], rtol=1e-4, atol=1e-7)
+
+
+def test_the_average_forgets_its_beginning_and_then_moves_slowly():
+    """Against a loop: the weight of the past is (1 + k) / (10 + k) until it reaches the decay."""
+    values = np.random.default_rng(0).normal(size=40)
+    expected = ema = 5.0
+    for k, value in enumerate(values):
+        decay = min(0.7, (1 + k) / (10 + k))
+        expected = decay * expected + (1 - decay) * value
+        ema = state.average({"x": jnp.float32(ema)}, {"x": jnp.float32(value)}, jnp.int32(k), 0.7)["x"]
+    assert float(ema) == pytest.approx(expected, abs=1e-5)
+    assert abs(expected - np.sum(values[::-1] * 0.3 * 0.7 ** np.arange(40))) < 1e-2  # 5.0 has no part in it
