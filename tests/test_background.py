@@ -7,6 +7,7 @@ import pytest
 from test_mefn import D, M, N, features
 
 from mefn_jax.matching.background import Background, level
+from mefn_jax.matching.features import make_features
 from mefn_jax.matching.mefn import MEFN
 
 
@@ -50,3 +51,20 @@ def test_a_hub_loses_its_places():
     assert np.all(np.argmax(cosines, 1) == 3)
     scores = cosines - level(texts, images.pooled, 20.0)[None]
     assert np.all(np.argmax(np.asarray(scores), 1) == [0, 1, 2])
+
+
+@pytest.mark.parametrize("branches", ["both", "local", "global"])
+def test_gradients_are_finite_with_identical_fragments_and_backgrounds(branches):
+    module = MEFN(background=3, branches=branches)
+    mask = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [0, 1, 0, 1, 1]], bool)
+    images, texts = features(5, mask[:, :N], identical=True), features(6, mask, identical=True)
+    params = module.init(jax.random.key(0), images, texts)
+    same = {"images": jnp.tile(images.pooled[:1], (3, 1)), "texts": jnp.zeros((3, D))}
+    params = {"params": params["params"] | {"backgrounds": same}}
+
+    def total(params, v, t):
+        v, t = make_features(v, images.mask, images.pooled), make_features(t, texts.mask, texts.pooled)
+        return jnp.sum(module.apply(params, v, t) * jnp.arange(9.0).reshape(3, 3))
+
+    gradients = jax.jit(jax.grad(total, (0, 1, 2)))(params, images.fragments, texts.fragments)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradients))

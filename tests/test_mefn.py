@@ -172,11 +172,15 @@ def test_ablations_are_what_they_say():
     assert float(jnp.sum(found["H"])) == pytest.approx(float(found["MFE"]), abs=1e-6)
 
 
-def test_vsepp_is_the_cosine_of_pooled():
-    images, texts = features(8, np.ones((2, N), bool)), features(9, np.ones((3, M), bool))
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31), masks)
+def test_vsepp_is_the_cosine_of_pooled_whatever_the_masks(seed, masks):
+    regions, words = (np.array(m) for m in zip(*masks, strict=True))
+    images, texts = features(seed, regions), features(seed + 1, words)
     scores = PooledCosine().apply({}, images, texts)
-    for i, t in itertools.product(range(2), range(3)):
-        assert float(scores[i, t]) == pytest.approx(float(unit(images.pooled[i]) @ unit(texts.pooled[t])), abs=1e-6)
+    for i, t in itertools.product(range(3), repeat=2):
+        expected = unit(np.asarray(images.pooled[i], np.float64)) @ unit(np.asarray(texts.pooled[t], np.float64))
+        assert float(scores[i, t]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_masked_fragments_are_exactly_zero_and_the_rest_unit():

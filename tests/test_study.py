@@ -178,6 +178,27 @@ def test_the_study_by_its_commands(tmp_path, towers, command):
     assert (tmp_path / "table" / "compare.csv").is_file()
 
 
+@pytest.mark.parametrize("text", ["gru", "trained bert", "frozen bert"])
+def test_precomputed_regions_with_a_text_tower(text, tmp_path, towers, command):
+    for split, images in (("train", 24), ("dev", 8)):
+        write_precomp(tmp_path / "x", split, images, shape=(9, 20))
+        lines = [
+            f"a {c} circle left of a {d} square" for c in ("red", "blue") for d in ("red", "blue", "a", "of", "left")
+        ]
+        lines = [lines[(k // 5 + k % 5) % 10] for k in range(5 * images)]
+        (tmp_path / "x" / f"{split}_caps.txt").write_text("".join(f"{line}\n" for line in lines))
+    options = [f"{CONFIG},text={text.split()[-1]}", f"--config.data.dir={tmp_path / 'x'}", "--config.train.steps=2"]
+    if text != "gru":
+        options += [f"--config.text.pretrained={towers / 'bert'}", "--config.text.max_words=10"]
+        options += ["--config.embed_dim=8"]
+    if text.startswith("frozen"):
+        options += ['--config.train.multipliers=("text/backbone:0",)']
+    said = command("train.py", *options, f"--workdir={tmp_path / 'run'}").stdout
+    assert ("starting from a linear map" in said) == (text != "gru")
+    assert "done: 2 steps" in said
+    assert "val: 8 images" in command("eval.py", f"--workdir={tmp_path / 'run'}", "--split=val").stdout
+
+
 def test_a_failed_run_is_named_and_the_others_go_on(tmp_path, command):
     sweep = ("-m mefn_jax.sweep", CONFIG, "--models=mefn,vsep", "--seeds=0", f"--out={tmp_path}")
     result = command(*sweep, f"--config.data.dir={tmp_path / 'nowhere'}", check=False)
