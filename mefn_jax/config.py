@@ -174,7 +174,7 @@ def check_text_tower(config: ConfigDict) -> None:
     arch, max_words = config.text.arch, config.text.max_words
     if arch == "words":
         if config.text.pretrained:
-            raise ConfigError(f"text.pretrained={config.text.pretrained} is a text tower, but text.arch=words has none")
+            raise ConfigError(f"text.pretrained={config.text.pretrained} is a text tower; set text.arch=bert to run it")
         if config.augment.words:
             raise ConfigError("augment.words changes tokens, but text.arch=words has none; set it to 0")
         return

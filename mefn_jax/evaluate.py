@@ -158,12 +158,13 @@ def protocol(config, split: Split, folds: int) -> dict:
     """What the numbers were made from (DESIGN.md 8)."""
     number = np.diff(split.first)
     each = str(number.min()) if number.min() == number.max() else f"{number.min()} to {number.max()}"
-    case = "lower case" if config.text.lower_case else "case kept"
-    text = (
-        "as the checkpoint's tokenizer has it"
-        if config.text.pretrained
-        else f"{case}, punctuation {config.text.punctuation}"
-    )
+    t = config.text
+    case = "lower case" if t.lower_case else "case kept"
+    text = f"{case}, punctuation {t.punctuation}"
+    if t.pretrained:
+        text = "as the checkpoint's tokenizer has it"
+    if t.arch == "words":
+        text = "words cached"
     return {
         "split": split.name,
         "images": split.images,

@@ -1,5 +1,6 @@
 """A look at the data through a configuration's eyes: statistics of its captions, and a contact sheet of a batch."""
 
+import dataclasses
 from pathlib import Path
 
 from PIL import Image
@@ -33,6 +34,7 @@ def look(config, out: str, rows: int, step: int) -> None:
     names = sorted(dataset.splits, key=lambda name: (ORDER.get(name, len(ORDER)), name))
     found = {name: statistics.of_split(split if name == "train" else dataset.split(name), tokenizer) for name in names}
     say("\n".join(statistics.table(found, tokenizer)))
+    split = dataclasses.replace(split, words=None)  # what is drawn is what the cached words stand for
     whole = training_dataset(config, split, tokenizer)[step]
     batch = {name: values[:rows] for name, values in whole.items()}
     try:

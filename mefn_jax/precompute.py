@@ -74,6 +74,8 @@ def of_run(workdir) -> Towers:
     loaded, params, _ = evaluator.load(workdir, "best")
     if loaded.config.image.arch == "regions":
         raise ConfigError(f"--workdir={workdir}: was trained on precomputed regions; it has no image tower")
+    if loaded.config.text.arch == "words":
+        raise ConfigError(f"--workdir={workdir}: was trained on cached words; it has no text tower")
     return Towers(loaded.config, loaded.model.image, loaded.model.text, params, loaded.tokenizer)
 
 
