@@ -75,10 +75,11 @@ def compare(patterns: list[str], split: str, out: str) -> str:
     runs = [read(path, split) for path in found(patterns)]
     check_protocols(runs)
     rows = grouped(runs)
-    text = markdown(rows, differences(rows))
+    intervals = differences(rows)
+    text = markdown(rows, intervals)
     try:
         write_whole(out / "compare.md", text.encode())
-        write_whole(out / "compare.csv", table(rows, differences(rows)).encode())
+        write_whole(out / "compare.csv", table(rows, intervals).encode())
     except OSError as e:
         raise DataError(f"{out}: cannot be written ({e})") from e
     say(text)

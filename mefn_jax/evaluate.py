@@ -30,6 +30,8 @@ def evaluate(workdir, data_dir: str, split: str, step: str, folds: int, out: str
     title = f"step {number}{', averaged' if ema else ''}"
     report, ranks = tabulate(evaluator, params, title, data_dir, split, folds)
     report["step"] = number
+    if ema:  # so that a comparison does not take it for another seed
+        report["config"]["evaluated"] = "averaged parameters"
     write(out or workdir / "eval" / (split + "_ema" * ema), report, ranks)
     return report
 
@@ -56,6 +58,8 @@ def ensemble(workdirs: list[str], data_dir: str, split: str, step: str, folds: i
         evaluator, params, _ = load(directory("--ensemble", workdir), step)
         dataset, opened_split = opened(evaluator, data_dir, ALIASES.get(split, split))
         owners = opened_split.caption_image if owners is None else owners
+        tiles = evaluator.config.eval if not parts else tiles  # all are asked for the same tiles
+        evaluator.config.eval = tiles
         if not np.array_equal(opened_split.caption_image, owners):
             raise ConfigError(f"--ensemble={workdir}: has other images and captions in {split} than {workdirs[0]}")
         parts.append(evaluator.scores(params, *evaluator.encode(params, opened_split)))

@@ -171,10 +171,11 @@ def test_the_study_by_its_commands(tmp_path, towers, command):
 
     both = f"--ensemble={runs / 'vsepp' / '0'},{runs / 'mefn' / '0'}"
     assert "ensemble of 2 (scores averaged)" in command("eval.py", both, "--split=val", f"--out={runs / 'both'}").stdout
-    names = f"--compare={runs}/linear,{runs}/*/0,{runs}/both"
+    names = f"--compare={runs}/linear,{runs}/*/0,{runs}/both,{folder}/val_ema"
     table = command("eval.py", names, "--split=val", f"--out={tmp_path / 'table'}").stdout
     first = [line.split(" |")[0] for line in table.splitlines() if line.startswith("| ")]
-    assert first[1:5] == ["| linear_map", "| mefn", "| vsepp", "| ensemble of 2"]
+    averaged = "| mefn (evaluated=averaged parameters)"
+    assert first[1:6] == ["| linear_map", "| mefn (evaluated=None)", "| vsepp", "| ensemble of 2", averaged]
     assert (tmp_path / "table" / "compare.csv").is_file()
 
 
