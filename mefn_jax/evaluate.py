@@ -53,12 +53,12 @@ def ensemble(workdirs: list[str], data_dir: str, split: str, step: str, folds: i
     """Evaluates the average of several runs' score matrices, as one system; otherwise as `evaluate`, into `out`."""
     out = directory("--out", out)
     check_local("--data_dir", data_dir)
-    parts, owners = [], None
+    parts, owners, tiles = [], None, None
     for workdir in workdirs:
         evaluator, params, _ = load(directory("--ensemble", workdir), step)
         dataset, opened_split = opened(evaluator, data_dir, ALIASES.get(split, split))
         owners = opened_split.caption_image if owners is None else owners
-        tiles = evaluator.config.eval if not parts else tiles  # all are asked for the same tiles
+        tiles = tiles or evaluator.config.eval  # all are asked for the same
         evaluator.config.eval = tiles
         if not np.array_equal(opened_split.caption_image, owners):
             raise ConfigError(f"--ensemble={workdir}: has other images and captions in {split} than {workdirs[0]}")
