@@ -310,7 +310,8 @@ def test_pretrained_towers_are_trained_kept_frozen_and_evaluated(towers, command
     )
     text = command("train.py", SMOKE, f"--workdir={workdir}", *options).stdout
     size = sum(leaf.size for leaf in jax.tree.leaves(pretrained.load(towers / "bert", "text").params))
-    assert f"parameters, {size:,} of them frozen" in text
+    constants = 2 * 16  # the statistics by which the tower's states are centred and scaled
+    assert f"parameters, {size + constants:,} of them frozen" in text
     _, found = parameters(workdir)
     moved = {}
     for kind, name in (("text", "bert"), ("image", "vit")):
@@ -389,7 +390,9 @@ def test_what_would_be_random_is_not_evaluated(clip, towers, command):
     options = (*options, f"--config.image.pretrained={clip}")
     message = refusal(command, "eval.py", config, *options, "--config.image.pooling=mean")
     assert "image.pooling and text.pooling must be tower" in message
-    assert "leave --workdir and --step out" in refusal(command, "eval.py", config, *options, "--step=5")
+    assert "without a run: leave --step out" in refusal(command, "eval.py", config, *options, "--step=5")
+    message = refusal(command, "eval.py", config, *options, "--workdir=x")
+    assert "give one of --workdir, --config, --compare and --ensemble" in message
 
 
 def test_what_a_checkpoint_leaves_unused_is_said(clip, prepared, tmp_path, command):
