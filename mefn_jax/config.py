@@ -137,10 +137,8 @@ def check(config: ConfigDict, choices: dict) -> None:
     if not 0 <= config.augment.flip <= 1:
         raise ConfigError(f"augment.flip: {config.augment.flip!r} must be in [0, 1]")
     for kind, check_tower in (("image", check_image_tower), ("text", check_text_tower)):
-        if not config[kind].pretrained or config[kind].arch in (
-            "regions",
-            "words",
-        ):  # else the sizes come from the checkpoint
+        towerless = config[kind].arch in ("regions", "words")
+        if towerless or not config[kind].pretrained:  # else the sizes come from the checkpoint
             check_tower(config)
 
 

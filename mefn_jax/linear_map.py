@@ -82,22 +82,22 @@ def linear_map(config, split: str, hold_out: int, out: str) -> dict:
     out = directory("--out", out)
     config = config.copy_and_resolve_references().unlock()
     config.data.hold_out = hold_out
-    held_out = open_dataset(config).split(HELD_OUT)
-    config, found, json = towers.load(fitted(config, held_out))
-    dataset = open_dataset(config)
+    dataset, name = open_dataset(config), ALIASES.get(split, split)
+    splits = {part: dataset.split(part) for part in ("train", HELD_OUT, name)}
+    config, found, json = towers.load(fitted(config, splits[name]))
     t = config.text
     tokenizer = Tokenizer(json or dataset.tokenizer_json, t.max_words, t.lower_case, t.punctuation)
     model = build(config, tokenizer.vocab_size)
     params = model.init(jax.random.key(0), empty_images(config), *empty_texts(config))
     params = towers.with_pretrained(params, found)
     evaluator = Evaluator(model, tokenizer, config, make_mesh())
-    name = ALIASES.get(split, split)
-    train, held, scored = (means(evaluator, params, dataset.split(part)) for part in ("train", HELD_OUT, name))
+    features = {part: means(evaluator, params, opened) for part, opened in splits.items()}
+    train, held = features["train"], features[HELD_OUT]
     ridge_x, ridge_y, power = chosen(evaluator, train, held)
     whole = train if name == HELD_OUT else joined(train, held)
-    scores = cosines(fit(whole, ridge_x, ridge_y), power, scored)
+    scores = cosines(fit(whole, ridge_x, ridge_y), power, features[name])
     evaluator.config.unlock().model = "linear_map"
-    report, ranks = evaluate.ranked(evaluator, scores, "CCA", dataset, dataset.split(name), folds=1)
+    report, ranks = evaluate.ranked(evaluator, scores, "CCA", dataset, splits[name], folds=1)
     image = {"transform": config.image.regions.transform}
     report["config"] = {"model": "linear_map", "image": image, "ridges": [ridge_x, ridge_y], "power": power}
     evaluate.write(out, report, ranks)

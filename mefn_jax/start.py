@@ -20,8 +20,8 @@ from mefn_jax.logs import say
 from mefn_jax.sharding import by_rows, put_rows, replicated
 
 IMAGES = 20_000  # the most training images that are looked at
-# Ridges, in mean variances, and the power of the correlations that weight the dimensions; chosen on held-out images of
-# Flickr8k, where rSum changes by less than 2 with three times either ridge.
+# Ridges, in mean variances, and the power of the correlations that weight the dimensions: the best of a grid on
+# held-out images of Flickr8k (docs/results.md), whatever the data here.
 RIDGES, POWER = (10.0, 0.3), 0.5
 
 
@@ -133,7 +133,8 @@ def from_training_data(evaluator: Evaluator, params: dict, split: Split) -> dict
 
 
 def background(evaluator: Evaluator, params: dict, split: Split) -> dict:
-    """The background's vectors: pooled embeddings of training images and captions, drawn by the seed."""
+    """The background's vectors `{images (K, D), texts (K, D)}`: pooled embeddings of training images and captions,
+    drawn by the seed."""
     images, texts = evaluator.encode(params, split)
     number = evaluator.config.matcher.background
     rng = np.random.default_rng(evaluator.config.train.seed)

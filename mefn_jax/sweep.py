@@ -86,9 +86,8 @@ def main(overrides: list[str]) -> None:
     split = ALIASES.get(f.split, f.split)
     # The commands run in the project's directory, wherever this one was called.
     file, colon, rest = f.config.partition(":")
-    if sweep(
-        f"{Path(file).resolve()}{colon}{rest}", f.models, list(map(int, seeds)), Path(f.out).resolve(), split, overrides
-    ):
+    config, out = f"{Path(file).resolve()}{colon}{rest}", Path(f.out).resolve()
+    if sweep(config, f.models, list(map(int, seeds)), out, split, overrides):
         sys.exit(1)
 
 
