@@ -141,9 +141,9 @@ def empty_images(config: ConfigDict, number: int = 1):
 
 
 def region_boxes(config: ConfigDict, model: Model):
-    """Where the regions lie: x0, y0, x1, y1 in image widths and heights, float64 `(N, 4)`; None for precomputed ones,
-    which come without boxes."""
-    if config.image.arch == "regions":
+    """Where the regions lie: x0, y0, x1, y1 in image widths and heights, float64 `(N, 4)`; None where the
+    encoder has no grids: precomputed regions come without boxes."""
+    if config.image.arch == "regions" or not hasattr(model.image, "states"):
         return None
     shapes = jax.eval_shape(model.image.init, jax.random.key(0), empty_images(config))
     states = functools.partial(model.image.apply, method="states")
