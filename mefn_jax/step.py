@@ -7,17 +7,28 @@ import jax.numpy as jnp
 import optax
 
 from mefn_jax import losses, optim
+from mefn_jax.matching.recomputed import recomputed
 from mefn_jax.sharding import by_rows, replicated
 from mefn_jax.state import TrainState, average
 
 
 def train_step(
-    state: TrainState, batch: dict, *, model, optimizer, factors, loss_at, seed: int, mesh, ema: float = 0.0
+    state: TrainState,
+    batch: dict,
+    *,
+    model,
+    optimizer,
+    factors,
+    loss_at,
+    seed: int,
+    mesh,
+    ema: float = 0.0,
+    tile_mib: float = 128.0,
 ):
     """One step on a batch of `pipeline.training_dataset`; `loss_at` gives the loss at a step (`losses.build`),
     `factors` the learning rates (`optim.rate_factors`): what has 0 stays as it is, and a tower that is frozen whole has
-    no dropout. `ema` is the decay of the parameters' average, where the state has one. Returns the new state and
-    float32 scalars {loss, grad_norm}.
+    no dropout. `ema` is the decay of the parameters' average, where the state has one, `tile_mib` the memory of scoring
+    on one device (`recomputed`). Returns the new state and float32 scalars {loss, grad_norm}.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     keys = {
@@ -35,7 +46,8 @@ def train_step(
         texts = model.encode_texts(params, batch["ids"], batch["mask"], keys["text"])
         # Every device scores its own images against all texts of the global batch.
         texts = jax.lax.with_sharding_constraint(texts, replicated(mesh))
-        scores = model.score(params, images, texts)
+        score = functools.partial(model.score, params)
+        scores = recomputed(score, images, texts, tile_mib * mesh.size)
         return loss(scores, positives, params["loss"].get("scale"), params["loss"].get("bias"))
 
     trained = optim.trainable(state.params, factors)

@@ -85,6 +85,7 @@ def train(config: ConfigDict, workdir) -> None:
             loss_at=losses.build(config.loss),
             seed=config.train.seed,
             ema=config.train.ema,
+            tile_mib=config.train.tile_mib,
         )
         batches = training_batches(config, train_split, tokenizer, done, mesh)
         writer, log = Writer(workdir, done), StepLog(config, schedule, steps)
