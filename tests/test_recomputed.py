@@ -11,14 +11,14 @@ from mefn_jax.matching.features import Features, make_features
 from mefn_jax.matching.recomputed import recomputed, tile_texts
 from mefn_jax.model import MODELS
 
-I, T, N, M, D = 5, 6, 4, 3, 8
+B, T, N, M, D = 5, 6, 4, 3, 8
 
 
 def features(seed):
     rng = np.random.default_rng(seed)
     words = np.arange(M) < rng.integers(1, M + 1, (T, 1))
     images = make_features(
-        jnp.asarray(rng.normal(size=(I, N, D)), jnp.float32), jnp.ones((I, N), bool), jnp.ones((I, D))
+        jnp.asarray(rng.normal(size=(B, N, D)), jnp.float32), jnp.ones((B, N), bool), jnp.ones((B, D))
     )
     texts = jnp.asarray(rng.normal(size=(T, M, D)), jnp.float32)
     return images, make_features(texts, jnp.asarray(words), texts.sum(1), {"ids": jnp.arange(T)})
@@ -35,15 +35,15 @@ def test_tiles_change_neither_scores_nor_gradients(name):
         given_images = Features(v, images.mask, images.pooled)
         given_texts = Features(t, texts.mask, texts.pooled, texts.extra)
         scores = recomputed(lambda a, b: matcher.apply(params, a, b), given_images, given_texts, mib)
-        return jnp.sum(jnp.sin(3 * scores + jnp.arange(I * T).reshape(I, T))), scores
+        return jnp.sum(jnp.sin(3 * scores + jnp.arange(B * T).reshape(B, T))), scores
 
     plain, tiled = (
         jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True), static_argnums=3)(
             params, images.fragments, texts.fragments, mib
         )
-        for mib in (128.0, 2 * 4 * I * N * M / 2**20)
+        for mib in (128.0, 2 * 4 * B * N * M / 2**20)
     )
-    assert tiled[0][1].shape == (I, T)
+    assert tiled[0][1].shape == (B, T)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), plain, tiled)
 
 
@@ -53,11 +53,11 @@ def test_blocks_of_one_tile_exist_at_a_time():
     def score(images, texts):
         sizes.append(texts.mask.shape[0])
         assert texts.extra["ids"].shape == (sizes[-1],)
-        return jnp.zeros((I, sizes[-1]))
+        return jnp.zeros((B, sizes[-1]))
 
     images, texts = features(0)
     for fit in (1, 2, 3, 5, 6, 99):
-        assert recomputed(score, images, texts, fit * 4 * I * N * M / 2**20).shape == (I, T)
+        assert recomputed(score, images, texts, fit * 4 * B * N * M / 2**20).shape == (B, T)
     assert [sizes[0], *sizes[-5:]] == [1, 2, 3, 3, 6, 6]
 
 
