@@ -25,6 +25,7 @@ POSITIVE = (
     "train.batch_size",
     "train.learning_rate",
     "train.clip_norm",
+    "train.tile_mib",
     "train.log_every",
     "train.eval_every",
     "train.save_every",

@@ -1,6 +1,7 @@
 """The train step: a pure function of state and batch, and the one place where it is compiled."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,12 @@ def train_step(
     seed: int,
     mesh,
     ema: float = 0.0,
-    tile_mib: float = 128.0,
+    tile_mib: float = math.inf,
 ):
     """One step on a batch of `pipeline.training_dataset`; `loss_at` gives the loss at a step (`losses.build`),
     `factors` the learning rates (`optim.rate_factors`): what has 0 stays as it is, and a tower that is frozen whole has
     no dropout. `ema` is the decay of the parameters' average, where the state has one, `tile_mib` the memory of scoring
-    on one device (`recomputed`). Returns the new state and float32 scalars {loss, grad_norm}.
+    on one device (`recomputed`; all at once by default). Returns the new state and float32 scalars {loss, grad_norm}.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     keys = {
