@@ -3,13 +3,16 @@
     python eval.py --workdir=runs/shapes [--split=test] [--step=best|latest|N] [--folds=5] [--data_dir=DIR]
     python eval.py --config=configs/flickr30k.py:model=clip,image=clip_vit_b32,text=clip \\
         --config.image.pretrained=DIR --config.text.pretrained=DIR [--out=DIR]
+    python eval.py --config=FILE.py --compile_for=v5e:2x4                 # the scoring step, for a TPU slice
     python eval.py --compare=DIR,DIR,... --out=DIR [--split=test]         # evaluated runs in one table; globs too
     python eval.py --ensemble=DIR,DIR,... --out=DIR [--split=test]        # several runs' scores, averaged
 """
 
+import sys
+
 from absl import flags
 
-from mefn_jax.config import config_flag, run
+from mefn_jax.config import compile_flags, config_flag, process_flags, run
 from mefn_jax.errors import ConfigError
 
 
@@ -23,13 +26,24 @@ def define_flags() -> None:
     flags.DEFINE_bool("ema", False, "Evaluate the average of the parameters (train.ema), into eval/<split>_ema.")
     flags.DEFINE_list("compare", [], "Directories of evaluated runs; the first is what the others are compared with.")
     flags.DEFINE_list("ensemble", [], "Directories of runs whose score matrices are averaged.")
+    process_flags()
+    compile_flags()
     flags.DEFINE_string("out", "", "Where metrics.json and ranks.npz go; default: WORKDIR/eval/<split>.")
 
 
 def main() -> None:
-    from mefn_jax import compare, evaluate  # JAX is not needed for --help
-
     f = flags.FLAGS
+    if f.compile_for:
+        from mefn_jax.aot import compile_scoring
+
+        if f.config is None:
+            raise ConfigError("--compile_for needs --config=FILE.py: which model is compiled")
+        sys.exit(0 if compile_scoring(f.config, f.compile_for, f.compile_report) else 1)
+    from mefn_jax import compare, evaluate  # JAX is not needed for --help
+    from mefn_jax.distributed import join
+
+    if not f.compare:  # which needs no device
+        join()
     if sum(map(bool, (f.config is not None, f.workdir, f.compare, f.ensemble))) > 1:
         raise ConfigError("give one of --workdir, --config, --compare and --ensemble")
     if (f.compare or f.ensemble) and not f.out:

@@ -4,9 +4,11 @@ The same command goes on from the latest checkpoint in the workdir. At each step
 step, then where they are due the log line, the evaluation on val, and the checkpoint.
 """
 
+import sys
+
 from absl import flags
 
-from mefn_jax.config import config_flag, config_path, run
+from mefn_jax.config import compile_flags, config_flag, config_path, process_flags, run
 
 
 def define_flags() -> None:
@@ -14,12 +16,22 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "workdir", "", "Directory of checkpoints and logs, may be gs://BUCKET/PATH; default: runs/NAME."
     )
+    flags.DEFINE_string("profile", "", "START:N, records a trace of these steps into WORKDIR/profile.")
+    process_flags()
+    compile_flags()
 
 
 def main() -> None:
-    from mefn_jax.training import train  # JAX is not needed for --help
+    f = flags.FLAGS
+    if f.compile_for:
+        from mefn_jax.aot import compile_train
 
-    train(flags.FLAGS.config, flags.FLAGS.workdir or f"runs/{config_path().stem}")
+        sys.exit(0 if compile_train(f.config, f.compile_for, f.compile_report) else 1)
+    from mefn_jax.distributed import join  # JAX is not needed for --help
+    from mefn_jax.training import train
+
+    join()
+    train(f.config, f.workdir or f"runs/{config_path().stem}", f.profile)
 
 
 if __name__ == "__main__":

@@ -133,6 +133,13 @@ def base():
     c.loss.anchors = "both"  # triplet: both, image (Eq. 2 as printed) or text
     c.loss.warmup_steps = -1  # triplet: steps from the sum over negatives to the hardest alone; -1: the sum for good
 
+    c.loss.negatives = "global"  # global: all texts of the batch; local: those on the same device
+
+    c.mesh = ConfigDict()  # how the devices are arranged; one may be -1, what is left (sharding.py)
+    c.mesh.data = -1  # copies of the parameters, each with its rows of the batch
+    c.mesh.fsdp = 1  # devices that a copy is spread over, which also split the batch
+    c.mesh.tensor = 1  # devices that a copy is spread over, with the same rows of the batch
+
     c.train = ConfigDict()
     c.train.steps = 0  # length in steps; exactly one of steps and epochs is not 0
     c.train.epochs = 30.0  # length in passes over all (image, caption) pairs
@@ -145,8 +152,9 @@ def base():
     c.train.clip_norm = 2.0  # the gradient's largest global norm
     c.train.multipliers = ()  # "regex:factor" of the learning rate, the first that is found in a path; factor 0 freezes
     c.train.dtype = "float32"  # of the towers (but not the GRU): float32 or bfloat16; parameters and scores are float32
-    c.train.remat = False  # compute the towers' blocks again in the backward pass instead of keeping them
+    c.train.remat = "none"  # what the towers compute again, going back: none, dots (all but products) or blocks (all)
     c.train.tile_mib = 128.0  # MiB an array of regions by words while scoring (recomputed.py); on a CPU 2 is fast
+    c.train.encoder_parts = 1  # the encoders take the batch in so many parts (the scores are of all of it; parts.py)
     c.train.layer_decay = 1.0  # factor of the learning rate a Transformer layer further from the output
     c.train.ema = 0.0  # decay a step of an average of the parameters, which is then evaluated beside them; 0: none
     c.train.log_every = 50  # steps a log line

@@ -9,7 +9,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 from absl import logging
 
-from mefn_jax.errors import CheckpointError, reason
+from mefn_jax.errors import CheckpointError, UnreadableCheckpointError, reason
 from mefn_jax.remote import absolute
 
 v1 = ocp.v1
@@ -65,7 +65,7 @@ class Checkpoints:
             raise CheckpointError(f"{workdir}: no checkpoints here; give the --workdir of a training run")
         policies = v1.training.preservation_policies
         keep = [
-            policies.LatestN(1),
+            policies.LatestN(2),  # should the newest turn out to be unreadable
             policies.BestN(get_metric_fn=lambda m: m["rsum"], n=1, keep_checkpoints_without_metrics=False),
         ]
         self._pending = None
@@ -119,6 +119,8 @@ class Checkpoints:
             self._pending = self._checkpointer.save_checkpointables_async(
                 step, {"state": state, "meta": meta}, metrics=None if rsum is None else {"rsum": rsum}, overwrite=True
             )
+            if self._pending is None:  # Orbax takes no step before the latest, and says nothing
+                raise CheckpointError(f"{self.directory} has a checkpoint of a later step than {step}")
 
     def wait(self) -> None:
         """Returns when the save under way is complete. Raises CheckpointError if it failed."""
@@ -148,15 +150,30 @@ class Checkpoints:
         )
 
     def _reading(self, step):
-        return _wrap(lambda e: f"{self.directory / str(step)}: cannot be read as a checkpoint ({reason(e)})")
+        def message(e):
+            return f"{self.directory / str(step)}: cannot be read as a checkpoint ({reason(e)})"
+
+        return _wrap(message, UnreadableCheckpointError)
 
 
 @contextlib.contextmanager
-def _wrap(message):
-    """Turns any exception in its body into a CheckpointError with `message(exception)`."""
+def _wrap(message, kind=CheckpointError):
+    """Turns any exception in its body into a `kind` with `message(exception)`."""
     try:
         yield
     except CheckpointError:
         raise
     except Exception as e:  # Orbax and TensorStore raise many kinds
-        raise CheckpointError(message(e)) from e
+        raise kind(message(e)) from e
+
+
+def set_aside(workdir, error: CheckpointError) -> str:
+    """Moves the latest checkpoint, which cannot be read for this `error`, to WORKDIR/unreadable, where nothing looks
+    for it; returns its name. Raises CheckpointError if there is no other. On one process alone."""
+    root = absolute(workdir)
+    steps = sorted(int(path.name) for path in (root / "checkpoints").iterdir() if path.name.isdigit())
+    if len(steps) < 2:
+        raise CheckpointError(f"{error}; there is no other: remove it to begin anew")
+    (root / "unreadable").mkdir(parents=True, exist_ok=True)
+    (root / "checkpoints" / str(steps[-1])).rename(root / "unreadable" / str(steps[-1]))
+    return str(steps[-1])

@@ -25,6 +25,7 @@ POSITIVE = (
     "train.batch_size",
     "train.learning_rate",
     "train.clip_norm",
+    "train.encoder_parts",
     "train.tile_mib",
     "train.log_every",
     "train.eval_every",
@@ -261,6 +262,20 @@ def config_flag(default: str | None) -> None:
     config_flags.DEFINE_config_file(
         "config", default, "Configuration file, with arguments after a colon.", lock_config=True
     )
+
+
+def process_flags() -> None:
+    """Defines the flags of a command that several processes may run together."""
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where neither TPUs nor Slurm say it.")
+    flags.DEFINE_integer("processes", 0, "With --coordinator: how many processes there are.", lower_bound=0)
+    flags.DEFINE_integer("process", -1, "With --coordinator: which of them this is, from 0.")
+    flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the other processes at the start.", lower_bound=1)
+
+
+def compile_flags() -> None:
+    """Defines the flags of compiling for a TPU slice instead of running."""
+    flags.DEFINE_string("compile_for", "", "Only compile, for a TPU slice such as v5e:16x16, and report.")
+    flags.DEFINE_string("compile_report", "", "With --compile_for: a file that gets the report as JSON.")
 
 
 def config_path() -> Path:

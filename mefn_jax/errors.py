@@ -17,6 +17,14 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be written, found, or used with this configuration."""
 
 
+class UnreadableCheckpointError(CheckpointError):
+    """A checkpoint whose files are damaged or incomplete; one before it may be used."""
+
+
+class OtherProcessError(UserError):
+    """Another process of this run could not go on, and says why."""
+
+
 class WeightsError(UserError):
     """Pretrained weights that cannot be read or do not fit their configuration."""
 

@@ -20,7 +20,7 @@ from mefn_jax.errors import CheckpointError, ConfigError
 from mefn_jax.matching.features import Features
 from mefn_jax.matching.tiled import FeatureScores, count_better
 from mefn_jax.model import CHOICES, Model, build, empty_images, empty_texts
-from mefn_jax.sharding import by_rows, make_mesh, put_rows, replicated
+from mefn_jax.sharding import by_rows, make_mesh, put_rows, put_whole, replicated, rows_here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Evaluator:
     def _compiled(self):
         everywhere, rows = replicated(self.mesh), by_rows(self.mesh)
         return (
-            jax.jit(self.model.encode_images, in_shardings=(everywhere, rows), out_shardings=rows),
-            jax.jit(self.model.encode_texts, in_shardings=(everywhere, rows, rows), out_shardings=rows),
-            jax.jit(self.model.score, in_shardings=(everywhere, rows, everywhere), out_shardings=rows),
+            jax.jit(self.model.encode_images, in_shardings=(None, rows), out_shardings=everywhere),
+            jax.jit(self.model.encode_texts, in_shardings=(None, rows, rows), out_shardings=everywhere),
+            jax.jit(self.model.score, in_shardings=(None, rows, everywhere), out_shardings=everywhere),
         )
 
     def encode(self, params, split: Split) -> tuple[Features, Features]:
@@ -48,10 +48,12 @@ class Evaluator:
         size = -(-c.eval.batch_size // self.mesh.size) * self.mesh.size
         image_parts = [
             _fetch(encode_images(params, put_rows(self.mesh, images)), number)
-            for images, number in pipeline.image_batches(split, resize_of(c.image), size, c.data.threads)
+            for images, number in pipeline.image_batches(
+                split, resize_of(c.image), size, c.data.threads, rows=rows_here(self.mesh, size)
+            )
         ]
         text_parts = [
-            _fetch(encode_texts(params, *put_rows(self.mesh, (ids, mask))), number)
+            _fetch(encode_texts(params, *put_whole(by_rows(self.mesh), (ids, mask))), number)
             for ids, mask, number in pipeline.caption_batches(split, self.tokenizer, size)
         ]
         return _join(image_parts), _join(text_parts)

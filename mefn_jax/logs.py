@@ -119,11 +119,12 @@ class Writer:
 class StepLog:
     """Collects each step's metrics on the device and writes a line every `log_every` steps, one step late."""
 
-    def __init__(self, config, schedule, steps: int):
-        self.clock = Clock()
+    def __init__(self, config, schedule, steps: int, peak_seconds: float | None = None):
+        """`peak_seconds` is what a step would take at the devices' peak, None where that is not known."""
+        self.clock, self._peak_seconds = Clock(), peak_seconds
         self._every, self._batch = config.train.log_every, config.train.batch_size
         self._schedule, self._steps = schedule, steps
-        self._window, self._first = [], True
+        self._window, self._first, self._untimed = [], True, 0
 
     def add(self, done: int, metrics: dict, captions) -> None:
         """Metrics on the device of the step after which `done` are done, and its batch's captions."""
@@ -132,7 +133,7 @@ class StepLog:
             jax.block_until_ready(metrics)
             say(f"first step, compilation included: {self.clock.elapsed:.1f} s")
             self.clock.reset()
-            self._first = False
+            self._first, self._untimed = False, 1
 
     def write(self, writer: Writer, bar, everything: bool) -> None:
         """Checks and logs what is due. Raises TrainingError at the first step whose loss is not finite."""
@@ -148,7 +149,9 @@ class StepLog:
                     f"in the training split): {captions.tolist()}. Lower train.learning_rate, or look at these; the "
                     "latest checkpoint is from before"
                 )
-        seconds = self.clock.elapsed / max(1, len(values))
+        # The first step took no time on this clock; alone, it has what has gone by since.
+        seconds = self.clock.elapsed / max(1, len(values) - self._untimed)
+        self._untimed = 0
         for _, line in itertools.groupby(values, key=lambda v: (v[0] - 1) // self._every):
             self._line(writer, bar, list(line), seconds)
         if not everything:  # else the training loop flushes, beside the save
@@ -167,13 +170,17 @@ class StepLog:
             "pairs_per_s": self._batch / seconds,
             "data_wait": self.clock.data / self.clock.elapsed,
         }
+        mfu = ""
+        if self._peak_seconds is not None:
+            line["mfu"] = self._peak_seconds / seconds
+            mfu = f"MFU {line['mfu']:4.1%}  "
         writer.write(done, line)
         with bar.external_write_mode():
             say(
                 f"step {done:>{len(str(self._steps))}}/{self._steps}  loss {line['loss']:8.4f}  "
                 f"grad {line['grad_norm']:7.3f}  lr {line['learning_rate']:.2e}  {line['ms_per_step']:7.1f} ms/step  "
                 f"{line['pairs_per_s']:7.0f} pairs/s  data {line['data_wait']:4.0%}  "
-                f"ETA {duration(seconds * (self._steps - done))}"
+                f"{mfu}ETA {duration(seconds * (self._steps - done))}"
             )
 
 

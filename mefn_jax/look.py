@@ -6,14 +6,14 @@ from pathlib import Path
 from PIL import Image
 
 from mefn_jax import losses
+from mefn_jax.beginning import new_tokenizer
 from mefn_jax.config import check, check_local
-from mefn_jax.data import sheet, statistics
+from mefn_jax.data import pipeline, sheet, statistics
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluator import fitted, open_dataset
 from mefn_jax.logs import say
 from mefn_jax.model import CHOICES
 from mefn_jax.towers import load
-from mefn_jax.training import new_tokenizer, training_dataset
 
 ORDER = {"train": 0, "val": 1, "test": 2}  # of what is printed; other splits follow
 
@@ -35,7 +35,7 @@ def look(config, out: str, rows: int, step: int) -> None:
     found = {name: statistics.of_split(split if name == "train" else dataset.split(name), tokenizer) for name in names}
     say("\n".join(statistics.table(found, tokenizer)))
     split = dataclasses.replace(split, words=None)  # what is drawn is what the cached words stand for
-    whole = training_dataset(config, split, tokenizer)[step]
+    whole = pipeline.configured(config, split, tokenizer)[step]
     batch = {name: values[:rows] for name, values in whole.items()}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,11 @@ import jax
 import jax.numpy as jnp
 
 # The names that an option may have.
-CHOICES = {"loss.name": ("triplet", "info_nce", "siglip"), "loss.anchors": ("both", "image", "text")}
+CHOICES = {
+    "loss.name": ("triplet", "info_nce", "siglip"),
+    "loss.anchors": ("both", "image", "text"),
+    "loss.negatives": ("global", "local"),
+}
 
 CLIP = {"scale": math.log(1 / 0.07)}  # Radford et al. 2021, section 2.5: a temperature of 0.07
 SIGLIP = {"scale": math.log(10.0), "bias": -10.0}  # Zhai et al. 2023, Algorithm 1

@@ -20,7 +20,7 @@ from mefn_jax.encoders.pooling import POOLINGS
 from mefn_jax.encoders.regions import PROJECTIONS, TRANSFORMS, RegionEncoder
 from mefn_jax.encoders.resnet import ResNet
 from mefn_jax.encoders.text import CachedTextEncoder, TextEncoder
-from mefn_jax.encoders.transformer import ACTIVATIONS
+from mefn_jax.encoders.transformer import ACTIVATIONS, REMAT
 from mefn_jax.encoders.vit import ViT
 from mefn_jax.matching.cosine import PooledCosine
 from mefn_jax.matching.entropy import ENTROPIES
@@ -42,6 +42,7 @@ MODELS = {
     "scan_i2t_avg": (SCAN, {"direction": "i2t", "aggregate": "avg", "scale": 4.0}),
     "clip": (PooledCosine, {}),
 }
+REGIONS = 36  # of an image, where they are precomputed and only shapes are asked for (SCAN's)
 # The names that an option may have.
 CHOICES = {
     "model": tuple(MODELS),
@@ -53,6 +54,7 @@ CHOICES = {
     "image.vit.activation": tuple(ACTIVATIONS),
     "text.bert.activation": tuple(ACTIVATIONS),
     "text.clip.activation": tuple(ACTIVATIONS),
+    "train.remat": tuple(REMAT),
     "text.arch": ("bert", "clip", "gru", "words"),
     "text.pooling": ("tower", *POOLINGS),
     "matcher.entropy": tuple(ENTROPIES),
@@ -158,6 +160,17 @@ def empty_texts(config: ConfigDict, number: int = 1):
         return jnp.zeros((*shape, config.text.words.width), jnp.float16), jnp.ones(shape, bool)
     shape = number, config.text.max_words + 2
     return jnp.ones(shape, jnp.int32), jnp.ones(shape, bool)
+
+
+def batch_shapes(config: ConfigDict) -> dict:
+    """The shapes of a batch of `pipeline.training_dataset`; precomputed regions are taken to be REGIONS an image."""
+    size = config.train.batch_size
+    images = jax.eval_shape(lambda: empty_images(config, size))
+    if config.image.arch == "regions":
+        images = jax.ShapeDtypeStruct((size, REGIONS, images.shape[2]), images.dtype)
+    ids, mask = jax.eval_shape(lambda: empty_texts(config, size))
+    shapes = {"images": images, "ids": ids, "mask": mask}
+    return shapes | {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("owner", "caption", "epoch")}
 
 
 def text_encoder(config: ConfigDict, vocab_size: int) -> TextEncoder | CachedTextEncoder:

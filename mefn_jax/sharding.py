@@ -1,18 +1,69 @@
-"""The mesh and what lies where: the batch is split over all devices, parameters are on each."""
+"""The mesh and what lies where: the batch is split over the devices, parameters as `RULES` say."""
 
-from collections.abc import Callable
+import math
+import re
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mefn_jax.errors import ConfigError
+from mefn_jax.errors import ConfigError, reason
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # what the batch is split over
+
+# Where a parameter lies, by the first regex that is found in its path; a parameter that none fits is an error. The
+# axes are those of its last dimensions, so that arrays stacked by layers need no rules of their own.
+RULES = (
+    (r"^(matcher|loss)/", ()),
+    (r"/(bias|scale|mean|var)$", ()),
+    (r"/(query|key|value|mlp_in)/kernel$", ("fsdp", "tensor")),
+    (r"/(attention/out|mlp_out)/kernel$", ("tensor", "fsdp")),
+    (r"/embedding$", ("tensor", "fsdp")),
+    (r"/(positions|class|class_position)$", ()),
+    (r"/kernel$", ("fsdp",)),
+)
 
 
-def make_mesh() -> Mesh:
-    """A mesh of one axis, `data`, over all devices of all processes."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def make_mesh(sizes=None, devices=None) -> Mesh:
+    """A mesh of the axes `AXES` over all devices of all processes, or over `devices`.
+
+    `sizes` gives each axis's (a mapping, one of them perhaps -1: what is left); None puts all on `data`. Several slices
+    of TPUs are joined along `data`, so that only its traffic goes between them. Raises ConfigError if the sizes do not
+    multiply to the number of devices, or if `tensor` would span hosts.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    shape = mesh_shape(sizes or {"data": -1}, len(devices))
+    slices = len({getattr(d, "slice_index", 0) or 0 for d in devices})
+    if shape[0] % slices:
+        raise ConfigError(f"mesh.data={shape[0]} is not a multiple of the {slices} slices")
+    try:
+        if slices > 1:
+            inner = (shape[0] // slices, *shape[1:])
+            arranged = mesh_utils.create_hybrid_device_mesh(
+                inner, (slices, 1, 1), devices, allow_split_physical_axes=True
+            )
+        else:
+            arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except (NotImplementedError, ValueError) as e:
+        raise ConfigError(f"mesh: {shape} cannot be laid over these devices ({reason(e)})") from e
+    for row in arranged.reshape(-1, shape[2]):
+        if len({d.process_index for d in row}) > 1:
+            raise ConfigError(f"mesh.tensor={shape[2]} would span hosts here, which have to read the same rows then")
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def mesh_shape(sizes, devices: int) -> tuple[int, int, int]:
+    """The sizes of `AXES` for so many devices. Raises ConfigError, as `make_mesh`."""
+    given = [int(sizes.get(axis, 1)) for axis in AXES]
+    described = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, given, strict=True))
+    if given.count(-1) > 1 or any(size < 1 and size != -1 for size in given):
+        raise ConfigError(f"{described}: give numbers of at least 1, and -1 (what is left) once at most")
+    known = math.prod(size for size in given if size != -1)
+    if devices % known or (-1 not in given and known != devices):
+        raise ConfigError(f"{described}: these do not multiply to the {devices} devices")
+    return tuple(devices // known if size == -1 else size for size in given)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -21,8 +72,56 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
-    """The first axis is split over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The first axis is split over the axes of the batch; `tensor` has copies."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def rows_parts(mesh: Mesh) -> int:
+    """Over how many devices the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def laid_out(mesh: Mesh, tree):
+    """Shardings for a tree of parameters, or of parameters in anything like an optimiser's state, by `RULES`.
+
+    An axis is left out where it does not divide the dimension. Raises ValueError naming a path that no rule fits.
+    """
+
+    def sharding(path, leaf):
+        name = "/".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", "")))) for part in path)
+        return NamedSharding(mesh, spec(name, leaf.shape, mesh.shape))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def spec(path: str, shape: tuple[int, ...], sizes) -> PartitionSpec:
+    """The PartitionSpec of one parameter `path` on a mesh with these `sizes` of its axes; of a path with more in front
+    (an optimiser's state) likewise."""
+    if not shape:
+        return PartitionSpec()
+    path = re.sub(r"^.*?(?=\b(image|text|matcher|loss)/)", "", path)
+    axes = next((axes for regex, axes in RULES if re.search(regex, path)), None)
+    if axes is None:
+        raise ValueError(f"no rule of mefn_jax/sharding.py says where {path} {shape} lies; add one to RULES")
+    axes = axes[-len(shape) :] if len(axes) > len(shape) else axes
+    used = [
+        axis if sizes[axis] > 1 and size % sizes[axis] == 0 else None
+        for axis, size in zip(axes, shape[len(shape) - len(axes) :], strict=True)
+    ]
+    if not any(used):
+        return PartitionSpec()
+    return PartitionSpec(*(None,) * (len(shape) - len(axes)), *used)
+
+
+def placed(mesh: Mesh, tree):
+    """A tree of parameters, the same on every process, laid out on the mesh."""
+    return jax.device_put(tree, laid_out(mesh, tree))
+
+
+def abstract(mesh: Mesh, shapes):
+    """A tree of shapes with the shardings of `laid_out`, as a checkpoint is restored into, or a step compiled for."""
+    where = laid_out(mesh, shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
 
 
 def put_rows(mesh: Mesh, batch):
@@ -31,17 +130,26 @@ def put_rows(mesh: Mesh, batch):
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def from_first(make: Callable[[], str]) -> str:
-    """The text that `make` gives on process 0, on every process."""
-    text = np.frombuffer((make() if jax.process_index() == 0 else "").encode(), np.uint8)
-    if jax.process_count() == 1:
-        return text.tobytes().decode()
-    length = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
-    text = np.resize(text, length) if len(text) else np.zeros(length, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes().decode()
+def put_whole(sharding: NamedSharding, batch):
+    """A batch (a tree of arrays) that every process has whole, as global arrays."""
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)
 
 
-def check_divides(option: str, size: int, mesh: Mesh) -> None:
-    """Raises ConfigError if a batch of `size` cannot be split over the mesh."""
-    if size % mesh.size:
-        raise ConfigError(f"{option}={size} is not a multiple of the {mesh.size} devices; choose one that is")
+def rows_here(mesh: Mesh, size: int) -> np.ndarray:
+    """Which rows of a batch of `size` this process's devices hold, ascending: what it has to give to `put_rows`."""
+    parts = by_rows(mesh).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[part] for part in parts]))
+
+
+def arranged(mesh: Mesh) -> str:
+    """The axes and their sizes, in words."""
+    return ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+
+
+def check_divides(batch_size: int, parts: int, mesh: Mesh) -> None:
+    """Raises ConfigError if a batch cannot be split over the mesh, and each device's rows into the encoders' parts."""
+    if batch_size % mesh.size or batch_size % (rows_parts(mesh) * parts):
+        cut = f", times train.encoder_parts={parts}" if parts > 1 else ""
+        raise ConfigError(
+            f"train.batch_size={batch_size} is not a multiple of the {mesh.size} devices{cut}; choose one that is"
+        )

@@ -17,7 +17,7 @@ from mefn_jax.encoders.pooling import mean
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluator import Evaluator
 from mefn_jax.logs import say
-from mefn_jax.sharding import by_rows, put_rows, replicated
+from mefn_jax.sharding import by_rows, put_rows, put_whole, replicated, rows_here
 
 IMAGES = 20_000  # the most training images that are looked at
 # Ridges, in mean variances, and the power of the correlations that weight the dimensions: the best of a grid on
@@ -55,6 +55,7 @@ def means(evaluator: Evaluator, params, split: Split) -> Means:
     """The states that the encoders project, averaged over an image's regions or a caption's words."""
     model, c = evaluator.model, evaluator.config
     size = -(-c.eval.batch_size // evaluator.mesh.size) * evaluator.mesh.size
+    mine = rows_here(evaluator.mesh, size)
 
     def of_images(params, regions):
         return mean(*model.image.apply({"params": params["image"]}, regions, method="states"))
@@ -63,14 +64,14 @@ def means(evaluator: Evaluator, params, split: Split) -> Means:
         return mean(*model.text.apply({"params": params["text"]}, ids, mask, method="states")[:2])
 
     everywhere, rows = replicated(evaluator.mesh), by_rows(evaluator.mesh)
-    encode_images = jax.jit(of_images, in_shardings=(everywhere, rows), out_shardings=everywhere)
-    encode_texts = jax.jit(of_texts, in_shardings=(everywhere, rows, rows), out_shardings=everywhere)
+    encode_images = jax.jit(of_images, in_shardings=(None, rows), out_shardings=everywhere)
+    encode_texts = jax.jit(of_texts, in_shardings=(None, rows, rows), out_shardings=everywhere)
     images = [
         np.asarray(encode_images(params, put_rows(evaluator.mesh, batch)))[:number]
-        for batch, number in pipeline.image_batches(split, None, size, c.data.threads)
+        for batch, number in pipeline.image_batches(split, None, size, c.data.threads, rows=mine)
     ]
     texts = [
-        np.asarray(encode_texts(params, *put_rows(evaluator.mesh, (ids, mask))))[:number]
+        np.asarray(encode_texts(params, *put_whole(rows, (ids, mask))))[:number]
         for ids, mask, number in pipeline.caption_batches(split, evaluator.tokenizer, size)
     ]
     return Means(np.concatenate(images), np.concatenate(texts), split.caption_image)

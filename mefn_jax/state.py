@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from mefn_jax import optim
+from mefn_jax.sharding import laid_out
 
 
 @flax.struct.dataclass
@@ -19,16 +20,17 @@ class TrainState:
     ema: dict | None = None
 
 
-def create(init, optimizer, factors, sharding, averaged: bool = False) -> TrainState:
-    """A new state of the parameters that `init()` makes, where `sharding` puts it; the optimiser has no state for
-    those whose learning rate has factor 0. With `averaged`, the parameters' average begins with them."""
+def create(init, optimizer, factors, mesh, averaged: bool = False) -> TrainState:
+    """A new state of the parameters that `init()` makes, laid out by the rules of `sharding.py`; the optimiser
+    has no state for those whose learning rate has factor 0. With `averaged`, the parameters' average begins with them.
+    """
 
     def new():
         params = init()
         trained = optim.trainable(params, factors)
         return TrainState(jnp.int32(0), params, optimizer.init(trained), trained if averaged else None)
 
-    return jax.jit(new, out_shardings=sharding)()
+    return jax.jit(new, out_shardings=laid_out(mesh, jax.eval_shape(new)))()
 
 
 def average(ema, trained, step, decay: float):

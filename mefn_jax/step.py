@@ -1,61 +1,92 @@
 """The train step: a pure function of state and batch, and the one place where it is compiled."""
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from mefn_jax import losses, optim
-from mefn_jax.matching.recomputed import recomputed
-from mefn_jax.sharding import by_rows, replicated
+from mefn_jax.encoders.parts import in_parts
+from mefn_jax.matching.ring import all_rows, own_rows
+from mefn_jax.model import Model
+from mefn_jax.sharding import by_rows, laid_out, replicated
 from mefn_jax.state import TrainState, average
 
 
-def train_step(
-    state: TrainState,
-    batch: dict,
-    *,
-    model,
-    optimizer,
-    factors,
-    loss_at,
-    seed: int,
-    mesh,
-    ema: float = 0.0,
-    tile_mib: float = math.inf,
-):
-    """One step on a batch of `pipeline.training_dataset`; `loss_at` gives the loss at a step (`losses.build`),
-    `factors` the learning rates (`optim.rate_factors`): what has 0 stays as it is, and a tower that is frozen whole has
-    no dropout. `ema` is the decay of the parameters' average, where the state has one, `tile_mib` the memory of scoring
-    on one device (`recomputed`; all at once by default). Returns the new state and float32 scalars {loss, grad_norm}.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a step needs beside the state and the batch; nothing here changes in a run.
+
+    Attributes:
+        model, optimizer: the model, and what makes updates of gradients.
+        factors: the learning rates (`optim.rate_factors`): what has 0 stays as it is, and a tower that is frozen whole
+            has no dropout.
+        loss_at: gives the loss at a step (`losses.build`).
+        seed: of the dropout.
+        ema: the decay of the parameters' average, where the state has one.
+        tile_mib: the memory of scoring on a device (`recomputed`); all at once by default.
+        negatives: "global", all texts of the batch, or "local", those of the same device.
+        parts: into how many parts the batch is cut for the encoders (`in_parts`).
     """
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    model: Model
+    optimizer: optax.GradientTransformation
+    factors: dict
+    loss_at: Callable
+    seed: int
+    ema: float = 0.0
+    tile_mib: float = math.inf
+    negatives: str = "global"
+    parts: int = 1
+
+
+def recipe(config, model: Model, optimizer, factors) -> Recipe:
+    """The recipe of a configuration."""
+    c = config.train
+    negatives, parts = config.loss.negatives, c.encoder_parts
+    loss_at = losses.build(config.loss)
+    return Recipe(model, optimizer, factors, loss_at, c.seed, c.ema, c.tile_mib, negatives, parts)
+
+
+def train_step(state: TrainState, batch: dict, *, recipe: Recipe, mesh):
+    """One step on a batch of `pipeline.training_dataset`. Returns the new state, and float32 {loss, grad_norm}."""
+    model, factors = recipe.model, recipe.factors
+    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
     keys = {
         kind: key_of_kind if optim.moves(factors[kind].get("backbone", factors[kind])) else None
         for kind, key_of_kind in zip(("image", "text"), jax.random.split(key), strict=True)
     }
-    positives = losses.positives_mask(batch["owner"])
-    loss = loss_at(state.step)
-    rows = row_keys(seed, batch["epoch"], batch["caption"])
+    loss = recipe.loss_at(state.step)
+    rows = row_keys(recipe.seed, batch["epoch"], batch["caption"])
     kept = optim.frozen(state.params, factors)
 
     def loss_of(trained):
         params = optim.merge(trained, kept)
-        images = model.encode_images(params, batch["images"], keys["image"], rows)
-        texts = model.encode_texts(params, batch["ids"], batch["mask"], keys["text"])
-        # Every device scores its own images against all texts of the global batch.
-        texts = jax.lax.with_sharding_constraint(texts, replicated(mesh))
-        score = functools.partial(model.score, params)
-        scores = recomputed(score, images, texts, tile_mib * mesh.size)
-        return loss(scores, positives, params["loss"].get("scale"), params["loss"].get("bias"))
+        encode = functools.partial(in_parts, mesh=mesh, parts=recipe.parts)
+        encode_images = functools.partial(model.encode_images, params)
+        encode_texts = functools.partial(model.encode_texts, params)
+        images = encode(lambda key, x, row: encode_images(x, key, row), keys["image"], (batch["images"], rows))
+        texts = encode(lambda key, ids, mask: encode_texts(ids, mask, key), keys["text"], (batch["ids"], batch["mask"]))
+        scored = {"matcher": params["matcher"], "loss": params["loss"]}  # the towers' do not go round
+        scoring = {"images": images, "texts": texts, "mesh": mesh, "tile_mib": recipe.tile_mib}
+
+        def loss_of_scores(params, scores, owner):
+            positives = losses.positives_mask(owner)
+            return loss(scores, positives, params["loss"].get("scale"), params["loss"].get("bias"))
+
+        if recipe.negatives == "local":
+            return own_rows(model.score, loss_of_scores, scored, owner=batch["owner"], **scoring)
+        return loss_of_scores(scored, all_rows(model.score, scored, **scoring), batch["owner"])
 
     trained = optim.trainable(state.params, factors)
     value, grads = jax.value_and_grad(loss_of)(trained)
-    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, trained)
     trained = optax.apply_updates(trained, updates)
-    averaged = None if state.ema is None else average(state.ema, trained, state.step, ema)
+    averaged = None if state.ema is None else average(state.ema, trained, state.step, recipe.ema)
     metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
     new = TrainState(state.step + 1, optim.merge(trained, kept), opt_state, averaged)
     return new, jax.tree.map(jnp.float32, metrics)
@@ -67,12 +98,13 @@ def row_keys(seed: int, epochs, captions):
     return jax.vmap(lambda e, c: jax.random.fold_in(jax.random.fold_in(key, e), c))(epochs, captions)
 
 
-def compile_step(mesh, **bound):
-    """`train_step` jitted on the mesh: the batch split by rows, everything else on each device, the state donated."""
-    everywhere = replicated(mesh)
+def compile_step(mesh, state, recipe: Recipe):
+    """`train_step` jitted on the mesh: the batch split by rows, the state (or its shapes) laid out by the rules of
+    `sharding.py` and donated."""
+    where = laid_out(mesh, state)
     return jax.jit(
-        functools.partial(train_step, mesh=mesh, **bound),
-        in_shardings=(everywhere, by_rows(mesh)),
-        out_shardings=(everywhere, everywhere),
+        functools.partial(train_step, recipe=recipe, mesh=mesh),
+        in_shardings=(where, by_rows(mesh)),
+        out_shardings=(where, replicated(mesh)),
         donate_argnums=0,
     )

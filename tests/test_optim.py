@@ -11,7 +11,7 @@ from mefn_jax import losses, optim, state, step
 from mefn_jax.encoders.transformer import SelfAttention
 from mefn_jax.errors import ConfigError
 from mefn_jax.matching.features import make_features
-from mefn_jax.sharding import make_mesh, replicated
+from mefn_jax.sharding import make_mesh
 
 
 def test_matrices_decay_and_nothing_else():
@@ -141,19 +141,13 @@ def after(steps: int, *rules, model=None):
     } | {"matcher": {"factor": jnp.float32(1.0)}, "loss": {}}
     found = optim.rate_factors(params, rules, 1.0)
     optimizer = optim.adamw(lambda _: 0.1, weight_decay=0.5, clip_norm=1e9, factors=found)
-    mesh = make_mesh()
-    current = state.create(lambda: jax.tree.map(jnp.asarray, params), optimizer, found, replicated(mesh))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    current = state.create(lambda: jax.tree.map(jnp.asarray, params), optimizer, found, mesh)
     batch = {"images": rng.normal(size=(8, 5)), "ids": rng.normal(size=(8, 5)), "mask": np.ones((8, 5), bool)}
     batch |= {name: np.arange(8) for name in ("owner", "caption", "epoch")}
     config = types.SimpleNamespace(name="triplet", margin=0.2, warmup_steps=-1, anchors="both")
-    run = step.compile_step(
-        mesh,
-        model=model or linear_model(),
-        optimizer=optimizer,
-        factors=found,
-        loss_at=losses.build(config),
-        seed=0,
-    )
+    recipe = step.Recipe(model or linear_model(), optimizer, found, losses.build(config), seed=0)
+    run = step.compile_step(mesh, current, recipe)
     for _ in range(steps):
         current, _ = run(current, batch)
     return current, params

@@ -36,7 +36,8 @@ AUGMENT = Augment(crop=0.5, flip=0.5, colour=0.3, words=0.4)
 def read_by_hosts(parts, hosts, seed, start, threads, workers, steps=2):
     """The batches of `steps` steps from `start` on, as so many hosts read them, joined."""
     datasets = [
-        pipeline.training_dataset(*parts, images.Resize(16), 8, seed, (p, hosts), augment=AUGMENT) for p in range(hosts)
+        pipeline.training_dataset(*parts, images.Resize(16), 8, seed, rows, augment=AUGMENT)
+        for rows in np.split(np.arange(8), hosts)
     ]
     iterators = [pipeline.iterate(d, start, threads, workers, lambda batch: batch) for d in datasets]
     try:

@@ -1,12 +1,19 @@
-"""Two processes on one machine are two hosts to JAX: they see one global batch, and one tokenizer."""
+"""Two processes on one machine are two hosts to JAX: they train as one, stop together, and say what is wrong."""
 
+import json
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 
+import jax
 import numpy as np
+import pytest
 from conftest import ROOT, environment
 
+from mefn_jax.checkpoint import Checkpoints
 from mefn_jax.data import images, pipeline
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.tokenizer import Tokenizer
@@ -37,3 +44,174 @@ def test_two_processes_put_one_global_batch_together(prepared, cache, tmp_path):
         for step in (5, 6):
             for name, expected in alone[step].items():
                 np.testing.assert_array_equal(found[f"{step} {name}"], expected, err_msg=name)
+
+
+SMOKE = (
+    "--config=configs/shapes.py:smoke",
+    *(f"--config.train.{key}" for key in ("log_every=1", "eval_every=1000", "save_every=1000")),
+)
+
+
+@pytest.fixture(scope="module")
+def start(cache):
+    """`start(workdir, processes, *flags)` begins `train.py` as so many processes of two devices each."""
+    running = []
+
+    def begin(workdir, processes, *given, each=lambda k: ()):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        started = []
+        for k in range(processes):
+            joined = (f"--coordinator=localhost:{port}", f"--processes={processes}", f"--process={k}")
+            words = [sys.executable, str(ROOT / "train.py"), *SMOKE, f"--workdir={workdir}", *given, *each(k)]
+            started.append(
+                subprocess.Popen(
+                    words + list(joined if processes > 1 else ()),
+                    env=environment(cache, devices=2),
+                    cwd=ROOT,
+                    text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+        running.extend(started)
+        return started
+
+    yield begin
+    for process in running:
+        process.kill()
+
+
+def ended(started, status=0):
+    """What all processes said, once they have ended, each with this status."""
+    said = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [status] * len(started), said
+    return said
+
+
+def losses(workdir) -> dict[int, float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def until(reached, started):
+    """Waits until `reached()`, while the processes run."""
+    limit = time.monotonic() + 240
+    while not reached():
+        assert time.monotonic() < limit
+        assert all(process.poll() is None for process in started), "ended before"
+        time.sleep(0.01)
+
+
+def has_step(workdir, step):
+    path = workdir / "metrics.jsonl"
+    return path.is_file() and any(number >= step for number in losses(workdir))
+
+
+STEPS = "--config.train.steps=100"  # some seconds, in which a signal is sent
+
+
+@pytest.fixture(scope="module")
+def unbroken(start, tmp_path_factory):
+    """A run of one process."""
+    workdir = tmp_path_factory.mktemp("unbroken")
+    ended(start(workdir, 1, STEPS))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def stopped(start, tmp_path_factory):
+    """A run of two processes of which one was told to end."""
+    workdir = tmp_path_factory.mktemp("stopped")
+    started = start(workdir, 2, STEPS)
+    until(lambda: has_step(workdir, 4), started)
+    started[1].send_signal(signal.SIGTERM)
+    said = ended(started)
+    (step,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert 4 < step < 100
+    assert f"told to end (SIGTERM): saved step {step}; the same command goes on from there" in said[0]
+    return workdir
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_sigterm_stops_both_at_one_step_and_any_number_goes_on(processes, stopped, unbroken, start, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(stopped, workdir)
+    ended(start(workdir, processes, STEPS))
+    found, expected = losses(workdir), losses(unbroken)
+    assert found.keys() >= expected.keys()
+    np.testing.assert_allclose([found[k] for k in expected], list(expected.values()), rtol=1e-5)
+    with Checkpoints(workdir) as ours, Checkpoints(unbroken) as theirs:
+        assert ours.latest == theirs.latest == 100
+        pairs = zip(*(jax.tree.leaves(c.restore(100, None)["params"]) for c in (ours, theirs)), strict=True)
+        for a, b in pairs:
+            np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4)
+
+
+def test_a_killed_save_loses_nothing_but_itself(start, tmp_path, unbroken):
+    workdir = tmp_path / "run"
+    folder = workdir / "checkpoints"
+    started = start(workdir, 2, STEPS, "--config.train.save_every=1")
+    until(lambda: any(path.name.isdigit() for path in folder.glob("*")), started)
+    until(lambda: any(".orbax-checkpoint-tmp" in path.name for path in folder.glob("*")), started)
+    for process in started:
+        process.kill()
+    for process in started:
+        process.wait()
+    ended(start(workdir, 1, STEPS))
+    found, expected = losses(workdir), losses(unbroken)
+    np.testing.assert_allclose([found[k] for k in expected], list(expected.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("part", "processes"), [("state", 1), ("meta", 1), ("state", 2)])
+def test_an_unreadable_newest_checkpoint_is_passed_over(part, processes, start, tmp_path):
+    workdir = tmp_path / "run"
+    saves = "--config.train.save_every=4"
+    ended(start(workdir, 1, "--config.train.steps=8", saves))
+    for path in (workdir / "checkpoints" / "8" / part).glob("**/*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    said = ended(start(workdir, processes, "--config.train.steps=8", "--config.train.save_every=2"))[0]
+    assert "checkpoints/8: cannot be read as a checkpoint" in said
+    assert "unreadable, going on from the one before" in said
+    assert "resuming after 4" in said
+    with Checkpoints(workdir) as checkpoints:
+        assert checkpoints.latest == 8
+        assert checkpoints.meta(8)["step"] == 8
+    assert (workdir / "unreadable" / "8").is_dir()
+    assert set(losses(workdir)) == set(range(1, 9))
+
+
+def test_the_only_checkpoint_is_not_thrown_away(start, tmp_path):
+    workdir = tmp_path / "run"
+    ended(start(workdir, 1, "--config.train.steps=2"))
+    for path in (workdir / "checkpoints" / "2" / "meta").glob("**/*"):
+        if path.is_file():
+            path.write_bytes(b"{")
+    (said,) = ended(start(workdir, 1, "--config.train.steps=4"), status=1)
+    assert "there is no other: remove it to begin anew" in said
+    assert (workdir / "checkpoints" / "2").is_dir()
+
+
+def test_data_that_one_host_lacks_stops_all(start, tmp_path):
+    where = ("", f"--config.data.dir={tmp_path}/nothing")
+    started = start(tmp_path / "run", 2, each=lambda k: filter(None, [where[k]]))
+    said = ended(started, status=1)
+    assert "error: process 1 cannot go on; its output says why" in said[0]
+    assert "nothing" in said[1]
+
+
+def test_a_missing_host_is_an_error_that_says_so(start, tmp_path):
+    waiting = start(tmp_path / "run", 2, "--join_timeout=3")
+    waiting[1].kill()
+    said, _ = waiting[0].communicate(timeout=60)
+    assert waiting[0].returncode == 1
+    assert "error: the other processes did not come within 3 s. Run the same command on all hosts" in said
+
+
+def test_hosts_that_run_something_else_are_refused(start, tmp_path):
+    started = start(tmp_path / "run", 2, each=lambda k: (f"--config.train.learning_rate=1e-{3 + k}",))
+    said = ended(started, status=1)
+    assert "process 1 does not run the same as process 0" in said[0]
+    assert "process 1 differs from process 0 (train.learning_rate: 0.0001 here, 0.001 there)" in said[1]

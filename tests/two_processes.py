@@ -12,7 +12,8 @@ from jax.experimental import multihost_utils
 from mefn_jax.data import images, pipeline
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.tokenizer import Tokenizer
-from mefn_jax.sharding import from_first, make_mesh, put_rows
+from mefn_jax.distributed import from_first
+from mefn_jax.sharding import make_mesh, put_rows, rows_here
 
 
 def main(prepared, port, index, out):
@@ -23,9 +24,7 @@ def main(prepared, port, index, out):
     tokenizer = Tokenizer(from_first(lambda: dataset.tokenizer_json), 8, True, "keep")
     mesh = make_mesh()
     assert (mesh.size, jax.process_count()) == (4, 2)
-    batches = pipeline.training_dataset(
-        dataset.split("train"), tokenizer, images.Resize(16), 8, 3, (jax.process_index(), 2)
-    )
+    batches = pipeline.training_dataset(dataset.split("train"), tokenizer, images.Resize(16), 8, 3, rows_here(mesh, 8))
     iterator = pipeline.iterate(batches, 5, 2, 0, lambda batch: put_rows(mesh, batch))
     found = {}
     for step in (5, 6):

@@ -19,16 +19,16 @@ IMAGE, WORDS = range(2)  # the streams of random numbers; one does not see what 
 
 
 class LoadPairs(grain.transforms.Map):
-    """The number of a block of `size` rows to these rows of a batch (see above)."""
+    """A step to this process's rows of its batch, which are `rows` of `size`."""
 
-    def __init__(self, split: Split, order, size: int, tokenizer: Tokenizer, resize, augment: Augment, seed: int):
-        self.split, self.order, self.size = split, order, size
-        self.resize, self.augment, self.seed = resize, augment, seed
+    def __init__(self, split: Split, order, size: int, rows, tokenizer: Tokenizer, resize, augment, seed: int):
+        self.split, self.order, self.size, self.rows = split, order, size, rows
+        self.resize, self.augment, self.seed = resize, augment or Augment(), seed
         self.encoded = None if split.words else Encoded(tokenizer, split.captions)
 
-    def map(self, block: int) -> dict:
-        """The rows of a block."""
-        places = np.arange(block * self.size, (block + 1) * self.size)
+    def map(self, step: int) -> dict:
+        """The rows of a step."""
+        places = step * self.size + self.rows
         captions = self.order[places].astype(np.int32)
         epochs = (places // len(self.order)).astype(np.int32)
         owners = self.split.caption_image[captions]
@@ -87,24 +87,30 @@ def training_dataset(
     resize: images.Resize,
     batch_size: int,
     seed: int,
-    process=(0, 1),
+    rows: np.ndarray | None = None,
     twins_together=False,
     augment: Augment | None = None,
 ):
     """This process's rows of every global batch, by step: `dataset[k]` is the batch of step k, without end.
 
-    `batch_size` is the global one; `process` is (index, count). Every pass visits each (image, caption) pair once, in
-    a new order of all of them. Joining the processes' rows in order gives the same global batch for any count.
+    `batch_size` is the global one; `rows` are this process's of it, ascending; by default all. Every pass visits
+    each (image, caption) pair once, in a new order of all of them.
     `twins_together` (drawn scenes) shuffles captions two by two, a caption with that of the twin: even batches then
     hold both.
     """
-    index, number = process
     order = shuffled_twos(split, seed) if twins_together else Shuffled(np.arange(split.captions)[:, None], seed)
-    size = batch_size // number
-    load = LoadPairs(split, order, size, tokenizer, resize, augment or Augment(), seed)
-    # A block is a process's share of a batch: blocks, not rows, are dealt to the processes, or else the global batch
-    # would be permuted with their number.
-    return grain.MapDataset.range(PASSES * (len(order) // size + 1))[index::number].map(load)
+    steps = PASSES * (len(order) // batch_size + 1)
+    rows = np.arange(batch_size) if rows is None else rows
+    return grain.MapDataset.range(steps).map(
+        LoadPairs(split, order, batch_size, rows, tokenizer, resize, augment, seed)
+    )
+
+
+def configured(config, split: Split, tokenizer: Tokenizer, rows: np.ndarray | None = None):
+    """`training_dataset` of a configuration."""
+    d, t = config.data, config.train
+    resize, augment = images.resize_of(config.image), Augment(**config.augment)
+    return training_dataset(split, tokenizer, resize, t.batch_size, t.seed, rows, d.twins_together, augment)
 
 
 class Shuffled:
@@ -163,20 +169,26 @@ def iterate(dataset, start: int, threads: int, workers: int, put):
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches.map(put), prefetch_buffer_size=2))
 
 
-def image_batches(split: Split, resize: images.Resize, batch_size: int, threads: int, start: int = 0):
+def image_batches(split: Split, resize: images.Resize, batch_size: int, threads: int, start: int = 0, rows=None):
     """The images of a split in order, from position `start` on: `(uint8 (batch_size, H, W, 3), number)`, or regions
-    `(batch_size, N, C)`; the last batch is padded with zeros and `number` says how many rows are real."""
+    `(batch_size, N, C)`; the last batch is padded with zeros and `number` says how many of its rows are real. With
+    `rows`, positions in a batch, only these rows of each are read and given (the share of a process)."""
+    rows = np.arange(batch_size) if rows is None else rows
 
     def load(first):
-        chosen = range(first, min(first + batch_size, split.images))
+        # A share that lies beyond the end has the last image, which is no row of the result.
+        chosen = np.minimum(first + rows, split.images - 1)
+        chosen = chosen[: max(1, np.sum(first + rows < split.images))]
         if split.region_width:
             return split.records.read(split.rows[chosen])
         records = [split.record(k) for k in chosen]
         return np.stack([images.decode(r["image"], resize, r["image_id"]) for r in records])
 
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    for loaded in grain.MapDataset.range(start, split.images, batch_size).map(load).to_iter_dataset(read):
-        yield pad_rows(loaded, batch_size), len(loaded)
+    firsts = range(start, split.images, batch_size)
+    batches = grain.MapDataset.range(start, split.images, batch_size).map(load).to_iter_dataset(read)
+    for first, loaded in zip(firsts, batches, strict=True):
+        yield pad_rows(loaded, len(rows)), min(batch_size, split.images - first)
 
 
 def text_batches(captions: list[str], tokenizer: Tokenizer, batch_size: int):

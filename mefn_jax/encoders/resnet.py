@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mefn_jax.encoders.transformer import skip_chance, skipped
+from mefn_jax.encoders.transformer import again, skip_chance, skipped
 
 GROUP_SIZE = 16
 
@@ -114,7 +114,7 @@ class ResNet(nn.Module):
     stride_all: bool = False
     stochastic_depth: float = 0.0
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, pixels, deterministic=True):
@@ -122,7 +122,7 @@ class ResNet(nn.Module):
         x = nn.relu(norm_layer(self.norm, self.stem_width, self.dtype, "stem_norm")(x))
         if self.stem_pool:
             x = max_pool(x)
-        block = nn.remat(Residual, static_argnums=(2,)) if self.remat else Residual  # 2: deterministic
+        block = again(Residual, self.remat, deterministic=2)
         grids, done = [], 0
         for s, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for b in range(depth):

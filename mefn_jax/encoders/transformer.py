@@ -3,10 +3,21 @@
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 LOW = -1e30  # a logit that gets no weight
+# What is computed again: nothing; all but the outputs of matrix products; all but each block's input.
+REMAT = {"none": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "blocks": None}
+
+
+def again(block, remat: str, deterministic: int):
+    """`block`, a module class, so that its backward pass computes again what REMAT's `remat` says; `deterministic` is
+    the place of this argument of its call, self counted."""
+    if remat == "none":
+        return block
+    return nn.remat(block, static_argnums=(deterministic,), policy=REMAT[remat])
 
 
 def quick_gelu(x):
@@ -116,7 +127,7 @@ class Transformer(nn.Module, kw_only=True):
         activation: a name of ACTIVATIONS.
         eps: of the norms.
         dtype: what is computed in, "float32" or "bfloat16"; parameters are float32.
-        remat: blocks are computed again in the backward pass instead of kept.
+        remat: a name of REMAT: what of the blocks is computed again in the backward pass instead of kept.
     """
 
     width: int
@@ -128,11 +139,11 @@ class Transformer(nn.Module, kw_only=True):
     activation: str = "gelu"
     eps: float = 1e-6
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
 
     def blocks(self, x, mask, deterministic, **kind):
         """All blocks on `x` `(B, L, C)`; `kind` are pre_norm, causal and bias of `Block`. Within a compact method."""
-        block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block  # 3: deterministic
+        block = again(Block, self.remat, deterministic=3)
         for k in range(self.layers):
             x = block(
                 self.heads,

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from mefn_jax.errors import TrainingError
 from mefn_jax.matching.features import Features
-from mefn_jax.sharding import put_rows, replicated
+from mefn_jax.sharding import by_rows, put_whole, replicated
 
 # scores(images, captions) -> float array (len(images), len(captions)), for half-open ranges of positions.
 Scores = Callable[[slice, slice], np.ndarray]
@@ -85,9 +85,9 @@ class FeatureScores:
     def __call__(self, rows: slice, columns: slice) -> np.ndarray:
         if rows != self._rows:  # tiles come row by row: an image tile is put on the devices once
             tile = jax.tree.map(lambda x: _cut(x, rows, self.tile_images), self._images)
-            self._rows, self._tile = rows, put_rows(self._mesh, tile)
+            self._rows, self._tile = rows, put_whole(by_rows(self._mesh), tile)
         texts = jax.tree.map(lambda x: _cut(x, columns, self.tile_captions), self._texts)
-        scores = self._score(self._tile, jax.device_put(texts, replicated(self._mesh)))
+        scores = self._score(self._tile, put_whole(replicated(self._mesh), texts))
         return np.asarray(scores)[: rows.stop - rows.start, : columns.stop - columns.start]
 
 

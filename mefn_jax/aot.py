@@ -1,0 +1,214 @@
+"""Compiles the real train step, or the scoring step, for a TPU slice on a machine without one (`--compile_for`).
+
+libtpu compiles for a topology that it is told of; nothing runs, and no data is read. The report says whether the
+program fits, what it sends, and what it cannot be faster than.
+"""
+
+import functools
+import json
+import math
+import os
+import re
+import time
+
+import jax
+from etils import epath
+from jax.experimental import topologies
+
+from mefn_jax import config as configuration
+from mefn_jax import flops, losses, optim, state, step, towers
+from mefn_jax.chips import GIB, chip_of
+from mefn_jax.collectives import collectives
+from mefn_jax.errors import ConfigError, reason
+from mefn_jax.logs import say
+from mefn_jax.model import CHOICES, batch_shapes, build, empty_images, empty_texts
+from mefn_jax.sharding import abstract, arranged, by_rows, check_divides, laid_out, make_mesh, replicated
+
+jax.config.update("jax_platforms", "cpu")  # with libtpu installed it would look for a TPU
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ... and for Google's metadata server
+
+VOCABULARY = 30522  # of BERT, where no tokenizer says it
+KNOWN = "v4, v5e, v5p or v6e, then the chips, as in v5e:16x16, v6e:4x4, v5p:2x2x2, or 2 slices as in v5e:16x16:2"
+
+
+def devices_of(target: str) -> list:
+    """The devices of a topology such as "v5e:16x16", or of several slices of it, "v5e:16x16:2". Raises ConfigError."""
+    match = re.fullmatch(r"(v\w+):(\d+(?:x\d+)+)(?::(\d+))?", target)
+    if not match:
+        raise ConfigError(f"--compile_for={target}: give {KNOWN}")
+    name, slices = f"{match[1]}:{match[2]}", {"num_slices": int(match[3])} if match[3] else {}
+    try:
+        devices = list(topologies.get_topology_desc(platform="tpu", topology_name=name, **slices).devices)
+    except Exception as e:  # JAX raises whatever libtpu says
+        if "libtpu" in str(e) and "not" in str(e):
+            raise ConfigError(f"--compile_for needs libtpu: pip install 'jax[tpu]' ({e})") from None
+        raise ConfigError(f"--compile_for={target}: libtpu knows no such slice ({reason(e)}); give {KNOWN}") from None
+    if chip_of(devices[0]) is None:
+        raise ConfigError(f"--compile_for={target}: mefn_jax/chips.py has no {devices[0].device_kind}; give {KNOWN}")
+    return devices
+
+
+def checked(config, report: str):
+    """The configuration with its towers' sizes. Raises ConfigError for what cannot be compiled or written."""
+    configuration.check(config, CHOICES | losses.CHOICES)
+    widths = {"image.regions.width": config.image.arch == "regions", "text.words.width": config.text.arch == "words"}
+    for key, needed in widths.items():
+        if needed and not configuration.get(config, key):
+            raise ConfigError(f"{key} is 0, and --compile_for reads no data that would say it: give --config.{key}=N")
+    if report and not epath.Path(report).parent.is_dir():
+        raise ConfigError(f"--compile_report={report}: there is no such directory")
+    return towers.load(config)[0]
+
+
+def compile_train(config, target: str, report: str = "") -> bool:
+    """Compiles the train step of `config` for `target`, prints the report and writes it as JSON into `report`. Returns
+    whether it fits. Raises ConfigError."""
+    config = checked(config, report)
+    mesh = make_mesh(config.mesh, devices_of(target))
+    check_divides(config.train.batch_size, config.train.encoder_parts, mesh)
+    model = build(config, config.text.vocab_size or VOCABULARY)
+    init = functools.partial(model.init, jax.random.key(0), empty_images(config), *empty_texts(config))
+    factors = optim.rate_factors(jax.eval_shape(init), config.train.multipliers, config.train.layer_decay)
+    schedule = optim.schedule(config.train.learning_rate, 1000, config.train.warmup)
+    optimizer = optim.adamw(schedule, config.train.weight_decay, config.train.clip_norm, factors)
+    new = functools.partial(state.create, init, optimizer, factors, mesh, averaged=config.train.ema > 0)
+    current = abstract(mesh, jax.eval_shape(new))
+    batch = of_rows(batch_shapes(config), by_rows(mesh))
+    recipe = step.recipe(config, model, optimizer, factors)
+    lowered = step.compile_step(mesh, current, recipe).lower(current, batch)
+    facts = compiled(lowered, mesh, flops.of_step(recipe, mesh, current.params, batch))
+    facts |= described(mesh, current.params)
+    what = f"{config.model}, batch {config.train.batch_size:,} ({config.train.batch_size // mesh.size} a chip)"
+    return told(facts, target, mesh, what, report, TRAIN_ADVICE)
+
+
+def compile_scoring(config, target: str, report: str = "") -> bool:
+    """Likewise the step that scores one tile of images and captions in evaluation."""
+    config = checked(config, report)
+    mesh = make_mesh(None, devices_of(target))
+    model = build(config, config.text.vocab_size or VOCABULARY)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), empty_images(config), *empty_texts(config))
+    params = abstract(mesh, shapes)
+    e = config.eval
+    rows = -(-e.tile_images // mesh.size) * mesh.size
+    batch = of_rows(batch_shapes(config), by_rows(mesh))
+    images = of_rows(jax.eval_shape(model.encode_images, params, batch["images"]), by_rows(mesh), rows)
+    texts = jax.eval_shape(model.encode_texts, params, batch["ids"], batch["mask"])
+    texts = of_rows(texts, replicated(mesh), e.tile_captions)
+    everywhere = replicated(mesh)
+    score = jax.jit(model.score, in_shardings=(None, by_rows(mesh), everywhere), out_shardings=everywhere)
+    work = {"scores": flops.of_program(model.score, params, images, texts)}
+    facts = compiled(score.lower(params, images, texts), mesh, work) | described(mesh, {"matcher": params["matcher"]})
+    what = f"{config.model}, a tile of {rows} images by {e.tile_captions} captions"
+    return told(facts, target, mesh, what, report, SCORE_ADVICE)
+
+
+def of_rows(shapes, sharding, number: int | None = None):
+    """Shapes with a sharding, and with another number of rows."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((number or x.shape[0], *x.shape[1:]), x.dtype, sharding=sharding), shapes
+    )
+
+
+def compiled(lowered, mesh, work: dict[str, float]) -> dict:
+    """Compiles, and says what there is to know of the program; figures are of a chip unless named otherwise."""
+    chip, start = chip_of(mesh.devices.flat[0]), time.perf_counter()
+    facts = {"chips": mesh.size, "hbm_bytes": int(chip.memory), "flops_per_step": sum(work.values()), "flops": work}
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as e:
+        used = out_of_memory(str(e))
+        if used is None:
+            raise
+        sizes, moved = {"arguments": None, "outputs": None, "temporaries": None, "total": used}, None
+    else:
+        m = program.memory_analysis()
+        total = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+        sizes = {
+            "arguments": m.argument_size_in_bytes,
+            "outputs": m.output_size_in_bytes,
+            "temporaries": m.temp_size_in_bytes,
+            "total": total + m.generated_code_size_in_bytes,
+        }
+        moved = collectives(program.as_text())
+    touched = (sizes["arguments"] or 0) + (sizes["outputs"] or 0)
+    bounds = {
+        "arithmetic": sum(work.values()) / mesh.size / chip.flops,
+        "bandwidth": None if moved is None else touched / chip.bandwidth,
+    }
+    fits = moved is not None and sizes["total"] <= chip.memory
+    seconds = time.perf_counter() - start
+    return facts | {
+        "bytes_per_chip": sizes,
+        "fits": fits,
+        "collectives": moved,
+        "lower_bound_s": bounds,
+        "compile_s": round(seconds, 1),
+    }
+
+
+def out_of_memory(message: str) -> int | None:
+    """The bytes that the compiler says it needed; None for another error."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of", message)
+    if not found or "memory" not in message:
+        return None
+    return int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])))
+
+
+def described(mesh, params) -> dict:
+    """How many parameters there are, and the largest with their places."""
+    where = jax.tree.leaves(laid_out(mesh, params))
+    leaves = zip(jax.tree_util.tree_leaves_with_path(params), where, strict=True)
+    named = [("/".join(part.key for part in path), x.shape, s.spec) for (path, x), s in leaves]
+    named.sort(key=lambda row: -math.prod(row[1]))
+    return {
+        "parameters": state.count(params),
+        "largest": [{"name": n, "shape": list(s), "sharding": str(p)} for n, s, p in named[:5]],
+    }
+
+
+TRAIN_ADVICE = (
+    "train.remat=dots or blocks, train.encoder_parts=2 or more, a smaller train.tile_mib, mesh.fsdp=2 or more "
+    "(parameters and optimiser), train.dtype=bfloat16, or a smaller train.batch_size"
+)
+SCORE_ADVICE = "smaller eval.tile_images or eval.tile_captions"
+
+
+def told(facts: dict, target: str, mesh, what: str, report: str, advice: str) -> bool:
+    """Prints the report on one screen and writes it; returns whether the program fits."""
+    facts = {"topology": target} | facts
+    for line in lines(facts, mesh, what, advice):
+        say(line)
+    if report:
+        epath.Path(report).write_text(json.dumps(facts, indent=1) + "\n")
+        say(f"wrote {report}")
+    return facts["fits"]
+
+
+def lines(facts: dict, mesh, what: str, advice: str) -> list[str]:
+    """The report as text."""
+    sizes, bounds = facts["bytes_per_chip"], facts["lower_bound_s"]
+
+    def gib(number):
+        return "      ?" if number is None else f"{number / GIB:7.3f}"
+
+    verdict = "fits" if facts["fits"] else f"does not fit; try {advice}"
+    text = [
+        f"{what}, for {facts['topology']}: {mesh.size} x {mesh.devices.flat[0].device_kind} ({arranged(mesh)})",
+        f"compiled     in {facts['compile_s']:.0f} s; {facts['parameters']:,} parameters",
+        "GiB a chip   "
+        + "  ".join(f"{name} {gib(size)}" for name, size in sizes.items())
+        + f" of {gib(facts['hbm_bytes'])}: {verdict}",
+    ]
+    moved = [f"{c['kind']} {c['count']} x, {flops.readable(c['bytes'])}B" for c in facts["collectives"] or []]
+    if facts["collectives"] is not None:
+        text.append(f"collectives  {'; '.join(moved) or 'none'} (of results, a chip)")
+    parts = ", ".join(f"{name} {flops.readable(n)}" for name, n in facts["flops"].items())
+    text.append(f"FLOPs        {flops.readable(facts['flops_per_step'])} a step ({parts})")
+    least = f"at least     {1e3 * bounds['arithmetic']:.2f} ms of arithmetic at the chip's peak"
+    if bounds["bandwidth"] is not None:
+        least += f", {1e3 * bounds['bandwidth']:.2f} ms to read and write arguments and outputs"
+    text.append(least)
+    for k, row in enumerate(facts["largest"]):
+        text.append(f"{'largest' if k == 0 else '':12} {row['name']} {tuple(row['shape'])} {row['sharding']}")
+    return text

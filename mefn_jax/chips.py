@@ -1,0 +1,35 @@
+"""What an accelerator can do, from its maker's data sheet."""
+
+import dataclasses
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Dense bfloat16 FLOP/s, bytes of memory (HBM), and its bytes a second."""
+
+    flops: float
+    memory: float
+    bandwidth: float
+
+
+# By `jax.Device.device_kind`. TPUs: cloud.google.com/tpu/docs/system-architecture-tpu-vm; a v4 or v5p device is a chip.
+CHIPS = {
+    "TPU v4": Chip(275e12, 32 * GIB, 1.228e12),
+    "TPU v5 lite": Chip(197e12, 16 * GIB, 0.819e12),
+    "TPU v5": Chip(459e12, 95 * GIB, 2.765e12),
+    "TPU v6 lite": Chip(918e12, 32 * GIB, 1.640e12),
+    "NVIDIA A100-SXM4-40GB": Chip(312e12, 40 * GIB, 1.555e12),
+    "NVIDIA A100-SXM4-80GB": Chip(312e12, 80 * GIB, 2.039e12),
+    "NVIDIA H100 80GB HBM3": Chip(989e12, 80 * GIB, 3.35e12),
+    "NVIDIA H200": Chip(989e12, 141e9, 4.8e12),
+    "NVIDIA L4": Chip(121e12, 24 * GIB, 0.3e12),
+}
+# Other names of theirs, by release of libtpu.
+NAMES = {"TPU v5e": "TPU v5 lite", "TPU v5p": "TPU v5", "TPU v6e": "TPU v6 lite"}
+
+
+def chip_of(device) -> Chip | None:
+    """The chip of a JAX device; None for what is not in the table."""
+    return CHIPS.get(NAMES.get(device.device_kind, device.device_kind))

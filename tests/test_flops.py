@@ -1,0 +1,75 @@
+"""The count of arithmetic against formulae written out, and collectives read from a program's text."""
+
+import jax
+import jax.numpy as jnp
+
+from mefn_jax import flops
+from mefn_jax.collectives import collectives
+from mefn_jax.encoders.vit import ViT
+
+
+def test_products_loops_and_convolutions():
+    a, b = jnp.zeros((3, 4)), jnp.zeros((4, 5))
+    assert flops.of_program(jnp.matmul, a, b) == 2 * 3 * 4 * 5
+
+    def looped(a, b):
+        return jax.lax.scan(lambda c, _: (c, a @ b), 0.0, None, length=7)[1].sum()
+
+    assert flops.of_program(jax.jit(jax.checkpoint(looped)), a, b) == 7 * 2 * 3 * 4 * 5
+    image, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 6))
+    convolve = lambda x, k: jax.lax.conv_general_dilated(  # noqa: E731
+        x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    assert flops.of_program(convolve, image, kernel) == 2 * (2 * 4 * 4 * 6) * (3 * 3 * 3)
+
+
+def test_a_transformers_arithmetic():
+    width, layers, hidden, patch, size, batch = 32, 3, 64, 8, 32, 5
+    tower = ViT(width=width, layers=layers, heads=4, mlp_width=hidden, patch=patch, stem=(), pool="mean")
+    pixels = jnp.zeros((batch, size, size, 3))
+    params = jax.eval_shape(tower.init, jax.random.key(0), pixels)
+    tokens = (size // patch) ** 2
+    block = 4 * width**2 + 2 * width * hidden + 2 * tokens * width  # products of one token
+    expected = 2 * batch * tokens * (layers * block + patch**2 * 3 * width)
+    assert flops.of_program(tower.apply, params, pixels) == expected
+
+
+HLO = """HloModule step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%outer_condition (p: (s32[], f32[8,4])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(6)
+  ROOT %less = pred[] compare(%k, %limit), direction=LT
+}
+
+%outer_body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %sent = (f32[8,4]{1,0}, f32[8,4]{1,0}, u32[], u32[]) collective-permute-start(%x), channel_id=1
+  %also = f32[2]{0} collective-permute(%y), channel_id=1
+}
+
+%fused_1 (p: s32[4]) -> s32[8] {
+  ROOT %gathered.1 = s32[8]{0} all-gather(%p), channel_id=2, dimensions={0}
+}
+
+%fused_2 (p: s32[4]) -> s32[8] {
+  ROOT %gathered.2 = s32[8]{0} all-gather(%p), channel_id=2, dimensions={0}
+}
+
+ENTRY %main (p: f32[8,4]) -> f32[8,4] {
+  %loop = (s32[], f32[8,4]) while(%start), condition=%outer_condition, body=%outer_body
+  %one = s32[8]{0} fusion(%ids), kind=kCustom, calls=%fused_1
+  %two = s32[8]{0} fusion(%ids), kind=kCustom, calls=%fused_2
+  %reduced = (bf16[16]{0}, /*index=1*/f32[3,3]{1,0}) all-reduce(%g, %h), channel_id=3, to_apply=%add
+}
+"""
+
+
+def test_collectives_are_counted_as_often_as_they_run():
+    assert collectives(HLO) == [
+        {"kind": "all-gather", "count": 1, "bytes": 8 * 4},  # overlapped: the same in two computations
+        {"kind": "all-reduce", "count": 1, "bytes": 16 * 2 + 9 * 4},
+        {"kind": "collective-permute", "count": 12, "bytes": 6 * (8 * 4 * 4 + 2 * 4)},
+    ]

@@ -1,0 +1,119 @@
+"""Scores and losses of a batch that is spread over devices are those of one device, gradients too."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mefn_jax import losses
+from mefn_jax.matching.features import make_features
+from mefn_jax.matching.ring import all_rows, own_rows
+from mefn_jax.model import MODELS
+from mefn_jax.sharding import make_mesh
+
+B, N, M, D, DEVICES = 8, 3, 4, 8, 4
+LOSSES = {
+    "sum": functools.partial(losses.triplet, margin=0.2, hardest=0.0, anchors="both"),
+    "hardest": functools.partial(losses.triplet, margin=0.2, hardest=1.0, anchors="both"),
+    "info_nce": losses.info_nce,
+    "siglip": losses.siglip,
+}
+
+
+def pairs(seed, lengths):
+    rng = np.random.default_rng(seed)
+    mask = jnp.arange(M) < jnp.asarray(lengths)[:, None]
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    images = make_features(draw(B, N, D), jnp.ones((B, N), bool), draw(B, D), {"ids": jnp.arange(B)})
+    return images, make_features(draw(B, M, D), mask, draw(B, D), {"ids": jnp.arange(B)})
+
+
+@functools.cache
+def compiled(name, loss, way):
+    """`(params, features) -> (loss, scores), gradients` by a matcher's parameters, the fragments and pooled vectors."""
+    cls, options = MODELS[name]
+    matcher = cls(**options, **({"background": 4} if name == "mefn" else {}))
+    params = matcher.init(jax.random.key(0), *pairs(0, [M] * B)) | {"scale": jnp.float32(2), "bias": jnp.float32(-3)}
+
+    def score(params, images, texts):
+        return matcher.apply({"params": params.get("params", {})}, images, texts)
+
+    def of_scores(params, scores, owner):
+        return LOSSES[loss](scores, losses.positives_mask(owner), params["scale"], params["bias"])
+
+    def value(params, vectors, images, texts, owner):
+        images = images.replace(fragments=vectors[0], pooled=vectors[1])
+        texts = texts.replace(fragments=vectors[2], pooled=vectors[3])
+        if way == "plain":
+            scores = score(params, images, texts)
+            return of_scores(params, scores, owner), scores
+        mesh = make_mesh({"data": 2, "fsdp": 2}, jax.devices()[:DEVICES])
+        tile_mib = 4 * (B // DEVICES) * N * M / 2**20  # one text at a time
+        if way == "local":
+            return own_rows(score, of_scores, params, images, texts, owner=owner, mesh=mesh, tile_mib=tile_mib), ()
+        scores = all_rows(score, params, images, texts, mesh, tile_mib)
+        return of_scores(params, scores, owner), scores
+
+    run = jax.jit(jax.value_and_grad(value, (0, 1), has_aux=True))
+
+    def on(images, texts, owner):
+        return run(params, (images.fragments, images.pooled, texts.fragments, texts.pooled), images, texts, owner)
+
+    return on
+
+
+def close(found, expected, gradient=1e-5):
+    """To 1e-6 in loss and scores; gradients to `gradient` of the largest of their array."""
+    (value, gradients), (true_value, true_gradients) = found, expected
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), value, true_value)
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(true_gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=gradient * max(float(jnp.max(jnp.abs(b))), 0.1))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", ["mefn", "scan_t2i_lse", "vsepp"])
+def test_the_ring_is_the_plain_form(name, loss):
+    images, texts = pairs(1, [1, 2, 3, 4, 4, 3, 2, 1])
+    owner = jnp.array([0, 1, 2, 0, 3, 4, 2, 5])
+    close(compiled(name, loss, "ring")(images, texts, owner), compiled(name, loss, "plain")(images, texts, owner))
+
+
+@pytest.mark.parametrize("name", sorted(set(MODELS) - {"mefn", "scan_t2i_lse", "vsepp"}))
+def test_the_ring_is_the_plain_form_for_the_other_matchers(name):
+    images, texts = pairs(2, [4, 1, 3, 4, 2, 3, 2, 1])
+    owner = jnp.arange(B) // 2
+    close(compiled(name, "sum", "ring")(images, texts, owner), compiled(name, "sum", "plain")(images, texts, owner))
+
+
+def each_of(low, high):
+    return st.lists(st.integers(low, high), min_size=B, max_size=B)
+
+
+@given(st.integers(0, 2**31), each_of(1, M), each_of(0, 4))
+@settings(deadline=None, max_examples=15)
+def test_captions_of_any_lengths(seed, lengths, owner):
+    images, texts = pairs(seed, lengths)
+    owner = jnp.array(owner)
+    for name in ("mefn", "scan_t2i_lse"):
+        ring, plain = compiled(name, "sum", "ring"), compiled(name, "sum", "plain")
+        # Where all captions have one word, sums of many terms cancel in any order they are taken in.
+        close(ring(images, texts, owner), plain(images, texts, owner), gradient=5e-5)
+
+
+@pytest.mark.parametrize("loss", ["sum", "info_nce"])
+def test_local_negatives_are_those_of_the_same_device(loss):
+    images, texts = pairs(3, [4] * B)
+    owner = jnp.array([0, 0, 1, 2, 3, 4, 5, 5])
+    (value, _), gradients = compiled("mefn", loss, "local")(images, texts, owner)
+    (_, scores), _ = compiled("mefn", loss, "plain")(images, texts, owner)
+    size = B // DEVICES
+    blocks = [slice(k, k + size) for k in range(0, B, size)]
+    expected = [
+        LOSSES[loss](scores[b, b], losses.positives_mask(owner[b]), jnp.float32(2), jnp.float32(-3)) for b in blocks
+    ]
+    np.testing.assert_allclose(value, np.mean(expected), rtol=1e-6)
+    assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in gradients[1])

@@ -1,0 +1,143 @@
+"""Any arrangement of the devices gives the same training: losses and parameters after some steps."""
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import configs.shapes
+from mefn_jax import optim, state, step
+from mefn_jax.errors import ConfigError
+from mefn_jax.model import build, empty_images, empty_texts
+from mefn_jax.sharding import by_rows, make_mesh, mesh_shape, put_whole, spec
+
+GOLDEN = Path(__file__).parent / "fixtures" / "shardings.txt"
+B, VOCABULARY = 16, 64
+MESHES = [
+    {"data": 2},
+    {"data": 8},
+    {"data": 1, "fsdp": 4},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+]
+
+
+def config_of(**train):
+    c = configs.shapes.get_config("smoke")
+    with c.unlocked():
+        c.text.max_words, c.text.vocab_size = 6, VOCABULARY
+        c.train.update(batch_size=B, **train)
+        c.matcher.background = 8
+    return c
+
+
+def batch_of(config, number):
+    rng = np.random.default_rng(number)
+    words = np.arange(config.text.max_words + 2) < rng.integers(3, config.text.max_words + 3, (B, 1))
+    return {
+        "images": rng.integers(0, 256, (B, config.image.size, config.image.size, 3), np.uint8),
+        "ids": rng.integers(0, VOCABULARY, words.shape).astype(np.int32) * words,
+        "mask": words,
+        "owner": rng.integers(0, 12, B).astype(np.int32),
+        "caption": np.arange(B, dtype=np.int32),
+        "epoch": np.zeros(B, np.int32),
+    }
+
+
+def trained(config, sizes, steps=3):
+    """Losses, and parameters as NumPy arrays, after some steps on a mesh of these sizes; and the mesh's state."""
+    number = int(np.prod(list(sizes.values())))
+    mesh = make_mesh(sizes, jax.devices()[:number])
+    model = build(config, VOCABULARY)
+    init = functools.partial(model.init, jax.random.key(0), empty_images(config), *empty_texts(config))
+    factors = optim.rate_factors(jax.eval_shape(init), (), 1.0)
+    # Not Adam, which makes steps of full length of the rounding in a gradient that is zero (the keys' bias).
+    optimizer = optax.sgd(0.05, momentum=0.9)
+    current = state.create(init, optimizer, factors, mesh)
+    run = step.compile_step(mesh, current, step.recipe(config, model, optimizer, factors))
+    losses = []
+    for k in range(steps):
+        current, metrics = run(current, put_whole(by_rows(mesh), batch_of(config, k)))
+        losses.append(float(metrics["loss"]))
+    return np.array(losses), jax.tree.map(np.asarray, current.params), current
+
+
+@functools.cache
+def alone():
+    return trained(config_of(), {"data": 1})[:2]
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_every_mesh_trains_as_one_device_does(sizes):
+    losses, params, current = trained(config_of(), sizes)
+    np.testing.assert_allclose(losses, alone()[0], rtol=2e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, alone()[1])
+    kernel = current.params["text"]["backbone"]["layer_0"]["mlp_in"]["kernel"]
+    parts = sizes.get("fsdp", 1) * sizes.get("tensor", 1)
+    assert kernel.addressable_shards[0].data.size * parts == kernel.size
+    moment = optim_state_of(current, "mlp_in")
+    assert {m.addressable_shards[0].data.size * parts for m in moment} == {kernel.size}
+
+
+def optim_state_of(current, name):
+    leaves = jax.tree_util.tree_leaves_with_path(current.opt_state)
+    wanted = f"['text']['backbone']['layer_0']['{name}']['kernel']"
+    return [x for path, x in leaves if jax.tree_util.keystr(path).endswith(wanted)]
+
+
+def test_where_every_parameter_lies():
+    """A text golden: `python tests/test_sharding.py` writes it anew."""
+    assert listing() == GOLDEN.read_text()
+
+
+def listing() -> str:
+    config = configs.shapes.get_config()
+    model = build(config, 1000)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), empty_images(config), *empty_texts(config))
+    sizes = {"data": 2, "fsdp": 2, "tensor": 2}
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    named = [("/".join(part.key for part in path), x.shape) for path, x in leaves]
+    return "".join(f"{name:50} {shape!s:18} {spec(name, shape, sizes)}\n" for name, shape in named)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "expected"),
+    [
+        ({"data": -1}, 8, (8, 1, 1)),
+        ({"data": 2, "fsdp": -1, "tensor": 2}, 8, (2, 2, 2)),
+        ({"data": 1, "fsdp": 1, "tensor": 4}, 4, (1, 1, 4)),
+    ],
+)
+def test_sizes_of_a_mesh(sizes, devices, expected):
+    assert mesh_shape(sizes, devices) == expected
+
+
+@pytest.mark.parametrize("sizes", [{"data": 3}, {"data": -1, "fsdp": -1}, {"data": -1, "fsdp": 3}, {"data": 0}])
+def test_sizes_that_do_not_fit_are_refused(sizes):
+    with pytest.raises(ConfigError, match=r"mesh\.data="):
+        mesh_shape(sizes, 8)
+
+
+def test_a_parameter_without_a_rule_is_an_error():
+    with pytest.raises(ValueError, match=r"no rule of mefn_jax/sharding\.py says where image/new/table"):
+        spec("image/new/table", (4, 4), {"data": 1, "fsdp": 2, "tensor": 1})
+
+
+def test_an_axis_that_does_not_divide_is_left_out():
+    sizes = {"data": 1, "fsdp": 4, "tensor": 3}
+    assert spec("text/backbone/layer_0/mlp_in/kernel", (8, 10), sizes) == P("fsdp", None)
+    assert spec("0/mu/params/text/backbone/layer_0/mlp_in/kernel", (6, 10), sizes) == P()
+
+
+@pytest.mark.parametrize("options", [{"encoder_parts": 2}, {"encoder_parts": 4}], ids=str)
+def test_encoders_in_parts_train_the_same(options):
+    losses, params, _ = trained(config_of(**options), {"data": 2})
+    np.testing.assert_allclose(losses, alone()[0], rtol=2e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, alone()[1])
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(listing())
