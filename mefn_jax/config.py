@@ -234,6 +234,8 @@ def run(main, define_flags) -> None:
     def parse(argv):
         try:
             define_flags()
+            for flag in flags.FLAGS.get_flags_for_module(__name__):  # so that --help lists those defined here too
+                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
             rest = flags.FLAGS(argv)
             if "config" in flags.FLAGS and flags.FLAGS.config is not None and not config_path().is_file():
                 raise ConfigError(f"--config={config_path()}: no such file")

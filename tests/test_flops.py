@@ -1,11 +1,17 @@
-"""The count of arithmetic against formulae written out, and collectives read from a program's text."""
+"""The count of arithmetic against formulae written out, MFU, and collectives read from a program's text."""
+
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import pytest
+from tqdm import tqdm
 
 from mefn_jax import flops
+from mefn_jax.chips import CHIPS, chip_of
 from mefn_jax.collectives import collectives
 from mefn_jax.encoders.vit import ViT
+from mefn_jax.logs import StepLog
 
 
 def test_products_loops_and_convolutions():
@@ -73,3 +79,17 @@ def test_collectives_are_counted_as_often_as_they_run():
         {"kind": "all-reduce", "count": 1, "bytes": 16 * 2 + 9 * 4},
         {"kind": "collective-permute", "count": 12, "bytes": 6 * (8 * 4 * 4 + 2 * 4)},
     ]
+
+
+def test_the_log_has_the_mfu_on_known_chips(capsys):
+    assert chip_of(SimpleNamespace(device_kind="TPU v5e")) is CHIPS["TPU v5 lite"]
+    assert chip_of(SimpleNamespace(device_kind="cpu")) is None
+    lines = []
+    writer = SimpleNamespace(write=lambda step, values: lines.append(values))
+    config = SimpleNamespace(train=SimpleNamespace(log_every=1, batch_size=8))
+    log = StepLog(config, lambda step: 0.1, 2, peak_seconds=1e-3)
+    for done in (1, 2):
+        log.add(done, {"loss": 1.0, "grad_norm": 1.0}, None)
+    log.write(writer, tqdm(disable=True), everything=True)
+    assert lines[-1]["mfu"] == pytest.approx(1.0 / lines[-1]["ms_per_step"])  # 1 ms at the peak
+    assert "MFU" in capsys.readouterr().out

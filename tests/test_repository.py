@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from configs import default
+from mefn_jax import config as configuration
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -29,6 +32,24 @@ def test_readme_names_what_exists():
     readme = (ROOT / "README.md").read_text()
     for path in re.findall(r"`((?:mefn_jax|configs)/[\w/]+\.py|\w+\.py)`", readme):
         assert (ROOT / path).is_file(), path
+
+
+def test_readme_names_keys_and_flags_that_exist():
+    readme = (ROOT / "README.md").read_text()
+    known = set(configuration.flatten(default.base().to_dict()))
+    keys = set(re.findall(r"--config\.([\w.]+\w)[=`]", readme)) - {"key"}
+    assert len(keys) > 15
+    assert keys <= known, keys - known
+    # Each is run by test_commands, test_processes, test_aot or test_study; here it is that README spells them right.
+    ours = {"train.py", "eval.py", *re.findall(r"python -m (mefn_jax\.[\w.]+)", readme)}
+    flags = set()
+    for script in ours:
+        words = [script] if script.endswith(".py") else ["-m", script]
+        done = subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True)
+        flags |= set(re.findall(r"--(?:\[no\])?(\w+)", done.stdout))
+    for line in re.findall(r"(?:train\.py|eval\.py|-m mefn_jax\.[\w.]+)([^`|\n]*)", readme):
+        named = set(re.findall(r" --(\w+)\b(?!\.)", line)) - {"config", "name"}
+        assert named <= flags, (line, named - flags)
 
 
 def imports(path):

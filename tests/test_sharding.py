@@ -13,7 +13,7 @@ import configs.shapes
 from mefn_jax import optim, state, step
 from mefn_jax.errors import ConfigError
 from mefn_jax.model import build, empty_images, empty_texts
-from mefn_jax.sharding import by_rows, make_mesh, mesh_shape, put_whole, spec
+from mefn_jax.sharding import by_rows, check_divides, make_mesh, mesh_shape, put_whole, spec
 
 GOLDEN = Path(__file__).parent / "fixtures" / "shardings.txt"
 B, VOCABULARY = 16, 64
@@ -130,6 +130,15 @@ def test_an_axis_that_does_not_divide_is_left_out():
     sizes = {"data": 1, "fsdp": 4, "tensor": 3}
     assert spec("text/backbone/layer_0/mlp_in/kernel", (8, 10), sizes) == P("fsdp", None)
     assert spec("0/mu/params/text/backbone/layer_0/mlp_in/kernel", (6, 10), sizes) == P()
+
+
+def test_a_batch_that_cannot_be_split_is_refused():
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices()[:8])
+    check_divides(48, 3, mesh)
+    with pytest.raises(ConfigError, match=r"train\.batch_size=20 is not a multiple of the 8 devices;"):
+        check_divides(20, 1, mesh)
+    with pytest.raises(ConfigError, match=r"train\.batch_size=40 .* times train\.encoder_parts=4"):
+        check_divides(40, 4, mesh)
 
 
 @pytest.mark.parametrize("options", [{"encoder_parts": 2}, {"encoder_parts": 4}], ids=str)
