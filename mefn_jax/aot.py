@@ -149,7 +149,7 @@ def compiled(lowered, mesh, work: dict[str, float]) -> dict:
 
 def out_of_memory(message: str) -> int | None:
     """The bytes that the compiler says it needed; None for another error."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of", message)
+    found = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])\)? (?:of|exceeds)", message)
     if not found or "memory" not in message:
         return None
     return int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])))
