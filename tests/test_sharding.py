@@ -82,6 +82,16 @@ def test_every_mesh_trains_as_one_device_does(sizes):
     assert {m.addressable_shards[0].data.size * parts for m in moment} == {kernel.size}
 
 
+def test_a_resnet_and_dropout_do_not_see_the_devices():
+    config = config_of()
+    with config.unlocked():
+        config.image.arch = "resnet"
+        config.text.bert.dropout = config.augment.regions = 0.2
+    (losses, params, _), (ours, theirs, _) = (trained(config, sizes, 2) for sizes in ({"data": 1}, {"data": 4}))
+    np.testing.assert_allclose(losses, ours, rtol=2e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, theirs)
+
+
 def optim_state_of(current, name):
     leaves = jax.tree_util.tree_leaves_with_path(current.opt_state)
     wanted = f"['text']['backbone']['layer_0']['{name}']['kernel']"
