@@ -26,6 +26,7 @@ from mefn_jax.sharding import abstract, arranged, by_rows, check_divides, laid_o
 
 jax.config.update("jax_platforms", "cpu")  # with libtpu installed it would look for a TPU
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ... and for Google's metadata server
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several may compile at once: none has a TPU to lock
 
 VOCABULARY = 30522  # of BERT, where no tokenizer says it
 KNOWN = "v4, v5e, v5p or v6e, then the chips, as in v5e:16x16, v6e:4x4, v5p:2x2x2, or 2 slices as in v5e:16x16:2"

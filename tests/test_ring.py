@@ -74,7 +74,11 @@ def close(found, expected, gradient=1e-5):
     (value, gradients), (true_value, true_gradients) = found, expected
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), value, true_value)
     for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(true_gradients), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=gradient * max(float(jnp.max(jnp.abs(b))), 0.1))
+        np.testing.assert_allclose(a, b, rtol=0, atol=gradient * largest(b))
+
+
+def largest(array) -> float:
+    return max(float(jnp.max(jnp.abs(array))), 0.1)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -101,10 +105,16 @@ def each_of(low, high):
 def test_captions_of_any_lengths(seed, lengths, owner):
     images, texts = pairs(seed, lengths)
     owner = jnp.array(owner)
+    signs = np.random.default_rng(seed).choice([-1, 1], images.fragments.shape)
+    nearly = images.replace(fragments=images.fragments * np.float32(1 + 1.2e-7 * signs))
     for name in ("mefn", "scan_t2i_lse"):
         ring, plain = compiled(name, "sum", "ring"), compiled(name, "sum", "plain")
-        # Where all captions have one word, sums of many terms cancel in any order they are taken in.
-        close(ring(images, texts, owner), plain(images, texts, owner), gradient=5e-5)
+        expected = plain(images, texts, owner)
+        # SCAN divides a region's cosines by their norm over words: of one word alone, nearly at a right angle, the
+        # gradient is as sensitive as that to rounding. So what one rounding of the regions changes is allowed too.
+        rounded = zip(*(jax.tree.leaves(x[1]) for x in (plain(nearly, texts, owner), expected)), strict=True)
+        sensitivity = max(float(jnp.max(jnp.abs(a - b))) / largest(b) for a, b in rounded)
+        close(ring(images, texts, owner), expected, gradient=1e-5 + 5 * sensitivity)
 
 
 @pytest.mark.parametrize("loss", ["sum", "info_nce"])
