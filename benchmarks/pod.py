@@ -1,4 +1,4 @@
-"""What a train step needs on TPU slices of many sizes, compiled for them without one (needs libtpu; half an hour).
+"""What a train step needs on TPU slices of many sizes, compiled for them without one (needs libtpu; TIME minutes).
 
     python benchmarks/pod.py [--only=scaling,large]
 
@@ -59,8 +59,8 @@ def of_scores(config, target) -> int:
 
     both = [(x.fragments, x.pooled) for x in (images, texts)]
     owner = aot.of_rows(batch["owner"], rows)
-    program = jax.jit(jax.grad(value, (0, 1, 2))).lower(params["matcher"], *both, images, texts, owner).compile()
-    return program.memory_analysis().temp_size_in_bytes
+    lowered = jax.jit(jax.grad(value, (0, 1, 2))).lower(params["matcher"], *both, images, texts, owner)
+    return aot.executable(lowered).memory_analysis().temp_size_in_bytes
 
 
 def row(name, target, config) -> dict:
