@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mefn_jax import config as configuration
 from mefn_jax import losses, optim, start, state, step
-from mefn_jax.checkpoint import Checkpoints, git_commit, versions
+from mefn_jax.checkpoint import Checkpoints, git_commit, sources, versions
 from mefn_jax.data import tokenizer as tokens
 from mefn_jax.data.dataset import HELD_OUT, Dataset
 from mefn_jax.data.images import resize_of
@@ -112,7 +112,7 @@ def facts(data: Data, workdir) -> dict[str, str]:
     """What has to be the same on all hosts, in words."""
     options = {key: str(value) for key, value in configuration.flatten(data.config.to_dict()).items()}
     options |= {"data": f"{data.train.images} images, {data.train.captions} captions in train"}
-    return options | {"commit": git_commit(), "workdir": str(workdir)} | versions()
+    return options | {"commit": git_commit(), "code": sources(), "workdir": str(workdir)} | versions()
 
 
 def new_tokenizer(config, json: str | None, dataset, split: Split) -> Tokenizer:

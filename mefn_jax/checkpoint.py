@@ -1,11 +1,13 @@
 """Checkpoints with Orbax: `{state, meta}` by step under WORKDIR/checkpoints; the latest and the best by val rSum."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -55,6 +57,12 @@ def _not_closed_loop(unraisable, show=sys.unraisablehook) -> None:
 sys.unraisablehook = _not_closed_loop
 
 
+def sources() -> str:
+    """A digest of the package's code: checkouts of one commit may have different changes."""
+    package = Path(__file__).resolve().parent
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))).hexdigest()[:12]
+
+
 class Checkpoints:
     """The checkpoints of a workdir. A save is complete or invisible; use as a context manager, which waits for it."""
 
@@ -68,7 +76,7 @@ class Checkpoints:
             policies.LatestN(2),  # should the newest turn out to be unreadable
             policies.BestN(get_metric_fn=lambda m: m["rsum"], n=1, keep_checkpoints_without_metrics=False),
         ]
-        self._pending = None
+        self._pending, self._skipped = None, []
         self._checkpointer = v1.training.Checkpointer(
             self.directory,
             save_decision_policy=v1.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -90,9 +98,8 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The newest complete step, or None."""
-        found = self._checkpointer.latest
-        return None if found is None else found.step
+        """The newest complete step that was not skipped, or None."""
+        return max((c.step for c in self._checkpointer.checkpoints if c.step not in self._skipped), default=None)
 
     @property
     def best(self) -> int | None:
@@ -122,12 +129,12 @@ class Checkpoints:
             if self._pending is None:  # Orbax takes no step before the latest, and says nothing
                 raise CheckpointError(f"{self.directory} has a checkpoint of a later step than {step}")
 
-    def wait(self) -> None:
-        """Returns when the save under way is complete. Raises CheckpointError if it failed."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Returns when the save under way is complete. Raises CheckpointError if it failed, or takes so long."""
         pending, self._pending = self._pending, None
         if pending is not None:
             with self._failing(self._saving):
-                pending.result()
+                pending.result(seconds)
 
     def meta(self, step: int) -> dict:
         """What was saved beside the state: step, config, tokenizer, preprocessing, commit, versions."""
@@ -139,7 +146,39 @@ class Checkpoints:
         context = v1.Context()
         context.pytree.loading.partial_load = True
         with self._reading(step), context:
-            return self._checkpointer.load_checkpointables(step, {"state": abstract_state})["state"]
+            found = self._checkpointer.load_checkpointables(step, {"state": abstract_state})["state"]
+        # Orbax leaves a shape where the checkpoint has nothing.
+        for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise CheckpointError(
+                    f"{self.directory / str(step)} has no {name}: it is of another model, loss or optimiser; give the "
+                    "configuration that it was trained with, or another --workdir"
+                )
+        return found
+
+    def skip(self, error: CheckpointError) -> None:
+        """Goes on without the latest step, which cannot be read for this `error`. Raises CheckpointError if there is no
+        other."""
+        skipped = [*self._skipped, self.latest]
+        if len(skipped) == len(self._checkpointer.checkpoints):
+            raise CheckpointError(f"{error}; there is no other that can be read: remove it to begin anew") from error
+        self._skipped = skipped
+
+    def set_aside(self) -> None:
+        """Moves what was skipped to WORKDIR/unreadable, where nothing looks for it. Raises CheckpointError."""
+        unreadable = self.directory.parent / "unreadable"
+        try:
+            unreadable.mkdir(parents=True, exist_ok=True)
+            for step in self._skipped:
+                (self.directory / str(step)).rename(unreadable / str(step))
+        except OSError as e:
+            raise CheckpointError(f"{self.directory}: cannot move {self._skipped} away ({reason(e)})") from e
+
+    def reload(self) -> None:
+        """Looks at what there is now."""
+        self._checkpointer.reload()
+        self._skipped = []
 
     def _failing(self, step):
         return _wrap(
@@ -165,15 +204,3 @@ def _wrap(message, kind=CheckpointError):
         raise
     except Exception as e:  # Orbax and TensorStore raise many kinds
         raise kind(message(e)) from e
-
-
-def set_aside(workdir, error: CheckpointError) -> str:
-    """Moves the latest checkpoint, which cannot be read for this `error`, to WORKDIR/unreadable, where nothing looks
-    for it; returns its name. Raises CheckpointError if there is no other. On one process alone."""
-    root = absolute(workdir)
-    steps = sorted(int(path.name) for path in (root / "checkpoints").iterdir() if path.name.isdigit())
-    if len(steps) < 2:
-        raise CheckpointError(f"{error}; there is no other: remove it to begin anew")
-    (root / "unreadable").mkdir(parents=True, exist_ok=True)
-    (root / "checkpoints" / str(steps[-1])).rename(root / "unreadable" / str(steps[-1]))
-    return str(steps[-1])

@@ -3,19 +3,24 @@
 import contextlib
 import json
 import os
+import re
 import sys
 import threading
+import traceback
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 from jax.experimental import multihost_utils
 
 from mefn_jax.errors import ConfigError, OtherProcessError, UserError, reason
+from mefn_jax.remote import write_whole
 
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
 
@@ -36,6 +41,8 @@ def join() -> None:
         given = {"coordinator_address": f.coordinator, "num_processes": f.processes, "process_id": f.process}
     elif not (slurm_tasks() > 1 or tpu_hosts() > 1):
         return
+    if f.coordinator or one_task_a_node():
+        given["local_device_ids"] = []  # all: JAX would take it that each GPU has a task of its own
     # JAX aborts the process when its own time is over, with a trace of C++; this one is over before.
     watch = threading.Timer(f.join_timeout, _give_up, [f.join_timeout])
     watch.daemon = True
@@ -61,6 +68,11 @@ def _give_up(seconds: int) -> None:
 def slurm_tasks() -> int:
     """The tasks of this Slurm step, if it was started by srun."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_PROCID" in os.environ else 1
+
+
+def one_task_a_node() -> bool:
+    """Whether this Slurm step has one task on each of its nodes, such as "1(x4)"."""
+    return set(re.findall(r"(\d+)(?:\(|,|$)", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))) == {"1"}
 
 
 def tpu_hosts() -> int:
@@ -106,12 +118,12 @@ def agree(facts: dict[str, str]) -> None:
 
 
 def together(part):
-    """What `part()` gives, once it has worked on all processes. Where it raises a UserError on one, all raise: that one
-    its error, the others OtherProcessError, instead of waiting for it for ever."""
+    """What `part()` gives, once it has worked on all processes. Where it raises on one, all raise: that one its error,
+    the others OtherProcessError, instead of waiting for it for ever."""
     result, error = None, None
     try:
         result = part()
-    except UserError as e:
+    except Exception as e:
         error = e
     if error is not None and jax.process_count() == 1:
         raise error
@@ -126,13 +138,37 @@ def together(part):
 
 
 @contextlib.contextmanager
-def or_all_end():
-    """A UserError in the body ends this process at once where there are several: the others wait for it in the middle
-    of a step, and JAX ends them when they miss it."""
+def or_all_end(before_end: Callable[[], None]):
+    """An error in the body ends this process where there are several, after `before_end()`: the others wait for it in
+    the middle of a step, and JAX ends them when they miss it."""
     try:
         yield
-    except UserError as e:
+    except Exception as e:
         if jax.process_count() == 1:
             raise
-        print(f"error: {e}", file=sys.stderr, flush=True)
+        print(f"error: {e}" if isinstance(e, UserError) else traceback.format_exc(), file=sys.stderr, flush=True)
+        with contextlib.suppress(Exception):
+            before_end()
         os._exit(1)
+
+
+def check_shared(workdir: epath.Path) -> None:
+    """Raises ConfigError, on all processes, unless all have the same directory under this name."""
+    if jax.process_count() == 1:
+        return
+    token = workdir / f".shared-{from_first(lambda: uuid.uuid4().hex)}"
+    first = jax.process_index() == 0
+
+    def found():
+        if not token.exists():
+            raise ConfigError(
+                f"--workdir={workdir} on process {jax.process_index()} is not the directory of process 0: give one "
+                "that all hosts share, gs://BUCKET/PATH or a network disk"
+            )
+
+    together(lambda: write_whole(token, b"") if first else None)
+    try:
+        together(found)
+    finally:
+        if first:
+            token.unlink()

@@ -17,12 +17,14 @@ class Profile:
         if steps and not found:
             raise ConfigError(f"--profile={steps}: give START:N, the first step and how many, e.g. 20:5")
         self._first, number = (int(found[1]), int(found[2])) if found else (-1, 0)
-        self._end, self._workdir, self._mirror = self._first + number, None, None
+        self._end, self._workdir, self._mirror, self._begun = self._first + number, None, None, not steps
 
-    def before(self, step: int, workdir) -> None:
-        """To be called before each step, with its number from 0."""
+    def before(self, step: int, workdir, state) -> None:
+        """To be called before each step, with its number from 0 and the state that it begins from."""
         if step == self._first:
+            jax.block_until_ready(state)  # or the trace would have the steps before, which are still running
             self._workdir, self._mirror = workdir, Mirror(workdir)  # which copies it where the workdir is remote
+            self._begun = True
             jax.profiler.start_trace(str(self._mirror.local / "profile"))
 
     def after(self, step: int, result) -> None:
@@ -32,7 +34,9 @@ class Profile:
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is still running, and says where it is."""
+        """Ends a trace that is still running, and says where it is, or that there is none."""
+        if not self._begun:
+            say(f"warning: no profile: this run did not begin the step after {self._first}")
         if self._mirror:
             mirror, self._mirror = self._mirror, None
             jax.profiler.stop_trace()

@@ -35,7 +35,8 @@ def make_mesh(sizes=None, devices=None) -> Mesh:
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = mesh_shape(sizes or {"data": -1}, len(devices))
-    slices = len({getattr(d, "slice_index", 0) or 0 for d in devices})
+    # Of GPUs, this attribute says the host.
+    slices = len({getattr(d, "slice_index", None) or 0 for d in devices if d.platform == "tpu"}) or 1
     if shape[0] % slices:
         raise ConfigError(f"mesh.data={shape[0]} is not a multiple of the {slices} slices")
     try:
@@ -79,6 +80,14 @@ def by_rows(mesh: Mesh) -> NamedSharding:
 def rows_parts(mesh: Mesh) -> int:
     """Over how many devices the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def of_own_rows(x):
+    """`x (B, ...)`, pinned to be split by rows in a step on a mesh (`use_abstract_mesh`). Without it, XLA
+    splits a tower's states by channels where parameters are split over `fsdp`, and sends several times as much."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH))
 
 
 def laid_out(mesh: Mesh, tree):

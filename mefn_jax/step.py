@@ -83,7 +83,8 @@ def train_step(state: TrainState, batch: dict, *, recipe: Recipe, mesh):
         return loss_of_scores(scored, all_rows(model.score, scored, **scoring), batch["owner"])
 
     trained = optim.trainable(state.params, factors)
-    value, grads = jax.value_and_grad(loss_of)(trained)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `of_own_rows`
+        value, grads = jax.value_and_grad(loss_of)(trained)
     updates, opt_state = recipe.optimizer.update(grads, state.opt_state, trained)
     trained = optax.apply_updates(trained, updates)
     averaged = None if state.ema is None else average(state.ema, trained, state.step, recipe.ema)

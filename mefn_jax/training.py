@@ -9,10 +9,10 @@ from tqdm import tqdm
 from mefn_jax import config as configuration
 from mefn_jax import flops, state, step
 from mefn_jax.beginning import Run, announce, begin, checked, open_data
-from mefn_jax.checkpoint import Checkpoints, set_aside
+from mefn_jax.checkpoint import Checkpoints
 from mefn_jax.chips import chip_of
 from mefn_jax.data import pipeline
-from mefn_jax.distributed import or_all_end, together
+from mefn_jax.distributed import check_shared, or_all_end, together
 from mefn_jax.errors import UnreadableCheckpointError
 from mefn_jax.evaluator import Evaluator
 from mefn_jax.logs import StepLog, Writer, say
@@ -22,6 +22,8 @@ from mefn_jax.profile import Profile
 from mefn_jax.remote import directory
 from mefn_jax.sharding import make_mesh, put_rows, rows_here
 
+SETTLE = 120  # seconds that a save under way has when a process fails
+
 
 def train(config: ConfigDict, workdir, profile: str = "") -> None:
     """Trains as configured, from the workdir's latest checkpoint if it has one. See `train.py` for the order of a step,
@@ -30,27 +32,35 @@ def train(config: ConfigDict, workdir, profile: str = "") -> None:
     Raises ConfigError, DataError, CheckpointError or TrainingError; complete checkpoints are never harmed. One that
     cannot be read is moved aside, and the one before is used.
     """
-    workdir, trace = directory("--workdir", workdir), Profile(profile)
-    mesh = make_mesh(checked(config).mesh)
+    workdir, trace = together(lambda: (directory("--workdir", workdir), Profile(profile)))
+    mesh = together(lambda: make_mesh(checked(config).mesh))
     data = together(lambda: open_data(config, mesh))
-    while True:
+    check_shared(workdir)
+    with Preemption() as preemption, Checkpoints(workdir, create=True) as checkpoints:
+        run = begin_readable(data, checkpoints, workdir, mesh)
+        announce(run, workdir)
+        if run.done >= run.steps:
+            say(f"step {run.done} of {run.steps} is done already; nothing to train")
+        else:
+            loop(run, checkpoints, preemption, trace, workdir)
+
+
+def begin_readable(data, checkpoints: Checkpoints, workdir, mesh) -> Run:
+    """`begin` from the newest checkpoint that can be read; those that cannot are moved away, but only once another
+    could be: what hinders them all is no fault of theirs. Raises CheckpointError if there is none."""
+    run, skipped = None, False
+    while run is None:
         try:
-            with Preemption() as preemption, Checkpoints(workdir, create=True) as checkpoints:
-                run = begin(data, checkpoints, workdir, mesh)
-                announce(run, workdir)
-                if run.done >= run.steps:
-                    say(f"step {run.done} of {run.steps} is done already; nothing to train")
-                else:
-                    loop(run, checkpoints, preemption, trace, workdir)
-            return
+            run = begin(data, checkpoints, workdir, mesh)
         except UnreadableCheckpointError as e:
-            pass_over(workdir, e)
-
-
-def pass_over(workdir, error: UnreadableCheckpointError) -> None:
-    """Moves the newest checkpoint out of the way. Raises CheckpointError if it is the only one."""
-    together(lambda: set_aside(workdir, error) if jax.process_index() == 0 else None)
-    say(f"warning: {error}; moved to {workdir}/unreadable, going on from the one before")
+            checkpoints.skip(e)
+            skipped = True
+            say(f"warning: {e}; trying the one before")
+    if skipped:
+        together(lambda: checkpoints.set_aside() if jax.process_index() == 0 else None)
+        checkpoints.reload()
+        say(f"moved what cannot be read to {workdir}/unreadable")
+    return run
 
 
 def loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: Profile, workdir) -> None:
@@ -62,10 +72,10 @@ def loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: Prof
     writer = together(lambda: Writer(workdir, run.done))
     log = StepLog(config, run.schedule, steps, peak_seconds(run))
     bar = tqdm(total=steps, initial=run.done, unit=" steps", disable=None, leave=False)
-    with or_all_end():
+    with or_all_end(lambda: checkpoints.wait(SETTLE)):
         try:
             for k in range(run.done, steps):
-                trace.before(k, workdir)
+                trace.before(k, workdir, current)
                 waiting = time.perf_counter()
                 batch, captions = next(batches)
                 log.clock.waited(waiting)

@@ -25,8 +25,11 @@ SMOKE = ("--config=configs/flickr8k.py:smoke", "--config.text.vocab_size=400", "
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """Where drawn scenes and compiled programs are kept between the commands of one test session."""
-    return tmp_path_factory.mktemp("cache")
+    """Where drawn scenes and compiled programs are kept between the commands of a test session, of all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

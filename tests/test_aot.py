@@ -1,17 +1,24 @@
 """The real train step and scoring step, compiled for TPU slices that are not there."""
 
+import functools
 import json
 import re
+from pathlib import Path
 
+import jax
+import optax
 import pytest
 from conftest import ROOT
 
 import configs.shapes
-from mefn_jax.sharding import make_mesh
+from mefn_jax import optim, state
+from mefn_jax.model import build, empty_images, empty_texts
+from mefn_jax.sharding import laid_out, make_mesh
 
 pytest.importorskip("libtpu")
 
 TARGET = "v5e:2x4"
+GOLDEN = Path(__file__).parent / "fixtures" / "shardings.txt"
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +90,33 @@ def test_unknown_slices_are_refused(target, command):
     assert "give v4, v5e, v5p or v6e" in done.stderr
 
 
+def test_where_everything_lies():
+    """A text golden of the state's shardings on v5e:2x4: `python tests/test_aot.py` writes it anew."""
+    assert listing() == GOLDEN.read_text()
+
+
+def listing() -> str:
+    from mefn_jax.aot import devices_of
+
+    config = configs.shapes.get_config()
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, devices_of(TARGET))
+    model = build(config, 1000)
+    init = functools.partial(model.init, jax.random.key(0), empty_images(config), *empty_texts(config))
+    factors = optim.rate_factors(jax.eval_shape(init), (), 1.0)
+    optimizer = optim.adamw(optax.constant_schedule(0.1), 0.1, 1.0, factors)
+    shapes = jax.eval_shape(functools.partial(state.create, init, optimizer, factors, mesh))
+    leaves = zip(jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(laid_out(mesh, shapes)), strict=True)
+    named = [(jax.tree_util.keystr(path, simple=True, separator="/"), x.shape, s.spec) for (path, x), s in leaves]
+    return "".join(f"{name:70} {shape!s:18} {spec}\n" for name, shape, spec in named)
+
+
 def test_slices_are_joined_along_data():
     from mefn_jax.aot import devices_of
 
     devices = devices_of("v5e:2x2:2")
     mesh = make_mesh({"data": 2, "fsdp": 4}, devices)
     assert [{d.slice_index for d in row.flat} for row in mesh.devices] == [{0}, {1}]
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(listing())

@@ -40,6 +40,28 @@ def test_a_transformers_arithmetic():
     assert flops.of_program(tower.apply, params, pixels) == expected
 
 
+@pytest.mark.parametrize(("frozen", "negatives"), [("", "global"), ("image", "global"), ("text", "local")])
+def test_a_step_is_three_times_forwards_but_for_what_is_frozen(frozen, negatives):
+    b, n, c, d, words, devices = 6, 5, 3, 7, 4, 2
+    images, ids, mask = jnp.zeros((b, n, c)), jnp.zeros((b, words), int), jnp.ones((b, words), bool)
+    params = {"image": jnp.zeros((c, d)), "text": jnp.zeros((9, d))}
+    model = SimpleNamespace(
+        encode_images=lambda p, x: x @ p["image"],
+        encode_texts=lambda p, ids, mask: jax.nn.one_hot(ids, 9) @ p["text"],
+        score=lambda p, v, t: jnp.einsum("ind,jmd->ij", v, t),
+    )
+    factors = {kind: {"backbone": {"kernel": 0.0 if kind == frozen else 1.0}} for kind in ("image", "text")}
+    recipe = SimpleNamespace(model=model, factors=factors, negatives=negatives)
+    mesh, batch = SimpleNamespace(size=devices), {"images": images, "ids": ids, "mask": mask}
+    found = flops.of_step(recipe, mesh, params, batch)
+    scores = flops.of_program(lambda v, t: model.score(None, v, t), jnp.zeros((b, n, d)), jnp.zeros((b, words, d)))
+    assert found == {
+        "images": 2 * b * n * c * d * (1 if frozen == "image" else 3),
+        "texts": 2 * b * words * 9 * d * (1 if frozen == "text" else 3),
+        "scores": 3 * scores / (devices if negatives == "local" else 1),
+    }
+
+
 HLO = """HloModule step
 
 %add (a: f32[], b: f32[]) -> f32[] {

@@ -116,7 +116,7 @@ def has_step(workdir, step):
     return path.is_file() and any(number >= step for number in losses(workdir))
 
 
-LAST = 60  # some seconds, in which a signal is sent
+LAST = 40  # some seconds, in which a signal is sent
 STEPS = f"--config.train.steps={LAST}"
 
 
@@ -148,7 +148,10 @@ def stopped(start, tmp_path_factory):
 def test_sigterm_stops_both_at_one_step_and_any_number_goes_on(processes, stopped, unbroken, start, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(stopped, workdir)
-    ended(start(workdir, processes, STEPS, devices=2 if processes == 1 else 1))
+    (step,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
+    spread = ("--config.mesh.data=2", "--config.mesh.fsdp=2") if processes == 4 else ()
+    said = ended(start(workdir, processes, STEPS, *spread, devices=2 if processes == 1 else 1))
+    assert f"resuming after {step}" in said[0]
     found, expected = losses(workdir), losses(unbroken)
     assert found.keys() >= expected.keys()
     np.testing.assert_allclose([found[k] for k in expected], list(expected.values()), rtol=1e-5)
@@ -175,7 +178,10 @@ def test_a_killed_save_loses_nothing_but_itself(start, tmp_path, unbroken):
         process.kill()
     for process in started:
         process.wait()
-    ended(start(workdir, 1, STEPS))
+    assert any(".orbax-checkpoint-tmp" in path.name for path in folder.iterdir())
+    whole = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    (said,) = ended(start(workdir, 1, STEPS))
+    assert f"resuming after {whole}" in said
     found, expected = losses(workdir), losses(unbroken)
     np.testing.assert_allclose([found[k] for k in expected], list(expected.values()), rtol=1e-5)
 
@@ -190,7 +196,7 @@ def test_an_unreadable_newest_checkpoint_is_passed_over(part, processes, start, 
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     said = ended(start(workdir, processes, "--config.train.steps=8", "--config.train.save_every=2"))[0]
     assert "checkpoints/8: cannot be read as a checkpoint" in said
-    assert "unreadable, going on from the one before" in said
+    assert f"moved what cannot be read to {workdir}/unreadable" in said
     assert "resuming after 4" in said
     with Checkpoints(workdir) as checkpoints:
         assert checkpoints.latest == 8
@@ -206,8 +212,15 @@ def test_the_only_checkpoint_is_not_thrown_away(start, tmp_path):
         if path.is_file():
             path.write_bytes(b"{")
     (said,) = ended(start(workdir, 1, "--config.train.steps=4"), status=1)
-    assert "there is no other: remove it to begin anew" in said
+    assert "there is no other that can be read: remove it to begin anew" in said
     assert (workdir / "checkpoints" / "2").is_dir()
+
+
+def test_a_workdir_that_is_not_shared_is_refused(start, tmp_path):
+    said = ended(start(tmp_path / "run", 2, each=lambda k: (f"--workdir={tmp_path / str(k)}",)), status=1)
+    assert f"--workdir={tmp_path}/1 on process 1 is not the directory of process 0" in said[1]
+    assert "process 1 cannot go on" in said[0]
+    assert list((tmp_path / "0").iterdir()) == []
 
 
 def test_data_that_one_host_lacks_stops_all(start, tmp_path):
@@ -239,5 +252,8 @@ def test_where_several_processes_are_expected(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     assert (distributed.slurm_tasks(), distributed.tpu_hosts()) == (1, 1)  # in a job, but not by srun
     monkeypatch.setenv("SLURM_PROCID", "0")
+    for tasks, one in (("1(x4)", True), ("1", True), ("1(x2),2", False), ("8(x2)", False), ("11", False)):
+        monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+        assert distributed.one_task_a_node() == one, tasks
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b,c")
     assert (distributed.slurm_tasks(), distributed.tpu_hosts()) == (4, 3)

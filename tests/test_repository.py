@@ -40,7 +40,7 @@ def test_readme_names_keys_and_flags_that_exist():
     keys = set(re.findall(r"--config\.([\w.]+\w)[=`]", readme)) - {"key"}
     assert len(keys) > 15
     assert keys <= known, keys - known
-    # Each is run by test_commands, test_processes, test_aot or test_study; here it is that README spells them right.
+    # Here it is that README spells them right; the other tests run what needs no cloud.
     ours = {"train.py", "eval.py", *re.findall(r"python -m (mefn_jax\.[\w.]+)", readme)}
     flags = set()
     for script in ours:

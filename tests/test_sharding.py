@@ -1,9 +1,9 @@
 """Any arrangement of the devices gives the same training: losses and parameters after some steps."""
 
 import functools
-from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -11,17 +11,18 @@ from jax.sharding import PartitionSpec as P
 
 import configs.shapes
 from mefn_jax import optim, state, step
+from mefn_jax.collectives import collectives
+from mefn_jax.encoders.parts import in_parts
 from mefn_jax.errors import ConfigError
 from mefn_jax.model import build, empty_images, empty_texts
 from mefn_jax.sharding import by_rows, check_divides, make_mesh, mesh_shape, put_whole, spec
 
-GOLDEN = Path(__file__).parent / "fixtures" / "shardings.txt"
 B, VOCABULARY = 16, 64
-MESHES = [
-    {"data": 2},
-    {"data": 8},
-    {"data": 1, "fsdp": 4},
-    {"data": 2, "fsdp": 2, "tensor": 2},
+MESHES = [  # sizes, and what is to make no difference either
+    ({"data": 2}, {}),
+    ({"data": 8}, {}),
+    ({"data": 1, "fsdp": 4}, {"remat": "dots"}),
+    ({"data": 2, "fsdp": 2, "tensor": 2}, {"remat": "blocks"}),
 ]
 
 
@@ -48,7 +49,8 @@ def batch_of(config, number):
 
 
 def trained(config, sizes, steps=3):
-    """Losses, and parameters as NumPy arrays, after some steps on a mesh of these sizes; and the mesh's state."""
+    """Losses, and parameters as NumPy arrays, after some steps on a mesh of these sizes; the mesh's state, and what the
+    program sends."""
     number = int(np.prod(list(sizes.values())))
     mesh = make_mesh(sizes, jax.devices()[:number])
     model = build(config, VOCABULARY)
@@ -57,12 +59,13 @@ def trained(config, sizes, steps=3):
     # Not Adam, which makes steps of full length of the rounding in a gradient that is zero (the keys' bias).
     optimizer = optax.sgd(0.05, momentum=0.9)
     current = state.create(init, optimizer, factors, mesh)
-    run = step.compile_step(mesh, current, step.recipe(config, model, optimizer, factors))
-    losses = []
-    for k in range(steps):
-        current, metrics = run(current, put_whole(by_rows(mesh), batch_of(config, k)))
+    batches = [put_whole(by_rows(mesh), batch_of(config, k)) for k in range(steps)]
+    recipe = step.recipe(config, model, optimizer, factors)
+    run, losses = step.compile_step(mesh, current, recipe).lower(current, batches[0]).compile(), []
+    for batch in batches:
+        current, metrics = run(current, batch)
         losses.append(float(metrics["loss"]))
-    return np.array(losses), jax.tree.map(np.asarray, current.params), current
+    return np.array(losses), jax.tree.map(np.asarray, current.params), current, collectives(run.as_text())
 
 
 @functools.cache
@@ -70,9 +73,9 @@ def alone():
     return trained(config_of(), {"data": 1})[:2]
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_every_mesh_trains_as_one_device_does(sizes):
-    losses, params, current = trained(config_of(), sizes)
+@pytest.mark.parametrize(("sizes", "options"), MESHES, ids=str)
+def test_every_mesh_trains_as_one_device_does(sizes, options):
+    losses, params, current, sent = trained(config_of(**options), sizes)
     np.testing.assert_allclose(losses, alone()[0], rtol=2e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, alone()[1])
     kernel = current.params["text"]["backbone"]["layer_0"]["mlp_in"]["kernel"]
@@ -80,6 +83,8 @@ def test_every_mesh_trains_as_one_device_does(sizes):
     assert kernel.addressable_shards[0].data.size * parts == kernel.size
     moment = optim_state_of(current, "mlp_in")
     assert {m.addressable_shards[0].data.size * parts for m in moment} == {kernel.size}
+    if parts == 1:  # all are sent the pairs' owners and the like, and never their fragments
+        assert sum(c["bytes"] for c in sent if c["kind"] == "all-gather") <= 32 * B
 
 
 def test_a_resnet_and_dropout_do_not_see_the_devices():
@@ -87,7 +92,7 @@ def test_a_resnet_and_dropout_do_not_see_the_devices():
     with config.unlocked():
         config.image.arch = "resnet"
         config.text.bert.dropout = config.augment.regions = 0.2
-    (losses, params, _), (ours, theirs, _) = (trained(config, sizes, 2) for sizes in ({"data": 1}, {"data": 4}))
+    (losses, params, *_), (ours, theirs, *_) = (trained(config, sizes, 2) for sizes in ({"data": 1}, {"data": 4}))
     np.testing.assert_allclose(losses, ours, rtol=2e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, theirs)
 
@@ -96,21 +101,6 @@ def optim_state_of(current, name):
     leaves = jax.tree_util.tree_leaves_with_path(current.opt_state)
     wanted = f"['text']['backbone']['layer_0']['{name}']['kernel']"
     return [x for path, x in leaves if jax.tree_util.keystr(path).endswith(wanted)]
-
-
-def test_where_every_parameter_lies():
-    """A text golden: `python tests/test_sharding.py` writes it anew."""
-    assert listing() == GOLDEN.read_text()
-
-
-def listing() -> str:
-    config = configs.shapes.get_config()
-    model = build(config, 1000)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), empty_images(config), *empty_texts(config))
-    sizes = {"data": 2, "fsdp": 2, "tensor": 2}
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    named = [("/".join(part.key for part in path), x.shape) for path, x in leaves]
-    return "".join(f"{name:50} {shape!s:18} {spec(name, shape, sizes)}\n" for name, shape in named)
 
 
 @pytest.mark.parametrize(
@@ -151,12 +141,27 @@ def test_a_batch_that_cannot_be_split_is_refused():
         check_divides(40, 4, mesh)
 
 
+def test_parts_have_the_same_dropout_going_back():
+    mesh = make_mesh({"data": 2}, jax.devices()[:2])
+    x, w, key = jnp.arange(48.0).reshape(B, 3) / 48, jnp.array([1.0, -2, 3]), jax.random.key(0)
+
+    def encode(w):
+        return lambda key, x: jnp.tanh(x * w) * jax.random.bernoulli(key, 0.5, x.shape)
+
+    def by_loop(w):
+        places = np.arange(B).reshape(2, 4, -1).swapaxes(0, 1).reshape(4, -1)  # device, part, row
+        parts = [encode(w)(k, x[rows]) for k, rows in zip(jax.random.split(key, 4), places, strict=True)]
+        return jnp.zeros_like(x).at[places.reshape(-1)].set(jnp.concatenate(parts))
+
+    def loss(make):
+        return lambda w: jnp.sum(jnp.square(make(w)))
+
+    ours = jax.jit(jax.value_and_grad(loss(lambda w: in_parts(encode(w), key, (x,), mesh=mesh, parts=4))))(w)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, jax.value_and_grad(loss(by_loop))(w))
+
+
 @pytest.mark.parametrize("options", [{"encoder_parts": 2}, {"encoder_parts": 4}], ids=str)
 def test_encoders_in_parts_train_the_same(options):
-    losses, params, _ = trained(config_of(**options), {"data": 2})
+    losses, params, *_ = trained(config_of(**options), {"data": 2})
     np.testing.assert_allclose(losses, alone()[0], rtol=2e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, alone()[1])
-
-
-if __name__ == "__main__":
-    GOLDEN.write_text(listing())

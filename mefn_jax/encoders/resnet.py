@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mefn_jax.encoders.transformer import again, skip_chance, skipped
+from mefn_jax.sharding import of_own_rows
 
 GROUP_SIZE = 16
 
@@ -137,7 +138,7 @@ class ResNet(nn.Module):
                     skip,
                     self.dtype,
                     name=f"stage_{s}_block_{b}",
-                )(x, deterministic)
+                )(of_own_rows(x), deterministic)
                 done += 1
             grids.append(x)
         return grids, x.mean((1, 2))

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mefn_jax.sharding import of_own_rows
+
 LOW = -1e30  # a logit that gets no weight
 # What is computed again: nothing; all but the outputs of matrix products; all but each block's input.
 REMAT = {"none": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "blocks": None}
@@ -155,5 +157,5 @@ class Transformer(nn.Module, kw_only=True):
                 dtype=self.dtype,
                 name=f"layer_{k}",
                 **kind,
-            )(x, mask, deterministic)
-        return x
+            )(of_own_rows(x), mask, deterministic)
+        return of_own_rows(x)
