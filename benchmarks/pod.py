@@ -1,4 +1,4 @@
-"""What a train step needs on TPU slices of many sizes, compiled for them without one (needs libtpu; TIME minutes).
+"""What a train step needs on TPU slices of many sizes, compiled for them without one (libtpu; a quarter of an hour).
 
     python benchmarks/pod.py [--only=scaling,large]
 
@@ -80,6 +80,8 @@ def row(name, target, config) -> dict:
         "tflops_a_chip": facts["flops_per_step"] / chips / 1e12,
         "score_share": facts["flops"]["scores"] / facts["flops_per_step"],
         "sent_gb": sum(c["bytes"] for c in facts["collectives"]) / 1e9,
+        "gathered_gb": sum(c["bytes"] for c in facts["collectives"] if c["kind"] == "all-gather") / 1e9,
+        "least_ms": 1e3 * facts["lower_bound_s"]["arithmetic"],
         "fits": facts["fits"],
         "compile_s": facts["compile_s"],
     }
@@ -101,11 +103,13 @@ def main() -> None:
     rows = [row(*case) for case in cases(parser.parse_args().only.split(","))]
     print()
     titles = (("GiB a chip", 11), ("rows", 6), ("score temp.", 11), ("TFLOP a chip", 13), ("scores", 7), ("sent GB", 8))
+    titles += (("gathered", 9), ("at least ms", 11), ("compiled s", 10))
     print(f"{'case':30} " + " ".join(f"{title:>{width}}" for title, width in titles))
     for r in rows:
         print(
             f"{r['case']:30} {r['total_gib']:11.2f} {r['score_rows_gib']:6.3f} {r['score_temporaries_gib']:11.3f} "
-            f"{r['tflops_a_chip']:13.2f} {r['score_share']:7.1%} {r['sent_gb']:8.2f}"
+            f"{r['tflops_a_chip']:13.2f} {r['score_share']:7.1%} {r['sent_gb']:8.2f} "
+            f"{r['gathered_gb']:9.4f} {r['least_ms']:11.1f} {r['compile_s']:10.0f}"
             + ("" if r["fits"] else " does not fit")
         )
     print(json.dumps(rows))
