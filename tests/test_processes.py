@@ -186,11 +186,19 @@ def test_a_killed_save_loses_nothing_but_itself(start, tmp_path, unbroken):
     np.testing.assert_allclose([found[k] for k in expected], list(expected.values()), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("part", "processes"), [("state", 1), ("meta", 1), ("state", 2)])
-def test_an_unreadable_newest_checkpoint_is_passed_over(part, processes, start, tmp_path):
+@pytest.fixture(scope="module")
+def eight(start, tmp_path_factory):
+    """A run of eight steps with the checkpoints 4 and 8."""
+    workdir = tmp_path_factory.mktemp("eight")
+    (said,) = ended(start(workdir, 1, "--config.train.steps=8", "--config.train.save_every=4", "--profile=50:2"))
+    assert "warning: no profile: this run did not begin the step after 50" in said
+    return workdir
+
+
+@pytest.mark.parametrize(("part", "processes"), [("meta", 1), ("state", 2)])
+def test_an_unreadable_newest_checkpoint_is_passed_over(part, processes, eight, start, tmp_path):
     workdir = tmp_path / "run"
-    saves = "--config.train.save_every=4"
-    ended(start(workdir, 1, "--config.train.steps=8", saves))
+    shutil.copytree(eight, workdir)
     for path in (workdir / "checkpoints" / "8" / part).glob("**/*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -205,15 +213,16 @@ def test_an_unreadable_newest_checkpoint_is_passed_over(part, processes, start, 
     assert set(losses(workdir)) == set(range(1, 9))
 
 
-def test_the_only_checkpoint_is_not_thrown_away(start, tmp_path):
+def test_the_only_checkpoint_is_not_thrown_away(eight, start, tmp_path):
     workdir = tmp_path / "run"
-    ended(start(workdir, 1, "--config.train.steps=2"))
-    for path in (workdir / "checkpoints" / "2" / "meta").glob("**/*"):
+    shutil.copytree(eight, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    for path in (workdir / "checkpoints" / "8" / "meta").glob("**/*"):
         if path.is_file():
             path.write_bytes(b"{")
-    (said,) = ended(start(workdir, 1, "--config.train.steps=4"), status=1)
+    (said,) = ended(start(workdir, 1, "--config.train.steps=9"), status=1)
     assert "there is no other that can be read: remove it to begin anew" in said
-    assert (workdir / "checkpoints" / "2").is_dir()
+    assert (workdir / "checkpoints" / "8").is_dir()
 
 
 def test_a_workdir_that_is_not_shared_is_refused(start, tmp_path):
