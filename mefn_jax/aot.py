@@ -171,7 +171,7 @@ def described(mesh, params) -> dict:
     """How many parameters there are, and the largest with their places."""
     where = jax.tree.leaves(laid_out(mesh, params))
     leaves = zip(jax.tree_util.tree_leaves_with_path(params), where, strict=True)
-    named = [("/".join(part.key for part in path), x.shape, s.spec) for (path, x), s in leaves]
+    named = [(jax.tree_util.keystr(path, simple=True, separator="/"), x.shape, s.spec) for (path, x), s in leaves]
     named.sort(key=lambda row: -math.prod(row[1]))
     return {
         "parameters": state.count(params),

@@ -171,7 +171,8 @@ class Checkpoints:
         try:
             unreadable.mkdir(parents=True, exist_ok=True)
             for step in self._skipped:
-                (self.directory / str(step)).rename(unreadable / str(step))
+                earlier = len(list(unreadable.glob(f"{step}*")))  # moved at this step before
+                (self.directory / str(step)).rename(unreadable / (f"{step}-{earlier}" if earlier else str(step)))
         except OSError as e:
             raise CheckpointError(f"{self.directory}: cannot move {self._skipped} away ({reason(e)})") from e
 

@@ -97,7 +97,7 @@ def laid_out(mesh: Mesh, tree):
     """
 
     def sharding(path, leaf):
-        name = "/".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", "")))) for part in path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         return NamedSharding(mesh, spec(name, leaf.shape, mesh.shape))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
