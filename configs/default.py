@@ -190,10 +190,10 @@ def shrink(c):
     c.image.size = 64
     c.image.scales = tuple(min(n, 4) for n in c.image.scales)
     c.image.resnet.update(stem_width=8, depths=(1, 1, 1, 1), widths=(8, 16, 16, 32), stem_pool=False)
-    c.image.vit.update(width=32, layers=2, heads=2, mlp_width=64, patch=16, stem=())
+    c.image.vit.update(width=32, layers=1, heads=2, mlp_width=64, patch=16, stem=())
     c.text.max_words = 16
     for tower in (c.text.bert, c.text.clip):
-        tower.update(width=32, layers=2, heads=2, mlp_width=64, max_positions=64)
+        tower.update(width=32, layers=1, heads=2, mlp_width=64, max_positions=64)
     c.text.gru.word_width = 16
     c.matcher.background = min(c.matcher.background, 8)
     c.loss.warmup_steps = min(c.loss.warmup_steps, 4)

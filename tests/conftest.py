@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before JAX's first call; what does not ask for more runs on the first
-# What tests compile in their own process runs a few times: nearly all the time is compilation, and so a third less.
+# What tests compile runs a few times: nearly all the time is compilation, and so a third less.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu is installed, but there is no TPU
 
@@ -57,7 +57,7 @@ def command(cache):
 
 def environment(cache, devices=1) -> dict:
     """The environment of a command: CPU, simulated devices, and compiled programs kept in `cache`."""
-    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
+    return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "MEFN_CACHE": str(cache / "data"),

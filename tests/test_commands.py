@@ -148,7 +148,7 @@ LONG = ("--config.train.steps=24", "--config.train.save_every=2", "--config.trai
 
 def test_killed_runs_resume_bit_identically(tmp_path, command, cache):
     command("train.py", SMOKE, f"--workdir={tmp_path / 'whole'}", *LONG)
-    for moment in range(3):  # killed again and again, at whatever moment it comes to
+    for moment in range(2):  # killed again and again, at whatever moment it comes to
         process = start(cache, tmp_path / "broken", *LONG)
         lines = (line for line in process.stdout if line.startswith("step "))
         for _ in range(3):  # by the third line the first checkpoint is complete
@@ -239,7 +239,7 @@ def test_another_model_in_the_workdir_is_refused_by_key(trained, command):
     args = (f"--workdir={workdir}", "--config.embed_dim=64", "--config.text.bert.layers=3")
     message = refusal(command, "train.py", SMOKE, *args)
     assert "embed_dim: 32 there, 64 here" in message
-    assert "text.bert.layers: 2 there, 3 here" in message
+    assert "text.bert.layers: 1 there, 3 here" in message
     assert "image" not in message.replace(str(workdir), "")
     assert "choose another --workdir" in message
 

@@ -31,7 +31,6 @@ def config_of(**train):
     with c.unlocked():
         c.text.max_words, c.text.vocab_size = 6, VOCABULARY
         c.train.update(batch_size=B, **train)
-        c.image.vit.layers = c.text.bert.layers = 1
         c.matcher.background = 8
     return c
 
