@@ -5,6 +5,9 @@
         --config.image.pretrained=DIR --config.text.pretrained=DIR [--out=DIR]
     python eval.py --config=FILE.py --compile_for=v5e:2x4                 # the scoring step, for a TPU slice
     python eval.py --compare=DIR,DIR,... --out=DIR [--split=test]         # evaluated runs in one table; globs too
+    python eval.py --workdir=DIR --index_images=FOLDER --index=INDEX      # encodes a folder of images
+    python eval.py --workdir=DIR --index=INDEX --query=TEXT [--topk=10] [--out=FILE.png]
+    python eval.py --workdir=DIR --query_image=FILE --captions=FILE.txt [--topk=10]
     python eval.py --ensemble=DIR,DIR,... --out=DIR [--split=test]        # several runs' scores, averaged
 """
 
@@ -22,13 +25,20 @@ def define_flags() -> None:
     flags.DEFINE_string("data_dir", "", "Prepared data set; by default the one trained on.")
     flags.DEFINE_string("split", "test", "train, val (or dev) or test.")
     flags.DEFINE_string("step", "best", "Checkpoint: best (by val rSum), latest, or a step.")
-    flags.DEFINE_integer("folds", 1, "Consecutive folds of the images to average over (COCO 1K: 5).", lower_bound=1)
+    flags.DEFINE_list("folds", ["1"], "Consecutive folds of the images to average over; 1,5: COCO's 5K and 1K at once.")
+    flags.DEFINE_string("save_scores", "", "A .npy file for the scores of all pairs, float32 (images, captions).")
     flags.DEFINE_bool("ema", False, "Evaluate the average of the parameters (train.ema), into eval/<split>_ema.")
     flags.DEFINE_list("compare", [], "Directories of evaluated runs; the first is what the others are compared with.")
     flags.DEFINE_list("ensemble", [], "Directories of runs whose score matrices are averaged.")
+    flags.DEFINE_string("index_images", "", "A folder of images to encode into --index.")
+    flags.DEFINE_string("index", "", "Directory of an index, to be made or searched.")
+    flags.DEFINE_string("query", None, "A caption, whose images are looked for in --index.")
+    flags.DEFINE_string("query_image", "", "An image file, whose lines are looked for in --captions.")
+    flags.DEFINE_string("captions", "", "A text file, a caption a line.")
+    flags.DEFINE_integer("topk", 10, "How many are found.", lower_bound=1)
     process_flags()
     compile_flags()
-    flags.DEFINE_string("out", "", "Where metrics.json and ranks.npz go; default: WORKDIR/eval/<split>.")
+    flags.DEFINE_string("out", "", "Where metrics.json and ranks.npz go (WORKDIR/eval/<split>); of a query, a picture.")
 
 
 def main() -> None:
@@ -48,16 +58,43 @@ def main() -> None:
         raise ConfigError("give one of --workdir, --config, --compare and --ensemble")
     if (f.compare or f.ensemble) and not f.out:
         raise ConfigError("--out=DIR is missing: where the tables, or the ensemble's metrics.json, go")
-    if f.compare:
+    if not all(number.isdigit() and int(number) for number in f.folds) or not f.folds:
+        raise ConfigError(f"--folds={','.join(f.folds)}: give numbers of at least 1")
+    folds = tuple(map(int, f.folds))
+    if f.index_images or f.index or f.query is not None or f.query_image:
+        retrieval(f)
+    elif f.compare:
         compare.compare(f.compare, f.split, f.out)
     elif f.ensemble:
-        evaluate.ensemble(f.ensemble, f.data_dir, f.split, f.step, f.folds, f.out)
+        evaluate.ensemble(f.ensemble, f.data_dir, f.split, f.step, folds, f.out, keep=f.save_scores)
     elif f.config is not None:
         if f["step"].present:
             raise ConfigError("--config evaluates pretrained towers without a run: leave --step out")
-        evaluate.zero_shot(f.config, f.data_dir, f.split, f.folds, f.out)
+        evaluate.zero_shot(f.config, f.data_dir, f.split, folds, f.out, keep=f.save_scores)
     else:
-        evaluate.evaluate(f.workdir or "runs/shapes", f.data_dir, f.split, f.step, f.folds, f.out, f.ema)
+        evaluate.evaluate(f.workdir or "runs/shapes", f.data_dir, f.split, f.step, folds, f.out, f.ema, f.save_scores)
+
+
+def retrieval(f) -> None:
+    """The commands around an index."""
+    from mefn_jax import retrieve
+
+    run_of = (f.workdir or "runs/shapes", f.step)
+    asked = [name for name in ("index_images", "query", "query_image") if f[name].value not in (None, "")]
+    if f.query == "":
+        raise ConfigError("--query is empty: give a caption")
+    if len(asked) != 1:
+        raise ConfigError("give one of --index_images, --query and --query_image")
+    if (f.index_images or f.query) and not f.index:
+        raise ConfigError("--index=INDEX is missing: the directory of the index")
+    if f.query_image and not f.captions:
+        raise ConfigError("--captions=FILE.txt is missing: the lines to rank")
+    if f.index_images:
+        retrieve.index_images(*run_of, f.index_images, f.index, f.ema)
+    elif f.query_image:
+        retrieve.query_image(*run_of, f.query_image, f.captions, f.topk, f.ema)
+    else:
+        retrieve.query(*run_of, f.index, f.query, f.topk, out=f.out, ema=f.ema)
 
 
 if __name__ == "__main__":

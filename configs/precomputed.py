@@ -34,5 +34,5 @@ def get_config(arg=""):
     c.loss.name = "info_nce"
     c.train.update(epochs=4.0, batch_size=128, learning_rate=1e-3, weight_decay=0.0)
     c.train.update(log_every=50, eval_every=100_000, save_every=500, tile_mib=2.0)  # evaluates at the end alone
-    c.eval.update(batch_size=250, val_images=0, tile_images=100, tile_captions=250)
+    c.eval.update(batch_size=250, val_images=0)
     return default.finish(c, f"model={options['model']}" + (",smoke" if options["smoke"] else ""))

@@ -20,7 +20,11 @@ from mefn_jax import flops, losses, optim, state, step, towers
 from mefn_jax.chips import GIB, chip_of
 from mefn_jax.collectives import collectives
 from mefn_jax.errors import ConfigError, reason
+from mefn_jax.evaluator import default_tile_mib, scoring
 from mefn_jax.logs import say
+from mefn_jax.matching.packing import TEXTS, WORDS
+from mefn_jax.matching.sides import packed, regions_of
+from mefn_jax.matching.tiled import IMAGES, tile_images
 from mefn_jax.model import CHOICES, batch_shapes, build, empty_images, empty_texts
 from mefn_jax.sharding import abstract, arranged, by_rows, check_divides, laid_out, make_mesh, replicated
 
@@ -28,6 +32,7 @@ jax.config.update("jax_platforms", "cpu")  # with libtpu installed it would look
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ... and for Google's metadata server
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several may compile at once: none has a TPU to lock
 
+GROUPS = 128  # of texts, about a thousand captions
 VOCABULARY = 30522  # of BERT, where no tokenizer says it
 # XLA's level O1 (EFFORT_O1 of xla.proto) compiles several times as fast as what a TPU is given by default. Two programs
 # for 256 chips needed 2 and 5 % less memory so (docs/pods.md): this margin is kept. JAX_OPTIMIZATION_LEVEL chooses
@@ -89,23 +94,30 @@ def compile_train(config, target: str, report: str = "") -> bool:
 
 
 def compile_scoring(config, target: str, report: str = "") -> bool:
-    """Likewise the step that scores one tile of images and captions in evaluation."""
+    """Likewise the step of evaluation that scores IMAGES images a device against GROUPS groups of texts."""
     config = checked(config, report)
     mesh = make_mesh(None, devices_of(target))
     model = build(config, config.text.vocab_size or VOCABULARY)
+    if not model.has_tile:
+        raise ConfigError(f"--compile_for: the matcher of model={config.model} has no tile to compile")
     shapes = jax.eval_shape(model.init, jax.random.key(0), empty_images(config), *empty_texts(config))
-    params = abstract(mesh, shapes)
-    e = config.eval
-    rows = -(-e.tile_images // mesh.size) * mesh.size
-    batch = of_rows(batch_shapes(config), by_rows(mesh))
-    images = of_rows(jax.eval_shape(model.encode_images, params, batch["images"]), by_rows(mesh), rows)
-    texts = jax.eval_shape(model.encode_texts, params, batch["ids"], batch["mask"])
-    texts = of_rows(texts, replicated(mesh), e.tile_captions)
-    everywhere = replicated(mesh)
-    score = jax.jit(model.score, in_shardings=(None, by_rows(mesh), everywhere), out_shardings=everywhere)
-    work = {"scores": flops.of_program(model.score, params, images, texts)}
-    facts = compiled(score.lower(params, images, texts), mesh, work) | described(mesh, {"matcher": params["matcher"]})
-    what = f"{config.model}, a tile of {rows} images by {e.tile_captions} captions"
+    params, batch, everywhere = abstract(mesh, shapes), batch_shapes(config), replicated(mesh)
+    images = of_rows(jax.eval_shape(model.encode_images, params, batch["images"]), by_rows(mesh), IMAGES * mesh.size)
+    sizes = {"vectors": (WORDS, config.embed_dim), "of": (WORDS, TEXTS), "pooled": (TEXTS, images.pooled.shape[-1])}
+    groups = tuple(
+        jax.ShapeDtypeStruct((GROUPS, *size), jax.numpy.float32, sharding=everywhere) for size in sizes.values()
+    )
+    step = scoring(model, mesh, config.eval.tile_mib)
+    number = jax.ShapeDtypeStruct((), jax.numpy.int32, sharding=everywhere)
+    tiles, size = tile_images(*(IMAGES, images.mask.shape[1]), WORDS, config.eval.tile_mib or default_tile_mib(mesh))
+    regions = jax.eval_shape(regions_of, of_rows(images, everywhere, size))
+    words = jax.eval_shape(lambda groups: jax.tree.map(lambda x: x[0], packed(*groups)), groups)
+    # Loops are counted once, by XLA and by us.
+    work = {"scores": mesh.size * tiles * GROUPS * flops.of_program(model.tile, params, regions, words)}
+    lowered = step.lower(params, images, groups, number)
+    facts = compiled(lowered, mesh, work) | described(mesh, {"matcher": params["matcher"]})
+    facts["tile"] = {"images": size, "words": WORDS, "tiles": tiles * GROUPS}
+    what = f"{config.model}, tiles of {size} images by {WORDS} words, {tiles * GROUPS} a chip"
     return told(facts, target, mesh, what, report, SCORE_ADVICE)
 
 
@@ -183,7 +195,7 @@ TRAIN_ADVICE = (
     "train.remat=dots or blocks, train.encoder_parts=2 or more, a smaller train.tile_mib, mesh.fsdp=2 or more "
     "(parameters and optimiser), train.dtype=bfloat16, or a smaller train.batch_size"
 )
-SCORE_ADVICE = "smaller eval.tile_images or eval.tile_captions"
+SCORE_ADVICE = "a smaller eval.tile_mib"
 
 
 def told(facts: dict, target: str, mesh, what: str, report: str, advice: str) -> bool:

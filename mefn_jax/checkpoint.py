@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -55,6 +56,15 @@ def _not_closed_loop(unraisable, show=sys.unraisablehook) -> None:
 
 
 sys.unraisablehook = _not_closed_loop
+
+
+def digest(params) -> str:
+    """What tells parameters (a tree of arrays) from others: SHA-256 of their names and values."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        found.update(jax.tree_util.keystr(path).encode())
+        found.update(np.ascontiguousarray(leaf))
+    return found.hexdigest()
 
 
 def sources() -> str:

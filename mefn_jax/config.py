@@ -32,8 +32,6 @@ POSITIVE = (
     "train.save_every",
     "data.threads",
     "eval.batch_size",
-    "eval.tile_images",
-    "eval.tile_captions",
     "matcher.init_scale",
     "matcher.init_sharpness",
     "matcher.init_background_scale",
@@ -69,6 +67,7 @@ NOT_NEGATIVE = (
     "train.weight_decay",
     "data.workers",
     "eval.val_images",
+    "eval.tile_mib",
 )
 PIXELS = {"augment.crop": 1.0, "augment.flip": 0.0, "augment.colour": 0.0}  # what changes pixels, and its off
 # What the shape and meaning of the parameters depend on: a checkpoint is only continued with the same.
@@ -121,8 +120,6 @@ def check(config: ConfigDict, choices: dict) -> None:
         raise ConfigError(f"data.scenes: {tuple(config.data.scenes)} must be three numbers: train, val, test")
     if config.data.hold_out and not config.data.dir:
         raise ConfigError("data.hold_out: the drawn scenes have a val split of their own; give data.dir, or leave it 0")
-    if config.eval.tile_images < 2:
-        raise ConfigError("eval.tile_images: 1 must be at least 2, a scene and its twin")
     if (config.train.steps > 0) == (config.train.epochs > 0):
         raise ConfigError(
             f"train.steps={config.train.steps} and train.epochs={config.train.epochs}: set exactly one, the other to 0"

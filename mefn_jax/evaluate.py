@@ -1,8 +1,10 @@
 """Evaluates a trained model on a split (DESIGN.md 8): the table of recalls, `metrics.json` and `ranks.npz`."""
 
+import contextlib
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,10 +18,15 @@ from mefn_jax.data.split import Split
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluator import Evaluator, fitted, load, open_dataset, untrained
 from mefn_jax.logs import say
+from mefn_jax.ranking import rank
 from mefn_jax.remote import directory, write_whole
 
+TOP = 10  # captions of every image, and images of every caption, that are kept
 
-def evaluate(workdir, data_dir: str, split: str, step: str, folds: int, out: str = "", ema: bool = False) -> dict:
+
+def evaluate(
+    workdir, data_dir: str, split: str, step: str, folds=(1,), out: str = "", ema: bool = False, keep=""
+) -> dict:
     """Evaluates a workdir's checkpoint on a split, prints the table, and writes `metrics.json` and `ranks.npz` into
     `out`, or into `WORKDIR/eval/<split>/`, with `ema` that of the averaged parameters into `<split>_ema`. Returns what
     `metrics.json` holds."""
@@ -28,7 +35,7 @@ def evaluate(workdir, data_dir: str, split: str, step: str, folds: int, out: str
     evaluator, params, number = load(workdir, step, ema)
     split = ALIASES.get(split, split)
     title = f"step {number}{', averaged' if ema else ''}"
-    report, ranks = tabulate(evaluator, params, title, data_dir, split, folds)
+    report, ranks = tabulate(evaluator, params, title, data_dir, split, folds, keep)
     report["step"] = number
     if ema:  # so that a comparison does not take it for another seed
         report["config"]["evaluated"] = "averaged parameters"
@@ -36,35 +43,34 @@ def evaluate(workdir, data_dir: str, split: str, step: str, folds: int, out: str
     return report
 
 
-def zero_shot(config, data_dir: str, split: str, folds: int, out: str = "") -> dict:
+def zero_shot(config, data_dir: str, split: str, folds=(1,), out: str = "", keep="") -> dict:
     """Evaluates the pretrained towers that a configuration names, without training (see `evaluator.untrained`). Prints
     the table, and writes as `evaluate` does if `out` is given."""
     out = out and directory("--out", out)
     check_local("--data_dir", data_dir)
     check_local("data.dir", config.data.dir)
     evaluator, params = untrained(config)
-    report, ranks = tabulate(evaluator, params, "zero-shot", data_dir, ALIASES.get(split, split), folds)
+    report, ranks = tabulate(evaluator, params, "zero-shot", data_dir, ALIASES.get(split, split), folds, keep)
     if out:
         write(out, report, ranks)
     return report
 
 
-def ensemble(workdirs: list[str], data_dir: str, split: str, step: str, folds: int, out: str) -> dict:
+def ensemble(workdirs: list[str], data_dir: str, split: str, step: str, folds, out: str, keep="") -> dict:
     """Evaluates the average of several runs' score matrices, as one system; otherwise as `evaluate`, into `out`."""
     out = directory("--out", out)
     check_local("--data_dir", data_dir)
-    parts, owners, tiles = [], None, None
+    parts, owners = [], None
     for workdir in workdirs:
         evaluator, params, _ = load(directory("--ensemble", workdir), step)
         dataset, opened_split = opened(evaluator, data_dir, ALIASES.get(split, split))
         owners = opened_split.caption_image if owners is None else owners
-        tiles = tiles or evaluator.config.eval  # all are asked for the same
-        evaluator.config.eval = tiles
         if not np.array_equal(opened_split.caption_image, owners):
             raise ConfigError(f"--ensemble={workdir}: has other images and captions in {split} than {workdirs[0]}")
         parts.append(evaluator.scores(params, *evaluator.encode(params, opened_split)))
     evaluator.config.model = f"ensemble of {len(parts)}"
-    report, ranks = ranked(evaluator, MeanScores(parts), "scores averaged", dataset, opened_split, folds)
+    check_folds(folds, opened_split)
+    report, ranks = ranked(evaluator, MeanScores(parts), "scores averaged", dataset, opened_split, folds, keep)
     report["config"] = {"model": evaluator.config.model, "runs": sorted(map(str, workdirs))}
     write(out, report, ranks)
     return report
@@ -75,11 +81,6 @@ class MeanScores:
     """`tiled.Scores`: the mean of several."""
 
     parts: list
-
-    @property
-    def tile_images(self) -> int:
-        """Images a tile, as one of the parts has them."""
-        return self.parts[0].tile_images
 
     def __call__(self, rows: slice, columns: slice) -> np.ndarray:
         return np.mean([scores(rows, columns) for scores in self.parts], 0)
@@ -96,64 +97,101 @@ def opened(evaluator: Evaluator, data_dir: str, split_name: str) -> tuple[Datase
     return dataset, split
 
 
-def tabulate(evaluator: Evaluator, params, title: str, data_dir: str, split_name: str, folds: int) -> tuple[dict, dict]:
+def tabulate(
+    evaluator: Evaluator, params, title: str, data_dir: str, split_name: str, folds, keep=""
+) -> tuple[dict, dict]:
     """Scores a split, of `data_dir` or of the configured data; else as `ranked`."""
     dataset, split = opened(evaluator, data_dir, split_name)
+    check_folds(folds, split)
     images, texts = evaluator.encode(params, split)
     scores = evaluator.scores(params, images, texts)
-    report, ranks = ranked(evaluator, scores, title, dataset, split, folds)
+    report, ranks = ranked(evaluator, scores, title, dataset, split, folds, keep)
     if "baselines" in report:  # drawn scenes
         report["pointing"] = pointing.accuracy(evaluator, params, images, texts, split)
         show_pointing(report["pointing"])
     return report, ranks
 
 
-def ranked(evaluator: Evaluator, scores, title: str, dataset: Dataset, split: Split, folds: int) -> tuple[dict, dict]:
-    """Ranks a split by `scores` and prints the table. Returns the report and the ranks `{i2t (I,), t2i (C,),
-    caption_image (C,)}`."""
-    config = evaluator.config
-    if split.images % folds:
-        raise ConfigError(f"--folds={folds}: does not divide the {split.images} images of {split.name}")
-    if folds > 1 and not split.source_order:
+def check_folds(folds: tuple[int, ...], split: Split) -> None:
+    """Raises ConfigError unless the folds divide the images; says so where they are not the published ones."""
+    for number in folds:
+        if split.images % number:
+            raise ConfigError(f"--folds={number}: does not divide the {split.images} images of {split.name}")
+    if max(folds) > 1 and not split.source_order:
         say("note: TFDS stores images in the order of a hash; these folds are not those of the published COCO 1K")
+
+
+def ranked(
+    evaluator: Evaluator, scores, title: str, dataset: Dataset, split: Split, folds=(1,), keep=""
+) -> tuple[dict, dict]:
+    """Ranks a split by `scores` and prints the table. `folds` are numbers of folds, of which the first is what the
+    report is of; `keep` names a file for all scores. Returns the report and the ranks: `{i2t (I,), t2i (C,),
+    caption_image (C,)}` and the TOP best of every query, `i2t_top`, `t2i_top` and their scores."""
+    config, name = evaluator.config, f"{evaluator.config.model} ({title})"
     if split.skipped:
         say(f"left out {len(split.skipped)} images that cannot be decoded: {', '.join(split.skipped[:5])}")
-    rows = {f"{config.model} ({title})": fold_results(evaluator, scores, split, folds)}
-    known = twins.find(split) if folds == 1 else None
+    if keep and 1 not in folds:
+        raise ConfigError("--save_scores needs the whole gallery: add 1 to --folds")
+    with kept_scores(keep, split) as whole:
+        found = rank(scores, split.caption_image, folds, TOP, bar=True, keep=whole)
+    results = {number: of_folds(found.counts[number], split, number) for number in folds}
+    rows = {name: results[folds[0]]}
+    known = twins.find(split) if folds[0] == 1 else None
     if known:
         others = {
             "caption words": baselines.words_only(split),
             "colour histogram": baselines.colour_histogram(dataset.split("train"), split),
         }
-        rows |= {name: fold_results(evaluator, other, split, 1) for name, other in others.items()}
+        rows |= {key: of_folds(rank(other, split.caption_image).counts[1], split, 1) for key, other in others.items()}
         for (result, _), scoring in zip(rows.values(), [scores, *others.values()], strict=True):
-            result["twins"] = twins.accuracy(known, scoring, config.eval.tile_images, config.eval.tile_captions)
-    report, ranks = next(iter(rows.values()))
-    report |= {"protocol": protocol(config, split, folds)}
+            result["twins"] = twins.accuracy(known, scoring)
+    report, ranks = rows[name]
+    report |= {"protocol": protocol(config, split, folds[0])}
     if known:
         report["protocol"]["captions_true_of_several"] = 100.0 * known.shared
-        report["baselines"] = {name: result for name, (result, _) in list(rows.items())[1:]}
-    show(rows, report["protocol"], split, folds)
+        report["baselines"] = {key: result for key, (result, _) in list(rows.items())[1:]}
+    show(rows, report["protocol"], split, folds[0])
+    for number in folds[1:]:
+        show({name: results[number]}, protocol(config, split, number), split, number)
+        report.setdefault("other_folds", {})[str(number)] = results[number][0]
     report |= {"config": config.to_dict(), "versions": versions()}
-    return report, ranks | {"caption_image": split.caption_image}
+    best = {"i2t": found.captions, "t2i": found.images}
+    tops = {f"{side}_top": b.positions for side, b in best.items()}
+    tops |= {f"{side}_top_scores": b.scores for side, b in best.items()}
+    return report, ranks | {"caption_image": split.caption_image} | tops
 
 
-def fold_results(evaluator: Evaluator, scores, split: Split, folds: int) -> tuple[dict, dict]:
+@contextlib.contextmanager
+def kept_scores(path, split: Split):
+    """A float32 array `(I, C)` on disk at `path`, a .npy file, which appears when all is well; None without a path or
+    on another process."""
+    if not path or jax.process_index():
+        yield None
+        return
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        array = np.lib.format.open_memmap(part, "w+", np.float32, (split.images, split.captions))
+    except OSError as e:
+        raise ConfigError(f"--save_scores={path}: cannot be written ({e})") from e
+    try:
+        yield array
+        array.flush()
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    say(f"wrote {path}: scores float32 {split.images} x {split.captions}, images by captions")
+
+
+def of_folds(counts, split: Split, folds: int) -> tuple[dict, dict]:
     """Metrics averaged over consecutive folds of the images, and the ranks inside the folds `{i2t (I,), t2i (C,)}`."""
     size, results, ranks = split.images // folds, [], []
-    for fold in range(folds):
-        first = fold * size
-        start, stop = int(split.first[first]), int(split.first[first + size])
-
-        def inside(rows, columns, first=first, start=start):
-            return scores(
-                slice(rows.start + first, rows.stop + first), slice(columns.start + start, columns.stop + start)
-            )
-
-        owners = split.caption_image[start:stop] - first
-        counts = evaluator.counts(inside, owners, bar=True)
-        results.append(metrics.summarise(*counts, owners))
-        ranks.append(metrics.best_ranks(*counts, owners))
+    for first in range(0, split.images, size):
+        part = slice(int(split.first[first]), int(split.first[first + size]))
+        inside = *(n[part] for n in counts), split.caption_image[part] - first
+        results.append(metrics.summarise(*inside))
+        ranks.append(metrics.best_ranks(*inside))
     i2t, t2i = (np.concatenate(r) for r in zip(*ranks, strict=True))
     return metrics.mean_of(results), {"i2t": i2t, "t2i": t2i}
 

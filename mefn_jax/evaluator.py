@@ -17,9 +17,11 @@ from mefn_jax.data.prepare import drawn_scenes
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.errors import CheckpointError, ConfigError
+from mefn_jax.matching import tiled
 from mefn_jax.matching.features import Features
-from mefn_jax.matching.tiled import FeatureScores, count_better
+from mefn_jax.matching.tiled import FeatureScores
 from mefn_jax.model import CHOICES, Model, build, empty_images, empty_texts
+from mefn_jax.ranking import rank
 from mefn_jax.sharding import by_rows, make_mesh, put_rows, put_whole, replicated, rows_here
 
 
@@ -38,12 +40,13 @@ class Evaluator:
         return (
             jax.jit(self.model.encode_images, in_shardings=(None, rows), out_shardings=everywhere),
             jax.jit(self.model.encode_texts, in_shardings=(None, rows, rows), out_shardings=everywhere),
-            jax.jit(self.model.score, in_shardings=(None, rows, everywhere), out_shardings=everywhere),
+            scoring(self.model, self.mesh, self.config.eval.tile_mib),
+            jax.jit(self.model.coarse),
         )
 
     def encode(self, params, split: Split) -> tuple[Features, Features]:
         """Features of all images and all captions of a split, as NumPy arrays in source order."""
-        encode_images, encode_texts, _ = self._compiled
+        encode_images = self._compiled[0]
         c = self.config
         size = -(-c.eval.batch_size // self.mesh.size) * self.mesh.size
         image_parts = [
@@ -52,28 +55,51 @@ class Evaluator:
                 split, resize_of(c.image), size, c.data.threads, rows=rows_here(self.mesh, size)
             )
         ]
-        text_parts = [
-            _fetch(encode_texts(params, *put_whole(by_rows(self.mesh), (ids, mask))), number)
-            for ids, mask, number in pipeline.caption_batches(split, self.tokenizer, size)
-        ]
-        return _join(image_parts), _join(text_parts)
+        return _join(image_parts), self._texts(params, pipeline.caption_batches(split, self.tokenizer, size))
+
+    def _texts(self, params, batches) -> Features:
+        encode = self._compiled[1]
+        return _join(
+            [_fetch(encode(params, *put_whole(by_rows(self.mesh), texts)), number) for *texts, number in batches]
+        )
+
+    def of_images(self, params, pixels: np.ndarray, number: int) -> Features:
+        """Features of the first `number` of a batch of images that every process has; its size is a multiple of the
+        devices."""
+        return _fetch(self._compiled[0](params, put_whole(by_rows(self.mesh), pixels)), number)
+
+    def of_captions(self, params, captions: list[str]) -> Features:
+        """Features of captions."""
+        size = -(-min(len(captions), self.config.eval.batch_size) // self.mesh.size) * self.mesh.size
+        return self._texts(params, pipeline.text_batches(captions, self.tokenizer, size))
+
+    def coarse(self, params, features: Features) -> np.ndarray:
+        """The vectors for shortlists, float32 `(B, D)`."""
+        return np.asarray(self._compiled[3](params, features))
 
     def scores(self, params, images: Features, texts: Features) -> FeatureScores:
         """All pairs' scores of encoded images and captions, a tile at a time."""
-        e = self.config.eval
-        score = functools.partial(self._compiled[2], params)
-        return FeatureScores(score, images, texts, e.tile_images, e.tile_captions, self.mesh)
+        step = functools.partial(self._compiled[2], params)
+        return FeatureScores(step, images, texts, self.mesh, plain=not self.model.has_tile)
 
     def rsum(self, params, split: Split) -> dict:
         """`metrics.summarise` of a split: what training looks at."""
-        scores = self.scores(params, *self.encode(params, split))
-        return metrics.summarise(*self.counts(scores, split.caption_image), split.caption_image)
+        found = rank(self.scores(params, *self.encode(params, split)), split.caption_image)
+        return metrics.summarise(*found.counts[1], split.caption_image)
 
-    def counts(self, scores, caption_image, bar=False):
-        """`tiled.count_better` with the configured tiles."""
-        e = self.config.eval
-        tile_images = getattr(scores, "tile_images", e.tile_images)
-        return count_better(scores, caption_image, tile_images, e.tile_captions, bar)
+
+def scoring(model: Model, mesh, tile_mib: float):
+    """The compiled program that scores a tile: `tiled.compiled` of the matcher's `tile`; of a matcher without one,
+    `step(params, images, texts)` of Features."""
+    if model.has_tile:
+        return tiled.compiled(model.tile, mesh, tile_mib or default_tile_mib(mesh))
+    everywhere = replicated(mesh)
+    return jax.jit(model.score, in_shardings=(None, by_rows(mesh), everywhere), out_shardings=everywhere)
+
+
+def default_tile_mib(mesh) -> float:
+    """What is fast: in a processor's cache, or enough to keep an accelerator busy."""
+    return 1.0 if mesh.devices.flat[0].platform == "cpu" else 8.0
 
 
 def _fetch(features: Features, number: int) -> Features:

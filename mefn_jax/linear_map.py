@@ -23,6 +23,7 @@ from mefn_jax.errors import ConfigError
 from mefn_jax.evaluator import Evaluator, fitted, open_dataset
 from mefn_jax.logs import say
 from mefn_jax.model import CHOICES, build, empty_images, empty_texts
+from mefn_jax.ranking import rank
 from mefn_jax.remote import directory
 from mefn_jax.sharding import make_mesh
 from mefn_jax.start import LinearMap, Means, fit, means
@@ -49,14 +50,14 @@ def cosines(linear: LinearMap, power: float, found: Means) -> Cosines:
     return Cosines(*(x / np.linalg.norm(x, axis=1, keepdims=True) for x in sides))
 
 
-def chosen(evaluator: Evaluator, train: Means, held_out: Means) -> tuple[float, float, float]:
+def chosen(train: Means, held_out: Means) -> tuple[float, float, float]:
     """The ridges of images and texts and the power that give the highest rSum on held-out images."""
     best = (-1.0,)
     for ridges in itertools.product(RIDGES_X, RIDGES_Y):
         linear = fit(train, *ridges)
         for power in POWERS:
-            counts = evaluator.counts(cosines(linear, power, held_out), held_out.owner)
-            rsum = metrics.summarise(*counts, held_out.owner)["rsum"]
+            found = rank(cosines(linear, power, held_out), held_out.owner)
+            rsum = metrics.summarise(*found.counts[1], held_out.owner)["rsum"]
             best = max(best, (rsum, *ridges, power))
     say(
         f"chosen on {len(held_out.images)} held-out images: ridges {best[1]:g}, {best[2]:g}, power {best[3]:g}, "
@@ -93,11 +94,11 @@ def linear_map(config, split: str, hold_out: int, out: str) -> dict:
     evaluator = Evaluator(model, tokenizer, config, make_mesh())
     features = {part: means(evaluator, params, opened) for part, opened in splits.items()}
     train, held = features["train"], features[HELD_OUT]
-    ridge_x, ridge_y, power = chosen(evaluator, train, held)
+    ridge_x, ridge_y, power = chosen(train, held)
     whole = train if name == HELD_OUT else joined(train, held)
     scores = cosines(fit(whole, ridge_x, ridge_y), power, features[name])
     evaluator.config.unlock().model = "linear_map"
-    report, ranks = evaluate.ranked(evaluator, scores, "CCA", dataset, splits[name], folds=1)
+    report, ranks = evaluate.ranked(evaluator, scores, "CCA", dataset, splits[name])
     image = {"transform": config.image.regions.transform}
     report["config"] = {"model": "linear_map", "image": image, "ridges": [ridge_x, ridge_y], "power": power}
     evaluate.write(out, report, ranks)

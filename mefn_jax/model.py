@@ -27,6 +27,7 @@ from mefn_jax.matching.entropy import ENTROPIES
 from mefn_jax.matching.features import Features
 from mefn_jax.matching.mefn import ATTEND, GLOBAL_INPUT, MEFN
 from mefn_jax.matching.scan import SCAN
+from mefn_jax.matching.sides import Packed, Padded, Regions
 
 # A name's matcher class, and the arguments that make it that system; MEFN's others come from `config.matcher`. SCAN's
 # are those of its authors on Flickr30K.
@@ -95,6 +96,24 @@ class Model:
     def score(self, params, images: Features, texts: Features) -> jax.Array:
         """All pairs, float32 `(I, T)`, cosine scale, higher is better."""
         return self.matcher.apply({"params": params["matcher"]}, images, texts)
+
+    def tile(self, params, regions: Regions, words: Padded | Packed) -> jax.Array:
+        """The same of images and texts arranged for it (`matching/sides.py`), for a matcher that `has_tile`."""
+        return self.matcher.apply({"params": params["matcher"]}, regions, words, method="tile")
+
+    @property
+    def has_tile(self) -> bool:
+        """Whether the matcher can score packed texts, which is faster."""
+        return hasattr(self.matcher, "tile")
+
+    @property
+    def coarse_is_score(self) -> bool:
+        """Whether a pair's score is no more than the product of its coarse vectors."""
+        return isinstance(self.matcher, PooledCosine)
+
+    def coarse(self, params, features: Features) -> jax.Array:
+        """The vectors for shortlists, float32 `(B, D)`, of images or of texts."""
+        return self.matcher.apply({"params": params["matcher"]}, features, method="coarse")
 
     def explain(self, params, image: Features, text: Features) -> dict:
         """What the matcher computes of one pair (Features without batch axis); see `MEFN.explain`."""

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mefn_jax import evaluator, losses, towers
-from mefn_jax.checkpoint import versions
+from mefn_jax.checkpoint import digest, versions
 from mefn_jax.config import check, check_local, config_flag, run
 from mefn_jax.data import pipeline
 from mefn_jax.data.dataset import ALIASES
@@ -107,10 +107,6 @@ def precompute(found: Towers, out: Path, splits: list[str]) -> None:
 def settings_of(found: Towers) -> dict:
     """What the features follow from: a run goes on only with the same. Weights count by their digest, wherever they
     came from."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(found.params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf))
     c = found.config
     sections = {kind: c[kind].to_dict() | {"pretrained": ""} for kind in ("image", "text")}
     return {
@@ -118,7 +114,7 @@ def settings_of(found: Towers) -> dict:
         "text": sections["text"] if found.text else None,
         "dtype": c.train.dtype,
         "batch_size": c.eval.batch_size,
-        "weights": digest.hexdigest(),
+        "weights": digest(found.params),
     }
 
 

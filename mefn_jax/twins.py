@@ -6,6 +6,7 @@ import numpy as np
 
 from mefn_jax.data import grammar
 from mefn_jax.data.split import Split
+from mefn_jax.matching.tiled import CAPTIONS, IMAGES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +48,13 @@ def _thing(value: dict) -> grammar.Thing:
     return grammar.thing_from_json({k: v for k, v in value.items() if k != "box"})
 
 
-def accuracy(twins: Twins, scores, tile_images: int, tile_captions: int) -> dict[str, float]:
+def accuracy(twins: Twins, scores) -> dict[str, float]:
     """How often a caption scores higher with its scene than with the twin, in percent, a tie counting one half.
 
-    `scores` is a `tiled.Scores`, asked for tiles of at most the given size (two images at least). Returns `{"all",
-    "color", "texture", "place"}`, the kinds that occur.
+    `scores` is a `tiled.Scores`. Returns `{"all", "color", "texture", "place"}`, the kinds that occur.
     """
     right = np.empty(len(twins.captions))
-    for part in _runs(twins, tile_images, tile_captions):
+    for part in _runs(twins):
         captions, own, other = twins.captions[part], twins.own[part], twins.other[part]
         rows, columns = _range(own, other), _range(captions)
         tile, column = scores(rows, columns), captions - columns.start
@@ -64,7 +64,7 @@ def accuracy(twins: Twins, scores, tile_images: int, tile_captions: int) -> dict
     return {kind: 100.0 * float(np.mean(right[chosen])) for kind, chosen in kinds.items()}
 
 
-def _runs(twins: Twins, tile_images: int, tile_captions: int):
+def _runs(twins: Twins):
     """Cuts the captions into runs that fit a tile: twins are neighbours, and captions follow their images."""
     start = 0
     while start < len(twins.captions):
@@ -72,7 +72,7 @@ def _runs(twins: Twins, tile_images: int, tile_captions: int):
         while stop < len(twins.captions):
             part = slice(start, stop + 1)
             rows, columns = _range(twins.own[part], twins.other[part]), _range(twins.captions[part])
-            if rows.stop - rows.start > tile_images or columns.stop - columns.start > tile_captions:
+            if rows.stop - rows.start > IMAGES or columns.stop - columns.start > CAPTIONS:
                 break
             stop += 1
         yield slice(start, stop)

@@ -62,7 +62,7 @@ def test_arguments_are_a_closed_set(arg, message):
         ("train.seed", -1, "train.seed: -1 must not be negative"),
         ("data.workers", -1, "data.workers: -1 must not be negative"),
         ("data.scenes", (10, 5), "data.scenes: (10, 5) must be three numbers"),
-        ("eval.tile_images", 1, "eval.tile_images: 1 must be at least 2"),
+        ("eval.tile_mib", -1.0, "eval.tile_mib: -1.0 must not be negative"),
         ("image.size", -1, "image.size: -1 must not be negative"),
         ("image.crop", 1.5, "image.crop: 1.5 must be in (0, 1]"),
         ("image.mean", (0.5,), "image.mean: (0.5,) must be three numbers"),

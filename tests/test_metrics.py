@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mefn_jax import metrics
+from mefn_jax import metrics, ranking
 from mefn_jax.errors import TrainingError
-from mefn_jax.matching.tiled import count_better
 
 
 def naive(scores, owner):
@@ -27,8 +26,15 @@ def naive(scores, owner):
     return i2t, t2i, 100 * np.mean(ap_i2t), 100 * np.mean(ap_t2i)
 
 
+def ranked(scores, owner, tile_images, tile_captions, **options):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "IMAGES", tile_images)
+        patch.setattr(ranking, "CAPTIONS", tile_captions)
+        return ranking.rank(lambda r, c: scores[r, c], owner, **options)
+
+
 def counts(scores, owner, tile_images, tile_captions):
-    return count_better(lambda r, c: scores[r, c], owner, tile_images, tile_captions)
+    return ranked(scores, owner, tile_images, tile_captions).counts[1]
 
 
 @st.composite
@@ -93,3 +99,48 @@ def test_chance_is_what_random_scores_give():
     for side in ("i2t", "t2i"):
         for k in ("r1", "r5", "r10"):
             assert mean[side][k] == pytest.approx(expected[side][k], abs=2)
+
+
+@settings(deadline=None, max_examples=150)
+@given(galleries(), st.integers(1, 4), st.integers(1, 9), st.integers(1, 12))
+def test_the_best_of_every_query_are_numpys_and_agree_with_the_ranks(gallery, tile_images, tile_captions, k):
+    scores, owner = gallery
+    found = ranked(scores, owner, tile_images, tile_captions, best=k)
+    relevant = owner[None] == np.arange(len(scores))[:, None]
+    ranks = metrics.best_ranks(*found.counts[1], owner)
+    for best, table, true, rank in (
+        (found.captions, scores, relevant, ranks[0]),
+        (found.images, scores.T, relevant.T, ranks[1]),
+    ):
+        for query, row in enumerate(table):
+            # A tie counts against the model; else the earlier comes first.
+            expected = sorted(range(len(row)), key=lambda j, q=query, r=row, t=true: (-r[j], t[q, j], j))[:k]
+            assert best.positions[query].tolist() == expected
+            np.testing.assert_array_equal(best.scores[query], row[expected])
+            assert true[query, expected].any() == (rank[query] <= k)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.integers(0, 2**31), st.sampled_from([(1, 2), (2,), (3, 1), (6,), (2, 3)]), st.integers(1, 5), st.integers(1, 9)
+)
+def test_folds_are_counted_from_the_same_scores(seed, folds, tile_images, tile_captions):
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(6, dtype=np.int32), rng.integers(1, 4, 6))
+    scores = rng.integers(0, 4, (6, len(owner))).astype(np.float32)
+    found = ranked(scores, owner, tile_images, tile_captions, folds=folds)
+    for number in folds:
+        for first in range(0, 6, 6 // number):
+            inside = (owner >= first) & (owner < first + 6 // number)
+            part = scores[first : first + 6 // number, inside]
+            expected = counts(part, owner[inside] - first, 6, 20)
+            for a, b in zip(found.counts[number], expected, strict=True):
+                np.testing.assert_array_equal(a[inside], b)
+
+
+def test_all_scores_are_kept_if_asked_for():
+    rng = np.random.default_rng(0)
+    scores, owner = rng.random((5, 10), np.float32), np.repeat(np.arange(5, dtype=np.int32), 2)
+    keep = np.zeros_like(scores)
+    ranked(scores, owner, 2, 3, keep=keep)
+    np.testing.assert_array_equal(keep, scores)

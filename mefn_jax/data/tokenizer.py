@@ -98,8 +98,15 @@ class Tokenizer:
 
     def pieces(self, caption: str) -> list[str]:
         """The wordpieces of one caption, in the order of the encoder's words."""
+        return self._all(caption)[: self.max_words]
+
+    def count(self, caption: str) -> int:
+        """How many wordpieces a caption has, those beyond `max_words` too."""
+        return len(self._all(caption))
+
+    def _all(self, caption: str) -> list[str]:
         text = normalise(caption, self.lower_case, self.punctuation)
-        return self._tokenizer.encode(text, add_special_tokens=False).tokens[: self.max_words]
+        return self._tokenizer.encode(text, add_special_tokens=False).tokens
 
 
 class Encoded:

@@ -11,6 +11,10 @@ class PooledCosine(nn.Module):
     def __call__(self, images: Features, texts: Features):
         return images.pooled @ texts.pooled.T
 
+    def tile(self, regions, words):
+        """The scores `(I, T)` of images and texts arranged for it (`sides.py`)."""
+        return regions.pooled @ words.pooled.T
+
     def coarse(self, features: Features):
         """The vector for shortlists `(B, D)`."""
         return features.pooled

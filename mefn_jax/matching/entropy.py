@@ -45,17 +45,25 @@ def gaussian(S, region_mask, word_mask, scale):
     mask = region_mask[:, None] & word_mask[None, :]
     rho = jnp.clip(S, 0.0, 0.999)
     cells = jnp.log(2 * jnp.pi * jnp.e) + 0.5 * jnp.log1p(-rho * rho)
-    lowest = 0.5 * jnp.log1p(-(0.999**2))
-    return jnp.where(mask, cells, 0.0), *_means(1 - 0.5 * jnp.log1p(-rho * rho) / lowest, mask)
+    return jnp.where(mask, cells, 0.0), *_means(_gaussian_share(S, scale), mask)
+
+
+def _gaussian_share(S, scale):
+    rho = jnp.clip(S, 0.0, 0.999)
+    return 1 - jnp.log1p(-rho * rho) / jnp.log1p(-(0.999**2))
 
 
 def bernoulli(S, region_mask, word_mask, scale):
     """Entropy, in nats, of "this word means this region", a coin with probability `p = sigmoid(scale S)`; `ln 2`
     where p is below one half, so that only evidence for a match lowers it. A fragment's is the mean over `ln 2`."""
     mask = region_mask[:, None] & word_mask[None, :]
+    share = _bernoulli_share(S, scale)
+    return jnp.where(mask, share * jnp.log(2.0), 0.0), *_means(share, mask)
+
+
+def _bernoulli_share(S, scale):
     logit = jnp.maximum(scale * S, 0.0)
-    cells = jax.nn.softplus(logit) - jax.nn.sigmoid(logit) * logit
-    return jnp.where(mask, cells, 0.0), *_means(cells / jnp.log(2.0), mask)
+    return (jax.nn.softplus(logit) - jax.nn.sigmoid(logit) * logit) / jnp.log(2.0)
 
 
 def none(S, region_mask, word_mask, scale):
@@ -72,3 +80,5 @@ def _means(cells, mask):
 
 
 ENTROPIES = {"shannon": shannon, "gaussian": gaussian, "bernoulli": bernoulli, "none": none}
+# Where a fragment's entropy is the mean over its partners of something in [0, 1]: that, of `(S, scale)`, cell by cell.
+SHARES = {gaussian: _gaussian_share, bernoulli: _bernoulli_share}

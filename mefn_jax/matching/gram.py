@@ -1,69 +1,149 @@
-"""MEFN's scores of all pairs without attended vectors (DESIGN.md 3.5): the form that training and evaluation use.
+"""MEFN's scores of all pairs without attended vectors (DESIGN.md 3.5): what training, evaluation and retrieval use.
 
 A cosine is scale-free in the attention, so `t_j . a_j = sum_i alpha_ij S_ij` and `|a_j|^2 = alpha_j' G alpha_j` need
 no normaliser and no vector: G, the products of an image's regions with one another, is made once an image. Equal to
-`mefn.pair`, which is the one to read first; a test holds the two together. Letters: I images, T texts, N regions,
-M words, D dimensions.
+`mefn.pair`, which is the one to read first; a test holds the two together. Words stand as in `sides.py`; letters as
+there.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mefn_jax.matching.entropy import masked_log_softmax
-from mefn_jax.matching.features import EPS, Features
+from mefn_jax.matching import entropy as entropies
+from mefn_jax.matching.sides import Packed, Padded, Regions
+
+# An inverse temperature for which exp(lambda S), and its squares, stay within float32.
+STEEP = 32.0
+LOWEST = -20.0  # of the logarithm of a weight over the largest that there could be, for the same reason
+TINY = 1e-36
 
 
-def all_pairs(images: Features, texts: Features, *, scale, sharpness, entropy, attend, global_input):
-    """All pairs' local and global scores, float32 `(I, T)` each; arguments as for `mefn.pair`, with a batch axis."""
-    v, t = images.fragments, texts.fragments  # (I, N, D), (T, M, D)
-    S = jnp.einsum("ind,tmd->itnm", v, t)
-    gram_v, gram_t = jnp.einsum("ind,ikd->ink", v, v), jnp.einsum("tmd,tkd->tmk", t, t)
-    over_texts = jax.vmap(entropy, (0, None, 0, None))
-    _, H_v, H_t = jax.vmap(over_texts, (0, 0, None, None))(S, images.mask, texts.mask, scale)
-    w = _weights(-sharpness * H_v, images.mask[:, None])  # (I, T, N)
-    u = _weights(-sharpness * H_t, texts.mask[None])  # (I, T, M)
+class Attention(NamedTuple):
+    """Unnormalised softmaxes of `lambda S`, `(I, N, W)`: `over_words`, of each region over the words of each text, is
+    the exponential of `word_logits`; likewise `over_regions`, of each word. 0 at masked regions."""
 
-    mask = images.mask[:, None, :, None] & texts.mask[None, :, None, :]
-    alpha = attention(scale * S - sharpness * H_v[..., :, None], mask, axis=2)
-    beta = attention(scale * S - sharpness * H_t[..., None, :], mask, axis=3)
-    words = cosine(jnp.sum(alpha * S, 2), jnp.sum(alpha * jnp.einsum("ink,itkm->itnm", gram_v, alpha), 2))
-    regions = cosine(jnp.sum(beta * S, 3), jnp.sum(beta * jnp.einsum("itnm,tmk->itnk", beta, gram_t), 3))
-    words, regions = jnp.sum(u * words, -1), jnp.sum(w * regions, -1)
-    local = {"both": 0.5 * (words + regions), "words": words, "regions": regions}[attend]
+    over_words: jax.Array
+    word_logits: jax.Array
+    over_regions: jax.Array
+    region_logits: jax.Array
 
-    whole = images.pooled @ texts.pooled.T
+
+def all_pairs(
+    regions: Regions, words: Padded | Packed, *, scale, sharpness, entropy, attend, global_input, steep: bool
+):
+    """All pairs' local and global scores, float32 `(I, T)` each; arguments as for `mefn.pair`. Without `steep`, which
+    is right for a `scale` up to STEEP, one exponential serves both directions."""
+    S = words.products(regions.vectors)  # (I, N, W)
+    e = attention(S, regions, words, scale, steep)
+    H_v, H_t = LEVELS.get(entropy, other)(entropy, S, e, regions, words, scale)
+    # Softmaxes of -kappa H but for their normalisers: entropies lie in [0, 1].
+    w = jnp.exp(jnp.maximum(-sharpness * H_v, LOWEST)) * regions.mask[..., None]  # (I, N, T)
+    u = jnp.exp(jnp.maximum(-sharpness * H_t, LOWEST))  # (I, W)
+    w_sum, u_sum = jnp.sum(w, 1), _positive(words.sum(u))  # (I, T)
+
+    local = []
+    if attend in ("both", "words"):
+        alpha = e.over_regions * words.spread(w)
+        cosines = cosine(jnp.sum(alpha * S, 1), regions.squares(alpha))  # (I, W)
+        local.append(words.sum(u * cosines) / u_sum)
+    if attend in ("both", "regions"):
+        beta = e.over_words * u[:, None]
+        cosines = cosine(words.sum(beta * S), words.squares(beta))  # (I, N, T)
+        local.append(jnp.sum(w * cosines, 1) / w_sum)
+
+    whole = regions.pooled @ words.pooled.T
     if global_input == "weighted":
-        whole = _weighted_cosine(whole, images, texts, S, gram_v, gram_t, w, u)
-    return local, whole
+        w, u = w / w_sum[:, None], u / _positive(words.spread(u_sum))
+        whole = _weighted_cosine(whole, regions, words, S, w, u)
+    return sum(local) / len(local), whole
 
 
-def _weighted_cosine(whole, images, texts, S, gram_v, gram_t, w, u):
-    """cos(v_global + sum_i w_i v_i, t_cls + sum_j u_j t_j) from products alone; `whole` is v_global . t_cls."""
-    v_to_t = jnp.einsum("ind,td->itn", images.fragments, texts.pooled)
-    t_to_v = jnp.einsum("tmd,id->itm", texts.fragments, images.pooled)
-    v_to_v = jnp.einsum("ind,id->in", images.fragments, images.pooled)[:, None]
-    t_to_t = jnp.einsum("tmd,td->tm", texts.fragments, texts.pooled)[None]
-    both = jnp.einsum("itn,itnm,itm->it", w, S, u)
-    product = whole + jnp.sum(w * v_to_t, -1) + jnp.sum(u * t_to_v, -1) + both
-    square_v = jnp.sum(images.pooled**2, -1)[:, None] + 2 * jnp.sum(w * v_to_v, -1)
-    square_t = jnp.sum(texts.pooled**2, -1)[None] + 2 * jnp.sum(u * t_to_t, -1)
-    square_v += jnp.einsum("itn,ink,itk->it", w, gram_v, w)
-    square_t += jnp.einsum("itm,tmk,itk->it", u, gram_t, u)
-    return cosine(cosine(product, square_v), square_t)
+def attention(S, regions: Regions, words: Padded | Packed, scale, steep: bool) -> Attention:
+    """Both directions' softmaxes of `scale S`; with `steep` each from its own level, which is close to its maximum, so
+    that it holds for any scale. The levels are found by sums, which both arrangements of the words can do."""
+    there, gentle = regions.over(words), jnp.minimum(scale, STEEP) if steep else scale
+    e = jnp.where(there, jnp.exp(gentle * S), 0.0)
+    if not steep:
+        return Attention(e, scale * S, e, scale * S)
+    # The maximum, and at most ln(M) / STEEP more. That it is no other does not change what is made of it.
+    word_level = jax.lax.stop_gradient(jnp.log(_positive(words.sum(e))) / gentle)
+    region_level = jax.lax.stop_gradient(jnp.log(_positive(jnp.sum(e, 1))) / gentle)
+    # Above 0 there is only what is masked, which would become infinite.
+    word_logits = jnp.minimum(scale * (S - words.spread(word_level)), 1.0)
+    region_logits = jnp.minimum(scale * (S - region_level[:, None]), 1.0)
+    over_words, over_regions = (jnp.where(there, jnp.exp(x), 0.0) for x in (word_logits, region_logits))
+    return Attention(over_words, word_logits, over_regions, region_logits)
 
 
-def attention(logits, mask, axis):
-    """Softmax along `axis` but for its normaliser: the largest entry is 1, so that nothing underflows."""
-    highest = jax.lax.stop_gradient(jnp.max(logits, axis, keepdims=True, where=mask, initial=-1e30))
-    return jnp.where(mask, jnp.exp(jnp.where(mask, logits - highest, 0.0)), 0.0)
+def shannon(_, S, e: Attention, regions: Regions, words: Padded | Packed, scale):
+    """`entropy.shannon`'s levels: `-sum p ln p = ln Z - sum p logits`, over the logarithm of how many there are; 0
+    where there is one."""
+    Z = _positive(words.sum(e.over_words))  # (I, N, T)
+    H_v = jnp.log(Z) - words.sum(e.over_words * e.word_logits) / Z
+    Z = _positive(jnp.sum(e.over_regions, 1))  # (I, W)
+    H_t = jnp.log(Z) - jnp.sum(e.over_regions * e.region_logits, 1) / Z
+    number = jnp.sum(regions.mask, 1).reshape(-1, *[1] * words.axes)
+    return _share(H_v, words.number()), _share(H_t, number)
 
 
-def _weights(logits, mask):
-    """Softmax over the last axis where `mask`, 0 elsewhere."""
-    return jnp.where(mask, jnp.exp(masked_log_softmax(logits, mask, axis=-1)), 0.0)
+def means(entropy, S, e: Attention, regions: Regions, words: Padded | Packed, scale):
+    """The levels of an entropy that has a value in [0, 1] for each cell: its means."""
+    cells = jnp.where(regions.over(words), entropies.SHARES[entropy](S, scale), 0.0)
+    number = jnp.maximum(jnp.sum(regions.mask, 1), 1).reshape(-1, *[1] * words.axes)
+    return words.sum(cells) / jnp.maximum(words.number(), 1), jnp.sum(cells, 1) / number
+
+
+def none(_, S, e: Attention, regions: Regions, words: Padded | Packed, scale):
+    """No entropy: zeros."""
+    return jnp.zeros((*S.shape[:2], len(words.pooled))), jnp.zeros((len(S), *S.shape[2:]))
+
+
+def other(entropy, S, e: Attention, regions: Regions, words: Padded | Packed, scale):
+    """The levels of any entropy, from the function of one pair: a text at a time, with all other words masked, which
+    takes as many times longer as there are texts. Give a new one a function above once it is worth it."""
+    texts = len(words.pooled)
+    of = words.spread(jnp.eye(texts)) > 0  # (T, W)
+    if isinstance(words, Padded):
+        of = of & words.mask
+    flat, of = S.reshape(*S.shape[:2], -1), jnp.broadcast_to(of, (texts, *S.shape[2:])).reshape(texts, -1)
+    over_texts = jax.vmap(entropy, (None, None, 0, None), (0, 1, 0))
+    _, H_v, H_t = jax.vmap(over_texts, (0, 0, None, None))(flat, regions.mask, of, scale)
+    return H_v, jnp.sum(jnp.where(of, H_t, 0.0), 1).reshape(len(S), *S.shape[2:])
+
+
+LEVELS = {
+    entropies.shannon: shannon,
+    entropies.gaussian: means,
+    entropies.bernoulli: means,
+    entropies.none: none,
+}
+
+
+def _weighted_cosine(whole, regions: Regions, words: Padded | Packed, S, w, u):
+    """cos(v_global + sum_i w_i v_i, t_cls + sum_j u_j t_j) from products alone; `whole` is v_global . t_cls, `w (I, N,
+    T)` and `u (I, W)` are the weights."""
+    v_to_t = regions.vectors @ words.pooled.T  # (I, N, T)
+    t_to_v = words.products(regions.pooled)  # (I, W)
+    product = whole + jnp.sum(w * (v_to_t + words.sum(S * u[:, None])), 1) + words.sum(u * t_to_v)
+    v_to_v = jnp.einsum("ind,id->in", regions.vectors, regions.pooled)
+    square_v = jnp.sum(regions.pooled**2, -1)[:, None] + 2 * jnp.einsum("int,in->it", w, v_to_v)
+    square_t = jnp.sum(words.pooled**2, -1) + 2 * words.sum(u * words.own())
+    return cosine(cosine(product, square_v + regions.squares(w)), square_t + words.squares(u))
+
+
+def _share(entropy, number):
+    """An entropy over the most that it could be for this number; 0 where there is one."""
+    return jnp.where(number > 1, entropy / jnp.log(jnp.maximum(number, 2)), 0.0)
+
+
+def _positive(x):
+    """Sums of what is positive: 1 where there was nothing to add."""
+    return jnp.where(x > 0, x, 1.0)
 
 
 def cosine(product, square):
     """`product / sqrt(square)`, and 0, with gradient 0, where the vector is zero."""
-    exists = square > EPS
+    exists = square > TINY
     return jnp.where(exists, product * jax.lax.rsqrt(jnp.where(exists, square, 1.0)), 0.0)

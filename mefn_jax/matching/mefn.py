@@ -5,14 +5,18 @@ through `gram.all_pairs`, the same numbers without attended vectors. Letters: N 
 I images, T texts.
 """
 
+import functools
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mefn_jax.matching import entropy as entropies
+from mefn_jax.matching import gram
 from mefn_jax.matching.background import Background
 from mefn_jax.matching.entropy import masked_log_softmax
 from mefn_jax.matching.features import Features, safe_norm, unit
-from mefn_jax.matching.gram import all_pairs
+from mefn_jax.matching.sides import Packed, Padded, Regions, padded, regions_of
 
 ATTEND = ("both", "words", "regions")
 GLOBAL_INPUT = ("weighted", "pooled")
@@ -145,11 +149,21 @@ class MEFN(nn.Module):
         return {"local": 1, "global": 0}.get(self.branches) if self.branches != "both" else nn.sigmoid(self.gate_logit)
 
     def __call__(self, images: Features, texts: Features):
-        scores = fuse(*all_pairs(images, texts, **self._options()), self.gate)
-        of_images, of_texts = self._levels(images, texts)
-        return scores - of_images[:, None] - of_texts[None]
+        regions, words = regions_of(images), padded(texts)
+        return self._fused(regions, words, *gram.all_pairs(regions, words, steep=True, **self._options()))
 
-    def _levels(self, images: Features, texts: Features):
+    def tile(self, regions: Regions, words: Padded | Packed):
+        """The scores `(I, T)` of images and texts arranged for it, without gradients: faster where lambda allows it."""
+        options = self._options()
+        # Backwards, such a choice would keep the arrays of both.
+        gentle, steep = (functools.partial(gram.all_pairs, steep=steep, **options) for steep in (False, True))
+        return self._fused(regions, words, *jax.lax.cond(options["scale"] <= gram.STEEP, gentle, steep, regions, words))
+
+    def _fused(self, regions: Regions, words: Padded | Packed, local, whole):
+        of_images, of_texts = self._levels(regions, words)
+        return fuse(local, whole, self.gate) - of_images[:, None] - of_texts[None]
+
+    def _levels(self, images, texts):
         """What is taken from the scores of images and of texts, `(...)` each; 0 without a background."""
         if not self.background:
             return jnp.zeros(images.pooled.shape[:-1]), jnp.zeros(texts.pooled.shape[:-1])

@@ -1,96 +1,129 @@
-"""Scores of all pairs, a tile at a time: memory grows with images plus captions, not with their product."""
+"""Scores of all pairs of encoded images and texts, a tile at a time: what evaluation and retrieval use.
+
+Texts are packed (`packing.py`) so that no padding is scored; images are split over the devices, and each device scores
+a few of them at a time against a group of texts, so that the arrays of regions by words stay small enough for a
+processor's cache. Matchers without `tile` get Features as they are.
+"""
 
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from mefn_jax.errors import TrainingError
 from mefn_jax.matching.features import Features
-from mefn_jax.sharding import by_rows, put_whole, replicated
+from mefn_jax.matching.packing import pack
+from mefn_jax.matching.sides import packed, regions_of
+from mefn_jax.sharding import BATCH, by_rows, put_whole, replicated
 
 # scores(images, captions) -> float array (len(images), len(captions)), for half-open ranges of positions.
 Scores = Callable[[slice, slice], np.ndarray]
+IMAGES, CAPTIONS = 256, 1024  # that are best asked for at once
+PLAIN = 32, 256  # images and captions at once for a matcher without `tile`, of whose arrays nothing is known
 
 
-def count_better(scores: Scores, caption_image: np.ndarray, tile_images: int, tile_captions: int, bar=False):
-    """The counts that all metrics follow from: `(n_i2t, n_t2i)`, int64 `(C,)` each (see `metrics.py`).
+def parts(total: int, most: int) -> list[slice]:
+    """`range(total)` in parts of one size, at most `most`; the last may be smaller."""
+    size = -(-total // -(-total // most))
+    return [slice(k, min(k + size, total)) for k in range(0, total, size)]
 
-    `caption_image` gives each caption's image. Each tile is scored once; those that hold a true pair come first and
-    are kept (about I * tile_captions + C * tile_images numbers). Raises TrainingError for a score that is not finite.
+
+def tile_images(images: int, regions: int, words: int, mib: float) -> tuple[int, int]:
+    """For the images of a device: how many tiles of how many each, so that a float32 array of their regions by the
+    words of a group takes at most `mib` MiB (one image at the least)."""
+    fit = max(1, int(mib * 2**20 / (4 * regions * words)))
+    number = -(-images // fit)
+    return number, -(-images // number)
+
+
+def compiled(tile, mesh, mib: float):
+    """The compiled step of scoring: `step(params, images, groups, number)`, float32 `(I, K, T)`.
+
+    `tile(params, regions, words)` scores one tile. `images` are Features, a multiple of the devices; `groups` and
+    `number`, of those that are scored, what `pack` gives.
     """
-    images, captions = int(caption_image.max()) + 1, len(caption_image)
-    tiles = [
-        (slice(i, min(i + tile_images, images)), slice(c, min(c + tile_captions, captions)))
-        for i in range(0, images, tile_images)
-        for c in range(0, captions, tile_captions)
-    ]
-    kept, rest = {}, []
-    own = np.empty(captions, np.float32)
-    progress = tqdm(total=len(tiles), desc="scoring", unit=" tiles", disable=None if bar else True)
-    for rows, columns in tiles:
-        owners = caption_image[columns]
-        true = np.flatnonzero((owners >= rows.start) & (owners < rows.stop))
-        if not len(true):
-            rest.append((rows, columns))
-            continue
-        tile = kept[rows.start, columns.start] = _finite(scores(rows, columns), rows, columns)
-        own[columns.start + true] = tile[owners[true] - rows.start, true]
-        progress.update()
 
-    n_i2t, n_t2i = np.zeros(captions, np.int64), np.zeros(captions, np.int64)
-    by_image = np.argsort(caption_image, kind="stable")
-    bounds = np.searchsorted(caption_image[by_image], np.arange(images + 1))
-    for rows, columns in tiles:
-        tile = kept.pop((rows.start, columns.start), None)
-        if tile is None:
-            tile = _finite(scores(rows, columns), rows, columns)
-            progress.update()
-        owners = caption_image[columns]
-        other = owners[None, :] != np.arange(rows.start, rows.stop)[:, None]  # (rows, columns)
-        n_t2i[columns] += np.sum(other & (tile >= own[None, columns]), axis=0)
-        mine = by_image[bounds[rows.start] : bounds[rows.stop]]  # the captions of this tile's images
-        row = caption_image[mine] - rows.start
-        n_i2t[mine] += np.sum(other[row] & (tile[row] >= own[mine, None]), axis=1)
-    progress.close()
-    return n_i2t, n_t2i
+    def on_device(params, images, groups, number):
+        groups = packed(*groups)
+        tiles, size = tile_images(*images.mask.shape, groups.of.shape[1], mib)
+        fill = tiles * size - len(images.mask)
+        images = jax.tree.map(lambda x: jnp.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1)), images)
 
+        def of_tile(images):
+            regions = regions_of(images)
 
-def _finite(tile: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
-    # A NaN would rank first under a reversed sort and look like a perfect model.
-    if not np.all(np.isfinite(tile)):
-        i, c = np.argwhere(~np.isfinite(tile))[0]
-        raise TrainingError(
-            f"the score of image {rows.start + i} and caption {columns.start + c} is {tile[i, c]}; the parameters or "
-            "features are not finite"
-        )
-    return tile
+            def of_group(k, scores):
+                words = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, k, keepdims=False), groups)
+                return jax.lax.dynamic_update_index_in_dim(scores, tile(params, regions, words), k, 0)
+
+            empty = jnp.zeros((len(groups.of), size, groups.of.shape[2]), jnp.float32)
+            varying = jax.lax.pcast(empty, BATCH, to="varying")
+            return jax.lax.fori_loop(0, number, of_group, varying)  # (K, I, T)
+
+        by_tile = jax.tree.map(lambda x: x.reshape(tiles, size, *x.shape[1:]), images)
+        scores = jnp.swapaxes(jax.lax.map(of_tile, by_tile), 1, 2)  # (tiles, I, K, T)
+        return scores.reshape(tiles * size, *scores.shape[2:])[: tiles * size - fill]
+
+    rows, everywhere = jax.sharding.PartitionSpec(BATCH), jax.sharding.PartitionSpec()
+    specs = (everywhere, rows, everywhere, everywhere)
+    split = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=rows)
+    return jax.jit(split, in_shardings=(None, by_rows(mesh), None, None), out_shardings=replicated(mesh))
 
 
 class FeatureScores:
-    """`Scores` of encoded images and texts by a compiled matcher, each tile's images split over the devices.
+    """`Scores` of encoded images and texts, Features of NumPy arrays.
 
-    `score(images, texts)` takes Features; `images`, `texts` are Features of NumPy arrays. Tiles are padded to one
-    shape, so that nothing is compiled twice.
+    `step` is a program of `compiled`, with its parameters; or, if `plain`, `step(images, texts)` scores Features. All
+    tiles have one shape, so that nothing is compiled twice.
     """
 
-    def __init__(self, score, images: Features, texts: Features, tile_images: int, tile_captions: int, mesh):
-        # Rows are split over the devices, so their number is rounded up to a multiple of it.
-        self.tile_images = -(-tile_images // mesh.size) * mesh.size
-        self.tile_captions = tile_captions
-        self._score, self._images, self._texts, self._mesh = score, images, texts, mesh
-        self._rows, self._tile = None, None
+    def __init__(self, step, images: Features, texts: Features, mesh, plain: bool = False):
+        self._step, self._images, self._texts, self._mesh, self._plain = step, images, texts, mesh, plain
+        most = PLAIN[0] if plain else IMAGES
+        rows = parts(len(images.mask), most * mesh.size)[0]
+        self._rows = -(-rows.stop // mesh.size) * mesh.size
+        self._groups, self._tile = {}, (None, None)
 
     def __call__(self, rows: slice, columns: slice) -> np.ndarray:
-        if rows != self._rows:  # tiles come row by row: an image tile is put on the devices once
-            tile = jax.tree.map(lambda x: _cut(x, rows, self.tile_images), self._images)
-            self._rows, self._tile = rows, put_whole(by_rows(self._mesh), tile)
-        texts = jax.tree.map(lambda x: _cut(x, columns, self.tile_captions), self._texts)
-        scores = self._score(self._tile, put_whole(replicated(self._mesh), texts))
-        return np.asarray(scores)[: rows.stop - rows.start, : columns.stop - columns.start]
+        return np.concatenate(
+            [
+                self._of_rows(slice(k, min(k + self._rows, rows.stop)), columns)
+                for k in range(rows.start, rows.stop, self._rows)
+            ]
+        )
+
+    def _of_rows(self, rows: slice, columns: slice) -> np.ndarray:
+        if rows != self._tile[0]:  # tiles come row by row: a tile of images is put on the devices once
+            tile = jax.tree.map(lambda x: cut(x, rows, self._rows), self._images)
+            self._tile = rows, put_whole(by_rows(self._mesh), tile)
+        score = self._of_texts if self._plain else self._of_groups
+        return score(self._tile[1], columns)[: rows.stop - rows.start]
+
+    def _of_groups(self, images: Features, columns: slice) -> np.ndarray:
+        groups, number, place = self._packed(columns.start, columns.stop)
+        scores = np.asarray(self._step(images, groups, number))  # (I, K, T)
+        return scores.reshape(len(scores), -1)[:, place]
+
+    def _packed(self, start: int, stop: int):
+        """The groups of texts `start : stop` on the devices, their number, and the texts' places; made once."""
+        if (start, stop) not in self._groups:
+            groups, number, place = pack(jax.tree.map(lambda x: x[start:stop], self._texts))
+            whole = replicated(self._mesh)
+            self._groups[start, stop] = put_whole(whole, groups), put_whole(whole, np.int32(number)), place
+        return self._groups[start, stop]
+
+    def _of_texts(self, images: Features, columns: slice) -> np.ndarray:
+        scores = []
+        for start in range(columns.start, columns.stop, PLAIN[1]):
+            part = slice(start, min(start + PLAIN[1], columns.stop))
+            texts = jax.tree.map(lambda x, part=part: cut(x, part, PLAIN[1]), self._texts)
+            scores.append(
+                np.asarray(self._step(images, put_whole(replicated(self._mesh), texts)))[:, : part.stop - start]
+            )
+        return np.concatenate(scores, 1)
 
 
-def _cut(x: np.ndarray, part: slice, size: int) -> np.ndarray:
+def cut(x: np.ndarray, part: slice, size: int) -> np.ndarray:
+    """Rows `part` of `x`, with rows of zeros up to `size`."""
     x = x[part]
     return x if len(x) == size else np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), x.dtype)])

@@ -1,0 +1,128 @@
+"""The two sides of a tile of pairs, as the Gram forms (`gram.py`, `scan.py`) take them: images with the products of
+their regions, and the words of several texts beside one another.
+
+Words stand in one of two arrangements with the same fields and methods, so that each formula is written once. `Padded`
+is how an encoder gives them, in training; `Packed` has no padding, in evaluation. An array over the words has the axes
+`(..., W)`, which are `(..., T, M)` for Padded and `(..., L)` for Packed, one over the texts `(..., T)`. Letters:
+I images, T texts, N regions, M words of a text, L words of a group of texts, D dimensions.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from mefn_jax.matching.features import Features
+
+# Sums over 0 and 1, which a TPU would otherwise make of bfloat16 values.
+EXACT = jax.lax.Precision.HIGHEST
+
+
+@flax.struct.dataclass
+class Regions:
+    """Images: `vectors` float32 `(I, N, D)`, zero where `mask` bool `(I, N)` is False, `pooled` `(I, D)`, and `gram`
+    `(I, N, N)`, the products of an image's regions with one another, made once an image."""
+
+    vectors: jax.Array
+    mask: jax.Array
+    pooled: jax.Array
+    gram: jax.Array
+
+    def over(self, words) -> jax.Array:
+        """The mask `(I, N, 1...)`, to stand beside arrays `(I, N, W)`."""
+        return self.mask.reshape(*self.mask.shape, *[1] * words.axes)
+
+    def squares(self, x):
+        """`x' G x` of weights `x (I, N, W)`: the squared lengths `(I, W)` of what they sum the regions to."""
+        flat = x.reshape(*x.shape[:2], -1)
+        return jnp.sum(flat * jnp.einsum("ink,ikw->inw", self.gram, flat), 1).reshape(len(x), *x.shape[2:])
+
+
+def regions_of(images: Features) -> Regions:
+    """Regions of Features."""
+    v = images.fragments
+    return Regions(v, images.mask, images.pooled, jnp.einsum("ind,ikd->ink", v, v))
+
+
+@flax.struct.dataclass
+class Padded:
+    """Texts of M words, of which those exist that `mask` bool `(T, M)` says; `vectors` float32 `(T, M, D)`, `pooled`
+    `(T, D)`, `gram` `(T, M, M)`, the products of a text's words with one another."""
+
+    vectors: jax.Array
+    mask: jax.Array
+    pooled: jax.Array
+    gram: jax.Array
+    axes = 2  # of W
+
+    def products(self, x):
+        """Of vectors `(..., D)` with all words: `(..., T, M)`."""
+        return jnp.einsum("...d,tmd->...tm", x, self.vectors)
+
+    def sum(self, x):
+        """Each text's sum `(..., T)` of `x (..., T, M)`."""
+        return jnp.sum(jnp.where(self.mask, x, 0.0), -1)
+
+    def spread(self, y):
+        """A text's value `(..., T)` at each of its words `(..., T, M)`, to be broadcast."""
+        return y[..., None]
+
+    def squares(self, x):
+        """`x' G x` of weights `x (..., T, M)`: the squared lengths `(..., T)` of what they sum a text's words to."""
+        return jnp.sum(x * jnp.einsum("...tm,tmk->...tk", x, self.gram), -1)
+
+    def own(self):
+        """Of each word with its text's pooled vector, `(T, M)`."""
+        return jnp.einsum("tmd,td->tm", self.vectors, self.pooled)
+
+    def number(self):
+        """How many words each text has, `(T,)`."""
+        return jnp.sum(self.mask, -1)
+
+
+def padded(texts: Features) -> Padded:
+    """Padded of Features."""
+    t = texts.fragments
+    return Padded(t, texts.mask, texts.pooled, jnp.einsum("tmd,tkd->tmk", t, t))
+
+
+@flax.struct.dataclass
+class Packed:
+    """A group of texts whose words stand side by side: `vectors` float32 `(L, D)`; `of` float32 `(L, T)`, 1 where a
+    word is a text's and 0 elsewhere, so that sums are matrix products; `pooled` `(T, D)`; `gram` `(L, L)`, the products
+    of words of one text, 0 of others. What is left of L and T is zero."""
+
+    vectors: jax.Array
+    of: jax.Array
+    pooled: jax.Array
+    gram: jax.Array
+    axes = 1  # of W
+
+    def products(self, x):
+        """As Padded's, `(..., L)`."""
+        return x @ self.vectors.T
+
+    def sum(self, x):
+        """As Padded's."""
+        return jnp.matmul(x, self.of, precision=EXACT)
+
+    def spread(self, y):
+        """As Padded's, `(..., L)`."""
+        return jnp.matmul(y, self.of.T, precision=EXACT)
+
+    def squares(self, x):
+        """As Padded's."""
+        return self.sum(x * (x @ self.gram))
+
+    def own(self):
+        """As Padded's, `(L,)`."""
+        return jnp.sum(self.of * (self.vectors @ self.pooled.T), -1)
+
+    def number(self):
+        """As Padded's."""
+        return jnp.sum(self.of, 0)
+
+
+def packed(vectors, of, pooled) -> Packed:
+    """K groups as one Packed of arrays `(K, ...)`, of which a group is taken to be scored."""
+    gram = jax.lax.map(lambda group: (group[0] @ group[0].T) * (group[1] @ group[1].T), (vectors, of))
+    return Packed(vectors, of, pooled, gram)

@@ -1,0 +1,132 @@
+"""Packed texts: nothing is lost, groups keep their bounds, and what is scored is what the padded form scores."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mefn_jax.matching.entropy import ENTROPIES, shannon
+from mefn_jax.matching.features import make_features
+from mefn_jax.matching.mefn import MEFN
+from mefn_jax.matching.packing import TEXTS, arrange, pack
+from mefn_jax.matching.sides import packed, regions_of
+from mefn_jax.matching.tiled import FeatureScores, compiled, parts, tile_images
+from mefn_jax.model import MODELS
+from mefn_jax.sharding import make_mesh
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(30, 64))
+def test_groups_hold_every_text_once(lengths, size):
+    lengths = np.array(lengths)
+    group, slot, start = arrange(lengths, size)
+    for k in range(group.max() + 1):
+        here = np.flatnonzero(group == k)
+        assert sorted(slot[here]) == list(range(len(here)))
+        assert len(here) <= TEXTS
+        here = here[np.argsort(slot[here])]
+        np.testing.assert_array_equal(start[here], np.cumsum(lengths[here]) - lengths[here])
+        assert lengths[here].sum() <= size
+    # No two groups that are not full of texts could be one.
+    used = np.bincount(group, lengths)
+    room = (size - used)[np.bincount(group) < TEXTS]
+    assert np.sum(room > size / 2) <= 1 or lengths.sum() == 0
+
+
+N, M, D = 4, 7, 6
+
+
+def features(seed, mask):
+    rng = np.random.default_rng(seed)
+    raw = rng.normal(size=(*mask.shape, D)).astype(np.float32)
+    if seed % 2:
+        raw[1:] = raw[:1]  # duplicates
+    pooled = rng.normal(size=(len(mask), D)).astype(np.float32)
+    return jax.tree.map(np.asarray, make_features(raw, jnp.asarray(mask), pooled))
+
+
+def masks(number, length):
+    one = st.lists(st.booleans(), min_size=length, max_size=length).filter(any)
+    return st.lists(one, min_size=number, max_size=number).map(np.array)
+
+
+@pytest.fixture(scope="module")
+def scorers():
+    """The compiled tile, the plain form and the parameters of every matcher, on one device."""
+    mesh, found = make_mesh(devices=jax.devices()[:1]), {}
+    some = features(0, np.ones((2, N), bool)), features(1, np.ones((2, M), bool))
+    for name, (matcher, options) in MODELS.items():
+        module = matcher(**options)
+        params = module.init(jax.random.key(0), *some)
+
+        def tile(params, regions, words, module=module):
+            return module.apply(params, regions, words, method="tile")
+
+        found[name] = params, compiled(tile, mesh, 1.0), jax.jit(module.apply)
+    return mesh, found
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 2**31), masks(5, N), masks(9, M))
+def test_packed_scores_are_the_plain_ones(scorers, seed, regions, words):
+    mesh, found = scorers
+    images, texts = features(seed, regions), features(seed + 1, words)
+    for name, (params, step, plain) in found.items():
+        scores = FeatureScores(lambda *x, s=step, p=params: s(p, *x), images, texts, mesh)
+        expected = np.asarray(plain(params, images, texts))
+        np.testing.assert_allclose(scores(slice(0, 5), slice(0, 9)), expected, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(scores(slice(1, 4), slice(2, 9)), expected[1:4, 2:9], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("scale", [1.0, 9.0, 31.0, 33.0, 200.0])
+@pytest.mark.parametrize("entropy", sorted(ENTROPIES))
+def test_any_scale_is_that_of_the_readable_form(entropy, scale):
+    module = MEFN(entropy=entropy, init_scale=scale)
+    images, texts = features(2, np.ones((3, N), bool)), features(4, np.arange(M) < np.array([[1], [4], [M]]))
+    params = module.init(jax.random.key(0), images, texts)
+    groups, number, place = pack(texts)
+    words = jax.tree.map(lambda x: x[0], packed(*map(jnp.asarray, groups)))
+    assert number == 1
+    tile = module.apply(params, regions_of(images), words, method="tile")[:, place]
+    for i in range(3):
+        for t in range(3):
+            pair = jax.tree.map(lambda x, i=i: x[i], images), jax.tree.map(lambda x, t=t: x[t], texts)
+            expected = module.apply(params, *pair, method="explain")["score"]
+            np.testing.assert_allclose(tile[i, t], expected, atol=2e-5)
+    np.testing.assert_allclose(module.apply(params, images, texts), tile, atol=2e-5)
+
+
+def test_an_entropy_that_is_not_known_here_is_computed_pair_by_pair(monkeypatch):
+    def mine(S, region_mask, word_mask, scale):
+        return shannon(S, region_mask, word_mask, scale)
+
+    images, texts = features(2, np.ones((3, N), bool)), features(4, np.arange(M) < np.array([[1], [4], [M]]))
+    monkeypatch.setitem(ENTROPIES, "mine", mine)
+    params = MEFN().init(jax.random.key(0), images, texts)
+    groups, _, place = pack(texts)
+    words = jax.tree.map(lambda x: x[0], packed(*map(jnp.asarray, groups)))
+    for name in ("shannon", "mine"):
+        module = MEFN(entropy=name)
+        plain = module.apply(params, images, texts)
+        tile = module.apply(params, regions_of(images), words, method="tile")[:, place]
+        np.testing.assert_allclose(tile, plain, atol=1e-5)
+        if name == "shannon":
+            expected = plain
+    np.testing.assert_allclose(plain, expected, atol=1e-5)
+
+
+def test_a_long_text_gets_a_longer_group():
+    mask = np.zeros((2, 200), bool)
+    mask[0, :150], mask[1, 3:5] = True, True
+    (vectors, of, _), number, place = pack(features(0, mask))
+    assert vectors.shape[1] == of.shape[1] == 192
+    assert number == 1
+    assert of[0].sum(0)[place].tolist() == [150, 2]
+
+
+def test_tiles_keep_the_budget():
+    assert tile_images(250, 36, 128, 1.0) == (5, 50)
+    assert tile_images(3, 10_000, 128, 1.0) == (3, 1)
+    assert parts(1000, 256) == [slice(0, 250), slice(250, 500), slice(500, 750), slice(750, 1000)]
