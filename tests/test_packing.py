@@ -1,5 +1,7 @@
 """Packed texts: nothing is lost, groups keep their bounds, and what is scored is what the padded form scores."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from mefn_jax.matching.packing import TEXTS, arrange, pack
 from mefn_jax.matching.sides import packed, regions_of
 from mefn_jax.matching.tiled import FeatureScores, compiled, parts, tile_images
 from mefn_jax.model import MODELS
+from mefn_jax.ranking import rank
 from mefn_jax.sharding import make_mesh
 
 
@@ -130,3 +133,27 @@ def test_tiles_keep_the_budget():
     assert tile_images(250, 36, 128, 1.0) == (5, 50)
     assert tile_images(3, 10_000, 128, 1.0) == (3, 1)
     assert parts(1000, 256) == [slice(0, 250), slice(250, 500), slice(500, 750), slice(750, 1000)]
+
+
+@pytest.mark.parametrize("name", ["mefn", "scan_i2t_lse", "vsepp"])
+def test_devices_change_no_rank(name):
+    """With 1, 3 and 8 devices, on tiles that do not divide, and images whose scores are equal."""
+    module = MODELS[name][0](**MODELS[name][1])
+    rng = np.random.default_rng(0)
+    images, texts = features(2, np.ones((21, N), bool)), features(4, np.arange(M) < rng.integers(1, M + 1, (40, 1)))
+    images = jax.tree.map(lambda x: np.concatenate([x, x[:3]]), images)
+    owner = np.arange(40) % 24
+    params = module.init(jax.random.key(0), images, texts)
+
+    def tile(params, regions, words):
+        return module.apply(params, regions, words, method="tile")
+
+    found = []
+    for devices in (1, 3, 8):
+        mesh = make_mesh(devices=jax.devices()[:devices])
+        step = functools.partial(compiled(tile, mesh, 0.005), params)  # two or three images a tile
+        found.append(rank(FeatureScores(step, images, texts, mesh), owner, best=5))
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, other.counts, found[0].counts)
+        np.testing.assert_array_equal(other.captions.positions, found[0].captions.positions)
+        np.testing.assert_array_equal(other.images.positions, found[0].images.positions)
