@@ -32,7 +32,7 @@ from mefn_jax.sharding import by_rows, put_whole, replicated
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SAVE_SECONDS = 10.0  # between two notes of how far it has come
-CHUNK = 1 << 17  # vectors searched at once
+CHUNK = 1 << 15  # vectors searched at once
 
 
 @dataclasses.dataclass(frozen=True)

@@ -210,4 +210,6 @@ def caption_batches(split: Split, tokenizer: Tokenizer, batch_size: int):
 
 def pad_rows(x: np.ndarray, rows: int) -> np.ndarray:
     """`x` with zero rows appended up to `rows`."""
+    if len(x) == rows:
+        return x
     return np.concatenate([x, np.zeros((rows - len(x), *x.shape[1:]), x.dtype)])
