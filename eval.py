@@ -30,6 +30,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("ema", False, "Evaluate the average of the parameters (train.ema), into eval/<split>_ema.")
     flags.DEFINE_list("compare", [], "Directories of evaluated runs; the first is what the others are compared with.")
     flags.DEFINE_list("ensemble", [], "Directories of runs whose score matrices are averaged.")
+    flags.DEFINE_string("shortlist", "", "Two-stage retrieval beside all pairs: a share of each gallery, or of images.")
     flags.DEFINE_string("index_images", "", "A folder of images to encode into --index.")
     flags.DEFINE_string("index", "", "Directory of an index, to be made or searched.")
     flags.DEFINE_string("query", None, "A caption, whose images are looked for in --index.")
@@ -72,7 +73,9 @@ def main() -> None:
             raise ConfigError("--config evaluates pretrained towers without a run: leave --step out")
         evaluate.zero_shot(f.config, f.data_dir, f.split, folds, f.out, keep=f.save_scores)
     else:
-        evaluate.evaluate(f.workdir or "runs/shapes", f.data_dir, f.split, f.step, folds, f.out, f.ema, f.save_scores)
+        evaluate.evaluate(
+            f.workdir or "runs/shapes", f.data_dir, f.split, f.step, folds, f.out, f.ema, f.save_scores, f.shortlist
+        )
 
 
 def retrieval(f) -> None:

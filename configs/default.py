@@ -153,7 +153,7 @@ def base():
     c.train.multipliers = ()  # "regex:factor" of the learning rate, the first that is found in a path; factor 0 freezes
     c.train.dtype = "float32"  # of the towers (but not the GRU): float32 or bfloat16; parameters and scores are float32
     c.train.remat = "none"  # what the towers compute again, going back: none, dots (all but products) or blocks (all)
-    c.train.tile_mib = 128.0  # MiB an array of regions by words while scoring (recomputed.py); on a CPU 2 is fast
+    c.train.tile_mib = 64.0  # MiB an array of regions by words while scoring (recomputed.py); on a CPU 2 is fast
     c.train.encoder_parts = 1  # the encoders take the batch in so many parts (the scores are of all of it; parts.py)
     c.train.layer_decay = 1.0  # factor of the learning rate a Transformer layer further from the output
     c.train.ema = 0.0  # decay a step of an average of the parameters, which is then evaluated beside them; 0: none

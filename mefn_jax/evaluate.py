@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mefn_jax import baselines, metrics, pointing, twins
+from mefn_jax import baselines, metrics, pointing, twins, two_stage
 from mefn_jax.checkpoint import versions
 from mefn_jax.config import check_local
 from mefn_jax.data.dataset import ALIASES, Dataset
@@ -24,18 +24,16 @@ from mefn_jax.remote import directory, write_whole
 TOP = 10  # captions of every image, and images of every caption, that are kept
 
 
-def evaluate(
-    workdir, data_dir: str, split: str, step: str, folds=(1,), out: str = "", ema: bool = False, keep=""
-) -> dict:
+def evaluate(workdir, data_dir: str, split: str, step: str, folds=(1,), out="", ema=False, keep="", short="") -> dict:
     """Evaluates a workdir's checkpoint on a split, prints the table, and writes `metrics.json` and `ranks.npz` into
     `out`, or into `WORKDIR/eval/<split>/`, with `ema` that of the averaged parameters into `<split>_ema`. Returns what
-    `metrics.json` holds."""
+    `metrics.json` holds. `keep` names a file for all scores; `short` asks for shortlists too (`two_stage.share_of`)."""
     workdir, out = directory("--workdir", workdir), out and directory("--out", out)
     check_local("--data_dir", data_dir)
     evaluator, params, number = load(workdir, step, ema)
     split = ALIASES.get(split, split)
     title = f"step {number}{', averaged' if ema else ''}"
-    report, ranks = tabulate(evaluator, params, title, data_dir, split, folds, keep)
+    report, ranks = tabulate(evaluator, params, title, data_dir, split, folds, keep, short)
     report["step"] = number
     if ema:  # so that a comparison does not take it for another seed
         report["config"]["evaluated"] = "averaged parameters"
@@ -98,17 +96,21 @@ def opened(evaluator: Evaluator, data_dir: str, split_name: str) -> tuple[Datase
 
 
 def tabulate(
-    evaluator: Evaluator, params, title: str, data_dir: str, split_name: str, folds, keep=""
+    evaluator: Evaluator, params, title: str, data_dir: str, split_name: str, folds, keep="", short=""
 ) -> tuple[dict, dict]:
     """Scores a split, of `data_dir` or of the configured data; else as `ranked`."""
     dataset, split = opened(evaluator, data_dir, split_name)
     check_folds(folds, split)
+    share = two_stage.share_of(short, split) if short else 0
     images, texts = evaluator.encode(params, split)
     scores = evaluator.scores(params, images, texts)
     report, ranks = ranked(evaluator, scores, title, dataset, split, folds, keep)
     if "baselines" in report:  # drawn scenes
         report["pointing"] = pointing.accuracy(evaluator, params, images, texts, split)
         show_pointing(report["pointing"])
+    if share:
+        report["shortlist"] = two_stage.two_stages(evaluator, params, images, texts, split, share)
+        two_stage.show(report["shortlist"], split)
     return report, ranks
 
 

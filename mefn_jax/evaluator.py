@@ -7,7 +7,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from mefn_jax import losses, metrics, optim, towers
+from mefn_jax import losses, metrics, optim, shortlist, towers
 from mefn_jax.checkpoint import Checkpoints
 from mefn_jax.config import check
 from mefn_jax.data import pipeline
@@ -43,6 +43,20 @@ class Evaluator:
             scoring(self.model, self.mesh, self.config.eval.tile_mib),
             jax.jit(self.model.coarse),
         )
+
+    @functools.cached_property
+    def _lists(self):
+        return shortlist.compiled(self.model.tile, self.mesh)
+
+    def shortlists(self, params, images: Features, texts: Features, share: float) -> shortlist.Shortlists:
+        """The scores of the nearest `share` of the images and of the captions for each query (see `shortlist.py`)."""
+        of_images, of_texts = (self.coarse(params, features) for features in (images, texts))
+        k, captions = (max(1, round(share * len(x))) for x in (of_images, of_texts))
+        lists = (
+            shortlist.nearest(of_texts, of_images, k, self.mesh),
+            shortlist.nearest(of_images, of_texts, captions, self.mesh),
+        )
+        return shortlist.score(self._lists, params, images, texts, *lists, self.mesh)
 
     def encode(self, params, split: Split) -> tuple[Features, Features]:
         """Features of all images and all captions of a split, as NumPy arrays in source order."""

@@ -97,33 +97,32 @@ OPTIONS = list(itertools.product(sorted(ENTROPIES), ATTEND, GLOBAL_INPUT))
 @pytest.mark.parametrize(("entropy", "attend", "global_input"), OPTIONS)
 def test_gram_form_equals_readable_form_with_finite_gradients(entropy, attend, global_input):
     module = MEFN(entropy, attend, global_input)
-    mask = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [0, 1, 0, 1, 1]], bool)
-    for identical in (False, True):
-        images, texts = features(2, mask[:, :N], identical), features(3, mask, identical)
-        params = jax.jit(module.init)(jax.random.key(0), images, texts)
 
-        def gram(params, images, texts):
-            return module.apply(params, images, texts)
+    def readable(params, images, texts):
+        def one(i, t):
+            return module.apply(params, i, t, method="explain")["score"]
 
-        def readable(params, images, texts):
-            def one(i, t):
-                return module.apply(params, i, t, method="explain")["score"]
+        return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(images, texts)
 
-            return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(images, texts)
-
-        forms = [jax.jit(form)(params, images, texts) for form in (gram, readable)]
-        np.testing.assert_allclose(*forms, atol=1e-5)
-
-        def total(form, params, v, t, images=images, texts=texts):
+    def compiled(form):
+        def total(params, v, t, images, texts):
             # Through `make_features`: the Gram form uses that fragments have unit length.
             v, t = (make_features(x, f.mask, f.pooled) for x, f in ((v, images), (t, texts)))
-            return jnp.sum(form(params, v, t) * jnp.arange(9.0).reshape(3, 3))
+            scores = form(params, v, t)
+            return jnp.sum(scores * jnp.arange(9.0).reshape(3, 3)), scores
 
-        pair = [
-            jax.jit(jax.grad(functools.partial(total, form), (0, 1, 2)))(params, images.fragments, texts.fragments)
-            for form in (gram, readable)
-        ]
-        for a, b in zip(*map(jax.tree.leaves, pair), strict=True):
+        return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))
+
+    gram, readable = compiled(module.apply), compiled(readable)
+    mask = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [0, 1, 0, 1, 1]], bool)
+    params = jax.jit(module.init)(jax.random.key(0), features(2, mask[:, :N]), features(3, mask))
+    for identical in (False, True):
+        images, texts = features(2, mask[:, :N], identical), features(3, mask, identical)
+        (found, scores), (expected, true_scores) = (
+            form(params, images.fragments, texts.fragments, images, texts) for form in (gram, readable)
+        )
+        np.testing.assert_allclose(scores, true_scores, atol=1e-5)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             assert np.all(np.isfinite(a))
             np.testing.assert_allclose(a, b, atol=2e-4)
 

@@ -83,41 +83,51 @@ def test_packed_scores_are_the_plain_ones(scorers, seed, regions, words):
         np.testing.assert_allclose(scores(slice(1, 4), slice(2, 9)), expected[1:4, 2:9], atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("scale", [1.0, 9.0, 31.0, 33.0, 200.0])
-@pytest.mark.parametrize("entropy", sorted(ENTROPIES))
-def test_any_scale_is_that_of_the_readable_form(entropy, scale):
-    module = MEFN(entropy=entropy, init_scale=scale)
-    images, texts = features(2, np.ones((3, N), bool)), features(4, np.arange(M) < np.array([[1], [4], [M]]))
-    params = module.init(jax.random.key(0), images, texts)
+def three_by_three(seed):
+    """Images, texts (one of a single word, one padded), and the texts packed, with their places."""
+    images, texts = features(seed, np.ones((3, N), bool)), features(seed + 2, np.arange(M) < np.array([[1], [4], [M]]))
     groups, number, place = pack(texts)
-    words = jax.tree.map(lambda x: x[0], packed(*map(jnp.asarray, groups)))
     assert number == 1
-    tile = module.apply(params, regions_of(images), words, method="tile")[:, place]
-    for i in range(3):
-        for t in range(3):
-            pair = jax.tree.map(lambda x, i=i: x[i], images), jax.tree.map(lambda x, t=t: x[t], texts)
-            expected = module.apply(params, *pair, method="explain")["score"]
-            np.testing.assert_allclose(tile[i, t], expected, atol=2e-5)
-    np.testing.assert_allclose(module.apply(params, images, texts), tile, atol=2e-5)
+    return images, texts, jax.tree.map(lambda x: x[0], packed(*map(jnp.asarray, groups))), place
+
+
+@pytest.mark.parametrize("entropy", sorted(ENTROPIES))
+def test_any_scale_is_that_of_the_readable_form(entropy):
+    module, (images, texts, words, place) = MEFN(entropy=entropy), three_by_three(2)
+    params = jax.jit(module.init)(jax.random.key(0), images, texts)
+
+    @jax.jit
+    def forms(params):
+        def readable(image, text):
+            return module.apply(params, image, text, method="explain")["score"]
+
+        tile = module.apply(params, regions_of(images), words, method="tile")[:, place]
+        pairs = jax.vmap(jax.vmap(readable, (None, 0)), (0, None))(images, texts)
+        return tile, module.apply(params, images, texts), pairs
+
+    for scale in (1.0, 9.0, 31.0, 33.0, 200.0):
+        params["params"]["log_scale"] = jnp.log(scale)
+        tile, plain, pairs = forms(params)
+        np.testing.assert_allclose(tile, pairs, atol=2e-5, err_msg=scale)
+        np.testing.assert_allclose(plain, pairs, atol=2e-5, err_msg=scale)
 
 
 def test_an_entropy_that_is_not_known_here_is_computed_pair_by_pair(monkeypatch):
     def mine(S, region_mask, word_mask, scale):
         return shannon(S, region_mask, word_mask, scale)
 
-    images, texts = features(2, np.ones((3, N), bool)), features(4, np.arange(M) < np.array([[1], [4], [M]]))
     monkeypatch.setitem(ENTROPIES, "mine", mine)
-    params = MEFN().init(jax.random.key(0), images, texts)
-    groups, _, place = pack(texts)
-    words = jax.tree.map(lambda x: x[0], packed(*map(jnp.asarray, groups)))
-    for name in ("shannon", "mine"):
+    images, texts, words, place = three_by_three(2)
+    params = jax.jit(MEFN().init)(jax.random.key(0), images, texts)
+
+    def forms(name):
         module = MEFN(entropy=name)
-        plain = module.apply(params, images, texts)
         tile = module.apply(params, regions_of(images), words, method="tile")[:, place]
-        np.testing.assert_allclose(tile, plain, atol=1e-5)
-        if name == "shannon":
-            expected = plain
-    np.testing.assert_allclose(plain, expected, atol=1e-5)
+        return tile, module.apply(params, images, texts)
+
+    found, expected = (jax.jit(forms, static_argnums=0)(name) for name in ("mine", "shannon"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    np.testing.assert_allclose(*found, atol=1e-5)
 
 
 def test_a_long_text_gets_a_longer_group():

@@ -170,4 +170,4 @@ def test_baselines_cannot_tell_twins_apart(tmp_path, monkeypatch):
     known = twins.find(test)
     assert len(known.captions) > 1000
     for scores in (baselines.words_only(test), baselines.colour_histogram(data.split("train"), test)):
-        assert twins.accuracy(known, scores, 32, 256)["all"] == pytest.approx(50, abs=5)
+        assert twins.accuracy(known, scores)["all"] == pytest.approx(50, abs=5)

@@ -8,8 +8,9 @@ WORDS = 128  # of a group: what a product needs to run at full speed, and few en
 TEXTS = 16  # of a group, at most
 
 
-def pack(texts: Features) -> tuple[tuple, int, np.ndarray]:
-    """Texts (Features of NumPy arrays) in groups, the longest text first, each into the fullest group that takes it.
+def pack(texts: Features, in_order: bool = False) -> tuple[tuple, int, np.ndarray]:
+    """Texts (Features of NumPy arrays) in groups: the longest first, each into the fullest group that takes it; or one
+    after the other as they come (`in_order`), which fills groups less and keeps neighbours together.
 
     Returns `(vectors (K, L, D), of (K, L, T), pooled (K, T, D))`, float32, what `sides.packed` takes; how many groups
     there are, the K being the next power of two, so that few programs are compiled; and each text's place `(C,)` among
@@ -17,7 +18,7 @@ def pack(texts: Features) -> tuple[tuple, int, np.ndarray]:
     """
     lengths = texts.mask.sum(1)
     size = max(WORDS, -(-int(lengths.max(initial=0)) // 64) * 64)
-    group, slot, start = arrange(lengths, size)
+    group, slot, start = (one_after_the_other if in_order else arrange)(lengths, size)
     number = int(group.max(initial=-1)) + 1
     room = 1 << (number - 1).bit_length()
     vectors = np.zeros((room, size, texts.fragments.shape[-1]), np.float32)
@@ -52,3 +53,14 @@ def arrange(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.
         if texts[here] < TEXTS:
             with_room[room - length].append(here)
     return group, slot, start
+
+
+def one_after_the_other(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `arrange`, a new group whenever a text does not go into the last one."""
+    places, here, texts, used = [], 0, 0, 0
+    for length in map(int, lengths):
+        if used + length > size or texts == TEXTS:
+            here, texts, used = here + 1, 0, 0
+        places.append((here, texts, used))
+        texts, used = texts + 1, used + length
+    return tuple(np.array(places, np.int64).reshape(-1, 3).T)

@@ -1,0 +1,68 @@
+"""What a shortlist loses and saves: two-stage retrieval beside scoring all pairs (`eval.py --shortlist`)."""
+
+import time
+
+from mefn_jax import metrics, shortlist
+from mefn_jax.data.split import Split
+from mefn_jax.errors import ConfigError
+from mefn_jax.evaluator import Evaluator
+from mefn_jax.logs import say
+from mefn_jax.matching.features import Features
+from mefn_jax.matching.tiled import CAPTIONS, IMAGES, parts
+from mefn_jax.ranking import rank
+
+
+def share_of(text: str, split: Split) -> float:
+    """The share of each gallery that `--shortlist` asks for: below 1 a share, from 1 on a number of images. Raises
+    ConfigError."""
+    try:
+        asked = float(text)
+    except ValueError:
+        asked = 0.0
+    if not 0 < asked <= split.images:
+        raise ConfigError(f"--shortlist={text}: give a share of the gallery as 0.1, or how many images, as 100")
+    return asked if asked < 1 else asked / split.images
+
+
+def two_stages(evaluator: Evaluator, params, images: Features, texts: Features, split: Split, share: float) -> dict:
+    """Ranks a split by its shortlists, by all scores and by the coarse vectors alone. Returns `{"shortlist",
+    "exhaustive", "coarse"}`, each of `metrics.summarise` with `seconds` (without compilation), and `share`."""
+    if not evaluator.model.has_tile:
+        raise ConfigError(f"--shortlist: the matcher of model={evaluator.config.model} has no tile to score pairs with")
+    owner = split.caption_image
+    few = [x[0] for x in (parts(len(images.mask), IMAGES), parts(len(texts.mask), CAPTIONS))]
+    for _ in range(2):  # the first time all that is compiled is
+        start = time.perf_counter()
+        found = evaluator.shortlists(params, images, texts, share)
+        short = time.perf_counter() - start
+    scores = evaluator.scores(params, images, texts)
+    scores(*few)
+    start = time.perf_counter()
+    whole = rank(scores, owner)
+    everything = time.perf_counter() - start
+    of_images, of_texts = (evaluator.coarse(params, x) for x in (images, texts))
+    start = time.perf_counter()
+    coarse = rank(lambda rows, columns: of_images[rows] @ of_texts[columns].T, owner)
+    alone = time.perf_counter() - start
+    return {
+        "share": share,
+        "shortlist": metrics.summarise(*shortlist.counts(found, owner), owner) | {"seconds": short},
+        "exhaustive": metrics.summarise(*whole.counts[1], owner) | {"seconds": everything},
+        "coarse": metrics.summarise(*coarse.counts[1], owner) | {"seconds": alone},
+    }
+
+
+def show(result: dict, split: Split) -> None:
+    """Prints what is lost and what is saved."""
+    images, captions = (max(1, round(result["share"] * n)) for n in (split.images, split.captions))
+    say(f"\nshortlists of {images} images and {captions} captions ({100 * result['share']:.1f} % of each gallery)")
+    titles = "".join(f"{f'{side} R@1':>8} {'R@5':>7} {'R@10':>7} " for side in ("i2t", "t2i"))
+    say(f"{'':12} {titles}{'rSum':>7} {'seconds':>8}")
+    for name in ("exhaustive", "shortlist", "coarse"):
+        r = result[name]
+        cells = [r[side][k] for side in ("i2t", "t2i") for k in ("r1", "r5", "r10")]
+        numbers = "".join(f"{x:{8 if n % 3 == 0 else 7}.1f} " for n, x in enumerate(cells))
+        say(f"{name:12} {numbers}{r['rsum']:7.1f} {r['seconds']:8.2f}")
+    lost = {side: result["shortlist"][side]["r1"] - result["exhaustive"][side]["r1"] for side in ("i2t", "t2i")}
+    ratio = result["shortlist"]["seconds"] / result["exhaustive"]["seconds"]
+    say(f"R@1 changes by {lost['i2t']:+.1f} and {lost['t2i']:+.1f} in {100 * ratio:.0f} % of the time")

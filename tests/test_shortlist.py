@@ -1,0 +1,80 @@
+"""Two-stage retrieval: the lists are NumPy's, their scores those of all pairs, their ranks a naive loop's."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mefn_jax import metrics, shortlist
+from mefn_jax.matching.features import make_features
+from mefn_jax.model import MODELS
+from mefn_jax.sharding import make_mesh
+
+IMAGES, CAPTIONS, N, M, D = 9, 23, 4, 6, 8
+
+
+def features(seed, mask):
+    rng = np.random.default_rng(seed)
+    raw, pooled = rng.normal(size=(*mask.shape, D)), rng.normal(size=(len(mask), D))
+    found = make_features(jnp.asarray(raw, jnp.float32), jnp.asarray(mask), jnp.asarray(pooled, jnp.float32))
+    return jax.tree.map(np.asarray, found)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("name", ["mefn", "scan_t2i_lse"])
+def test_what_is_shortlisted_is_scored_as_all_pairs_are(name, devices, monkeypatch):
+    monkeypatch.setattr(shortlist, "TASK", 4)
+    monkeypatch.setattr(shortlist, "TASKS", 2)
+    rng, mesh = np.random.default_rng(0), make_mesh(devices=jax.devices()[:devices])
+    images, texts = (
+        features(0, np.ones((IMAGES, N), bool)),
+        features(1, np.arange(M) < rng.integers(1, M + 1, (CAPTIONS, 1))),
+    )
+    module = MODELS[name][0](**MODELS[name][1])
+    params = module.init(jax.random.key(0), images, texts)
+    of_images, of_texts = (np.asarray(module.apply(params, x, method="coarse")) for x in (images, texts))
+    lists = shortlist.nearest(of_texts, of_images, 3, mesh), shortlist.nearest(of_images, of_texts, 5, mesh)
+    np.testing.assert_array_equal(lists[0], np.argsort(-of_texts @ of_images.T, 1)[:, :3])
+    np.testing.assert_array_equal(lists[1], np.argsort(-of_images @ of_texts.T, 1)[:, :5])
+    tile = functools.partial(module.apply, method="tile")
+    found = shortlist.score(shortlist.compiled(tile, mesh), params, images, texts, *lists, mesh)
+    scores = np.asarray(jax.jit(module.apply)(params, images, texts))
+    np.testing.assert_allclose(found.image_scores, np.take_along_axis(scores.T, lists[0], 1), atol=1e-5)
+    np.testing.assert_allclose(found.caption_scores, np.take_along_axis(scores, lists[1], 1), atol=1e-5)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 12))
+def test_ranks_within_shortlists_are_those_of_a_loop(seed, k, number):
+    rng = np.random.default_rng(seed)
+    owner = rng.permutation(np.repeat(np.arange(6), 2))
+    scores, coarse = rng.integers(0, 4, (2, 6, 12)).astype(np.float32)  # with ties
+    of_texts, of_images = np.argsort(-coarse.T, 1)[:, :k], np.argsort(-coarse, 1)[:, :number]
+    found = shortlist.Shortlists(
+        of_texts, of_images, np.take_along_axis(scores.T, of_texts, 1), np.take_along_axis(scores, of_images, 1)
+    )
+    i2t, t2i = metrics.best_ranks(*shortlist.counts(found, owner), owner)
+    for c in range(12):
+        listed = list(of_texts[c])
+        better = sum(scores[i, c] >= scores[owner[c], c] for i in listed if i != owner[c])
+        assert t2i[c] == (1 + better if owner[c] in listed else 6)
+    for i in range(6):
+        listed = list(of_images[i])
+        n = [sum(scores[i, c] >= scores[i, g] for c in listed if owner[c] != i) for g in listed if owner[g] == i]
+        assert i2t[i] == (1 + min(n) if n else 11)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 200)), min_size=1, max_size=400, unique=True))
+def test_tasks_hold_every_cell_once(cells):
+    groups, images = np.array(sorted(cells)).T
+    task, row, task_group, task_images = shortlist.tasks(groups, images)
+    assert task_images.shape[1] == shortlist.TASK
+    np.testing.assert_array_equal(task_group[task], groups)
+    np.testing.assert_array_equal(task_images[task, row], images)
+    assert len(set(zip(task, row, strict=True))) == len(cells)
+    assert len(task_group) == task.max() + 1
