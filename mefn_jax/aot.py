@@ -20,7 +20,7 @@ from mefn_jax import flops, losses, optim, state, step, towers
 from mefn_jax.chips import GIB, chip_of
 from mefn_jax.collectives import collectives
 from mefn_jax.errors import ConfigError, reason
-from mefn_jax.evaluator import default_tile_mib, scoring
+from mefn_jax.evaluator import scoring, tile_mib
 from mefn_jax.logs import say
 from mefn_jax.matching.packing import TEXTS, WORDS
 from mefn_jax.matching.sides import packed, regions_of
@@ -103,13 +103,12 @@ def compile_scoring(config, target: str, report: str = "") -> bool:
     shapes = jax.eval_shape(model.init, jax.random.key(0), empty_images(config), *empty_texts(config))
     params, batch, everywhere = abstract(mesh, shapes), batch_shapes(config), replicated(mesh)
     images = of_rows(jax.eval_shape(model.encode_images, params, batch["images"]), by_rows(mesh), IMAGES * mesh.size)
-    sizes = {"vectors": (WORDS, config.embed_dim), "of": (WORDS, TEXTS), "pooled": (TEXTS, images.pooled.shape[-1])}
-    groups = tuple(
-        jax.ShapeDtypeStruct((GROUPS, *size), jax.numpy.float32, sharding=everywhere) for size in sizes.values()
-    )
-    step = scoring(model, mesh, config.eval.tile_mib)
+    sizes = (WORDS, config.embed_dim), (WORDS, TEXTS), (TEXTS, images.pooled.shape[-1])  # as of `pack`
+    groups = tuple(jax.ShapeDtypeStruct((GROUPS, *size), jax.numpy.float32, sharding=everywhere) for size in sizes)
+    mib = tile_mib(config, mesh)
+    step = scoring(model, mesh, mib)
     number = jax.ShapeDtypeStruct((), jax.numpy.int32, sharding=everywhere)
-    tiles, size = tile_images(*(IMAGES, images.mask.shape[1]), WORDS, config.eval.tile_mib or default_tile_mib(mesh))
+    tiles, size = tile_images(IMAGES, images.mask.shape[1], WORDS, mib)
     regions = jax.eval_shape(regions_of, of_rows(images, everywhere, size))
     words = jax.eval_shape(lambda groups: jax.tree.map(lambda x: x[0], packed(*groups)), groups)
     # Loops are counted once, by XLA and by us.

@@ -40,7 +40,7 @@ class Evaluator:
         return (
             jax.jit(self.model.encode_images, in_shardings=(None, rows), out_shardings=everywhere),
             jax.jit(self.model.encode_texts, in_shardings=(None, rows, rows), out_shardings=everywhere),
-            scoring(self.model, self.mesh, self.config.eval.tile_mib),
+            scoring(self.model, self.mesh, tile_mib(self.config, self.mesh)),
             jax.jit(self.model.coarse),
         )
 
@@ -102,13 +102,18 @@ class Evaluator:
         return metrics.summarise(*found.counts[1], split.caption_image)
 
 
-def scoring(model: Model, mesh, tile_mib: float):
+def scoring(model: Model, mesh, mib: float):
     """The compiled program that scores a tile: `tiled.compiled` of the matcher's `tile`; of a matcher without one,
     `step(params, images, texts)` of Features."""
     if model.has_tile:
-        return tiled.compiled(model.tile, mesh, tile_mib or default_tile_mib(mesh))
+        return tiled.compiled(model.tile, mesh, mib)
     everywhere = replicated(mesh)
     return jax.jit(model.score, in_shardings=(None, by_rows(mesh), everywhere), out_shardings=everywhere)
+
+
+def tile_mib(config, mesh) -> float:
+    """`eval.tile_mib`, or what is fast on these devices."""
+    return config.eval.tile_mib or default_tile_mib(mesh)
 
 
 def default_tile_mib(mesh) -> float:

@@ -70,14 +70,13 @@ def build(evaluator: Evaluator, params, made_by: dict, folder, out) -> None:
     config, arrays = evaluator.config, None
     size = -(-config.eval.batch_size // evaluator.mesh.size) * evaluator.mesh.size
     bar = tqdm(total=len(names), initial=facts["done"], desc="encoding", unit=" images", disable=None)
-    saved = time.monotonic()
+    saved, new = time.monotonic(), facts["done"] == 0
     for first, pixels, bad in batches(folder, names, images.resize_of(config.image), size, facts["done"], config):
         rows = slice(first, first + len(pixels))
         encoded = evaluator.of_images(params, pad_rows(pixels, size), len(pixels))
         found = {"coarse": evaluator.coarse(params, encoded)}
         if not evaluator.model.coarse_is_score:
             found |= {"pooled": encoded.pooled, "fragments": encoded.fragments, "mask": encoded.mask}
-        new = facts["done"] == 0
         arrays = arrays or {name: array_of(out / f"{name}.npy", len(names), x, new) for name, x in found.items()}
         for name, x in found.items():
             arrays[name][rows] = x

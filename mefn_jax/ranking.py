@@ -73,7 +73,7 @@ def rank(scores: Scores, caption_image: np.ndarray, folds=(1,), best: int = 0, b
     own = np.empty(captions, np.float32)
     counts = {number: (np.zeros(captions, np.int64), np.zeros(captions, np.int64)) for number in folds}
     found = Ranking(counts, Best.none(images, min(best, captions)), Best.none(captions, min(best, images)))
-    tiles = cut(images, caption_image, folds[0] if len(folds) == 1 else 1)
+    tiles = tiles_of(images, caption_image, folds[0] if len(folds) == 1 else 1)
     progress = tqdm(
         total=sum((r.stop - r.start) * (c.stop - c.start) for r, c in tiles),
         desc="scoring",
@@ -118,7 +118,7 @@ def rank(scores: Scores, caption_image: np.ndarray, folds=(1,), best: int = 0, b
     return found
 
 
-def cut(images: int, caption_image: np.ndarray, folds: int) -> list[tuple[slice, slice]]:
+def tiles_of(images: int, caption_image: np.ndarray, folds: int) -> list[tuple[slice, slice]]:
     """The tiles of all pairs, or of those inside of each fold, row by row."""
     tiles, size = [], images // folds
     for first in range(0, images, size):

@@ -36,7 +36,7 @@ def query(
     The matcher scores the `shortlist` (0: SHORTLIST) images that are nearest by their coarse vectors. Returns scores
     and file names. Raises ConfigError for another checkpoint's index and for a caption without words.
     """
-    start = time.perf_counter()
+    start, picture = time.perf_counter(), out and checked_out(out)
     evaluator, params, made_by = opened(workdir, step, ema)
     found = open_index(index, made_by)
     loaded = time.perf_counter()
@@ -53,8 +53,8 @@ def query(
     stages = "" if evaluator.model.coarse_is_score else f", {len(positions)} of them scored by the matcher"
     table(best, f"{text!r} in {int(found.readable.sum())} images{stages}")
     say(f"loaded in {loaded - start:.1f} s, found in {time.perf_counter() - loaded:.1f} s")
-    if out:
-        pictures.ranked(text, [(score, found.folder / name) for score, name in best]).save(checked_out(out))
+    if picture:
+        pictures.ranked(text, [(score, found.folder / name) for score, name in best]).save(picture)
         say(f"wrote {out}")
     return best
 

@@ -49,9 +49,9 @@ def _nearest(queries, vectors, *, k: int):
 
 
 def compiled(tile, mesh):
-    """The compiled step `step(params, images, groups, task_group, task_images)`, float32 `(n, TASK, T)`: `images`
-    Features and `groups` as of `pack` on every device, `task_group` int32 `(n,)` and `task_images` `(n, TASK)` split
-    over them."""
+    """Two compiled programs. `arrange(images, groups)` makes Regions and Packed of Features and of what `pack` gives;
+    `step(params, regions, packed, task_group, task_images)`, float32 `(n, TASK, T)`, scores tasks: int32 `(n,)` and
+    `(n, TASK)`, split over the devices, where all else is whole. Returns `(step, arrange)`."""
 
     def on_device(params, regions, groups, task_group, task_images):
         def of_task(task):
