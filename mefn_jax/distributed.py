@@ -53,6 +53,10 @@ def join() -> None:
         raise ConfigError(f"the processes cannot be joined: {reason(e)}") from None
     finally:
         watch.cancel()
+    if jax.default_backend() == "cpu":
+        # A program loaded from the cache has forgotten the order of its collectives; another order in each process
+        # hangs them, or ends them with gloo's "distributed collective mismatch".
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _give_up(seconds: int) -> None:
