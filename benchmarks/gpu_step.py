@@ -6,12 +6,13 @@ ViT-B/16 and BERT-base, 224 px, 32 tokens, bfloat16, without dropout, data that 
 real `compile_step` with model=clip and model=mefn, both with InfoNCE. PyTorch's (needs torch and transformers): the
 same towers and InfoNCE with torch.compile, autocast and fused attention, AdamW. Each runs in a process of its own.
 "scores" is what scoring and the loss take, forwards and backwards. MFU counts both sides' arithmetic alike
-(`mefn_jax/flops.py`). --tiny is to see that it runs, on a CPU. Last line: JSON, one object a row; what is not known of
+(`mefn_jax/flops.py`). Without torch its row is left out; --tiny is to see that it runs, on a CPU. Last line: JSON, one object a row; what is not known of
 a device is null.
 """
 
 import argparse
 import functools
+import importlib.util
 import json
 import multiprocessing
 import sys
@@ -196,8 +197,11 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="towers of two narrow layers")
     o = parser.parse_args()
     rows = {f"ours, {name}": alone(ours, name, o.batch, o.steps, o.tiny) for name in ("clip", "mefn")}
-    rows["PyTorch, clip"] = alone(theirs, o.batch, o.steps, o.tiny)
-    rows["PyTorch, clip"]["flops"] = rows["ours, clip"]["flops"]
+    if importlib.util.find_spec("torch"):
+        rows["PyTorch, clip"] = alone(theirs, o.batch, o.steps, o.tiny)
+        rows["PyTorch, clip"]["flops"] = rows["ours, clip"]["flops"]
+    else:
+        print("torch is not installed: nothing to compare with")
     known = alone(peak)
     print(f"{'':14} {'ms a step':>10} {'pairs/s':>8} {'MFU':>6} {'GiB':>6} {'scores':>7}")
     for name, row in rows.items():

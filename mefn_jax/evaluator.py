@@ -167,13 +167,19 @@ def load(workdir, step: str, ema: bool = False):
     """A trained model: `(Evaluator, params, step)` from a workdir's checkpoint ("best", "latest" or a number); with
     `ema`, the average of its parameters.
 
-    Needs nothing but the checkpoint. Raises CheckpointError if there is none, it cannot be read or has no average.
+    Needs nothing but the checkpoint. Raises CheckpointError if there is none, it cannot be read, is of an
+    earlier version or has no average.
     """
     mesh = make_mesh()
     with Checkpoints(workdir) as checkpoints:
         number = checkpoints.find(step)
         meta = checkpoints.meta(number)
         config = ml_collections.ConfigDict(meta["config"])
+        if "tile_mib" not in config.eval:
+            raise CheckpointError(
+                f"{workdir}: is of an earlier version (commit {meta['commit']}), whose configuration has no eval.tile_mib; "
+                "evaluate it there, or train anew"
+            )
         t = config.text
         tokenizer = Tokenizer(meta["tokenizer"], t.max_words, t.lower_case, t.punctuation)
         model = build(config, tokenizer.vocab_size)

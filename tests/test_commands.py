@@ -119,6 +119,15 @@ def test_folds_are_consecutive_and_averaged(trained, command):
     assert "--folds=5: does not divide the 24 images" in result.stderr
 
 
+def test_a_checkpoint_of_an_earlier_version_is_refused_with_its_commit(trained, tmp_path, command):
+    shutil.copytree(trained[0], tmp_path / "run")
+    (path,) = (path for path in (tmp_path / "run" / "checkpoints" / "8" / "meta").iterdir() if path.is_file())
+    path.write_text(path.read_text().replace('"tile_mib"', '"tile_images"'))
+    result = command("eval.py", f"--workdir={tmp_path / 'run'}", "--step=latest", check=False)
+    assert result.returncode == 1
+    assert "is of an earlier version (commit " in result.stderr
+
+
 @pytest.mark.parametrize("model", ["mefn_no_entropy", "mefn_no_local", "mefn_no_global", "vsepp", "clip"])
 def test_every_model_trains_and_evaluates(model, tmp_path, command):
     config = f"--config=configs/shapes.py:smoke,model={model}"

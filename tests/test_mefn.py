@@ -92,11 +92,13 @@ def test_both_forms_equal_naive_loops(seed, masks):
 
 
 OPTIONS = list(itertools.product(sorted(ENTROPIES), ATTEND, GLOBAL_INPUT))
+OPTIONS_OF_MEFN = "shannon", "both", "weighted"
 
 
-@pytest.mark.parametrize(("entropy", "attend", "global_input"), OPTIONS)
-def test_gram_form_equals_readable_form_with_finite_gradients(entropy, attend, global_input):
-    module = MEFN(entropy, attend, global_input)
+@functools.cache
+def both_forms(*options):
+    """`(params, images, texts) -> gradients, scores` of the Gram form and of the readable one, and parameters."""
+    module = MEFN(*options)
 
     def readable(params, images, texts):
         def one(i, t):
@@ -113,18 +115,36 @@ def test_gram_form_equals_readable_form_with_finite_gradients(entropy, attend, g
 
         return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))
 
-    gram, readable = compiled(module.apply), compiled(readable)
+    some = features(2, np.ones((3, N), bool)), features(3, np.ones((3, M), bool))
+    return compiled(module.apply), compiled(readable), jax.jit(module.init)(jax.random.key(0), *some)
+
+
+def check_forms(options, images, texts):
+    """Scores to 1e-5; gradients to 1e-5 of the largest of all."""
+    gram, readable, params = both_forms(*options)
+    (found, scores), (expected, true_scores) = (
+        form(params, images.fragments, texts.fragments, images, texts) for form in (gram, readable)
+    )
+    np.testing.assert_allclose(scores, true_scores, atol=1e-5)
+    largest = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(expected))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.all(np.isfinite(a))
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(largest, 1.0))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids="-".join)
+def test_gram_form_equals_readable_form_with_its_gradients(options):
     mask = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [0, 1, 0, 1, 1]], bool)
-    params = jax.jit(module.init)(jax.random.key(0), features(2, mask[:, :N]), features(3, mask))
     for identical in (False, True):
-        images, texts = features(2, mask[:, :N], identical), features(3, mask, identical)
-        (found, scores), (expected, true_scores) = (
-            form(params, images.fragments, texts.fragments, images, texts) for form in (gram, readable)
-        )
-        np.testing.assert_allclose(scores, true_scores, atol=1e-5)
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            assert np.all(np.isfinite(a))
-            np.testing.assert_allclose(a, b, atol=2e-4)
+        check_forms(options, features(2, mask[:, :N], identical), features(3, mask, identical))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**31), masks, st.booleans())
+def test_gram_form_equals_readable_form_whatever_there_is(seed, masks, identical):
+    """One-word texts, one-region images and equal fragments are among the examples."""
+    regions, words = (np.array(m) for m in zip(*masks, strict=True))
+    check_forms(OPTIONS_OF_MEFN, features(seed, regions, identical), features(seed + 1, words, identical))
 
 
 @pytest.mark.parametrize("attend", ATTEND)

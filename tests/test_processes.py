@@ -13,20 +13,22 @@ import numpy as np
 import pytest
 from conftest import ROOT, environment
 from flax import traverse_util
+from two_processes import ranks
 
 from mefn_jax import distributed
 from mefn_jax.checkpoint import Checkpoints
 from mefn_jax.data import images, pipeline
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.tokenizer import Tokenizer
+from mefn_jax.sharding import make_mesh
 
 
-def test_two_processes_put_one_global_batch_together(prepared, cache, tmp_path):
+def test_two_processes_put_one_global_batch_together_and_find_the_same_ranks(prepared, cache, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     script, out = str(ROOT / "tests" / "two_processes.py"), str(tmp_path / "found.npz")
-    env = environment(cache, devices=2) | {"PYTHONPATH": str(ROOT)}
+    env = environment(cache, devices=2) | {"PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "false"}
     started = [
         subprocess.Popen(
             [sys.executable, script, str(prepared), port, str(index), out],
@@ -46,6 +48,8 @@ def test_two_processes_put_one_global_batch_together(prepared, cache, tmp_path):
         for step in (5, 6):
             for name, expected in alone[step].items():
                 np.testing.assert_array_equal(found[f"{step} {name}"], expected, err_msg=name)
+        for name, expected in ranks(make_mesh(devices=jax.devices()[:1])).items():
+            np.testing.assert_array_equal(found[name], expected, err_msg=name)
 
 
 SMOKE = (

@@ -1,8 +1,10 @@
-"""One of two processes of `test_processes.py`: the batches that they read and put together, as process 0 sees them.
+"""One of two processes of `test_processes.py`: the batches that they read and put together, and the ranks that they
+find, as process 0 sees them.
 
 python two_processes.py PREPARED PORT INDEX OUT.npz
 """
 
+import functools
 import sys
 
 import jax
@@ -13,7 +15,31 @@ from mefn_jax.data import images, pipeline
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.distributed import from_first
+from mefn_jax.matching.features import make_features
+from mefn_jax.matching.mefn import MEFN
+from mefn_jax.matching.tiled import FeatureScores, compiled
+from mefn_jax.ranking import rank
 from mefn_jax.sharding import make_mesh, put_rows, rows_here
+
+
+def ranks(mesh) -> dict[str, np.ndarray]:
+    """Ranks and the best five of every query among 24 images, two of them equal, and 40 captions, by MEFN."""
+    rng = np.random.default_rng(0)
+
+    def features(number, length):
+        mask = np.arange(length) < rng.integers(1, length + 1, (number, 1))
+        vectors, pooled = rng.normal(size=(number, length, 8)), rng.normal(size=(number, 8))
+        return make_features(vectors.astype(np.float32), mask, pooled.astype(np.float32))
+
+    images, texts = jax.tree.map(np.asarray, (features(24, 5), features(40, 7)))
+    images = jax.tree.map(lambda x: np.concatenate([x[:-1], x[:1]]), images)
+    module = MEFN()
+    params = jax.tree.map(np.asarray, module.init(jax.random.key(0), images, texts))
+    step = compiled(functools.partial(module.apply, method="tile"), mesh, 0.005)
+    scores = FeatureScores(functools.partial(step, params), images, texts, mesh)
+    found = rank(scores, np.arange(40) % 24, best=5)
+    i2t, t2i = found.counts[1]
+    return {"i2t": i2t, "t2i": t2i, "captions": found.captions.positions, "images": found.images.positions}
 
 
 def main(prepared, port, index, out):
@@ -33,6 +59,7 @@ def main(prepared, port, index, out):
         whole = multihost_utils.process_allgather(batch, tiled=True)
         found |= {f"{step} {name}": x for name, x in whole.items()}
     iterator.close()
+    found |= ranks(mesh)
     if jax.process_index() == 0:
         np.savez(out, **found)
 

@@ -127,9 +127,8 @@ def _weighted_cosine(whole, regions: Regions, words: Padded | Packed, S, w, u):
     v_to_t = regions.vectors @ words.pooled.T  # (I, N, T)
     t_to_v = words.products(regions.pooled)  # (I, W)
     product = whole + jnp.sum(w * (v_to_t + words.sum(S * u[:, None])), 1) + words.sum(u * t_to_v)
-    v_to_v = jnp.einsum("ind,id->in", regions.vectors, regions.pooled)
-    square_v = jnp.sum(regions.pooled**2, -1)[:, None] + 2 * jnp.einsum("int,in->it", w, v_to_v)
-    square_t = jnp.sum(words.pooled**2, -1) + 2 * words.sum(u * words.own())
+    square_v = jnp.sum(regions.pooled**2, -1)[:, None] + 2 * jnp.einsum("int,in->it", w, regions.own)
+    square_t = jnp.sum(words.pooled**2, -1) + 2 * words.sum(u * words.own)
     return cosine(cosine(product, square_v + regions.squares(w)), square_t + words.squares(u))
 
 

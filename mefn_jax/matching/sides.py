@@ -19,13 +19,14 @@ EXACT = jax.lax.Precision.HIGHEST
 
 @flax.struct.dataclass
 class Regions:
-    """Images: `vectors` float32 `(I, N, D)`, zero where `mask` bool `(I, N)` is False, `pooled` `(I, D)`, and `gram`
-    `(I, N, N)`, the products of an image's regions with one another, made once an image."""
+    """Images: `vectors` float32 `(I, N, D)`, zero where `mask` bool `(I, N)` is False, `pooled` `(I, D)`, and, made once
+    an image, `gram` `(I, N, N)`, the products of its regions with one another, and `own` `(I, N)`, with `pooled`."""
 
     vectors: jax.Array
     mask: jax.Array
     pooled: jax.Array
     gram: jax.Array
+    own: jax.Array
 
     def over(self, words) -> jax.Array:
         """The mask `(I, N, 1...)`, to stand beside arrays `(I, N, W)`."""
@@ -40,18 +41,20 @@ class Regions:
 def regions_of(images: Features) -> Regions:
     """Regions of Features."""
     v = images.fragments
-    return Regions(v, images.mask, images.pooled, jnp.einsum("ind,ikd->ink", v, v))
+    gram, own = jnp.einsum("ind,ikd->ink", v, v), jnp.einsum("ind,id->in", v, images.pooled)
+    return Regions(v, images.mask, images.pooled, gram, own)
 
 
 @flax.struct.dataclass
 class Padded:
     """Texts of M words, of which those exist that `mask` bool `(T, M)` says; `vectors` float32 `(T, M, D)`, `pooled`
-    `(T, D)`, `gram` `(T, M, M)`, the products of a text's words with one another."""
+    `(T, D)`, `gram` `(T, M, M)`, the products of a text's words with one another, `own` `(T, M)`, with `pooled`."""
 
     vectors: jax.Array
     mask: jax.Array
     pooled: jax.Array
     gram: jax.Array
+    own: jax.Array
     axes = 2  # of W
 
     def products(self, x):
@@ -70,10 +73,6 @@ class Padded:
         """`x' G x` of weights `x (..., T, M)`: the squared lengths `(..., T)` of what they sum a text's words to."""
         return jnp.sum(x * jnp.einsum("...tm,tmk->...tk", x, self.gram), -1)
 
-    def own(self):
-        """Of each word with its text's pooled vector, `(T, M)`."""
-        return jnp.einsum("tmd,td->tm", self.vectors, self.pooled)
-
     def number(self):
         """How many words each text has, `(T,)`."""
         return jnp.sum(self.mask, -1)
@@ -82,19 +81,22 @@ class Padded:
 def padded(texts: Features) -> Padded:
     """Padded of Features."""
     t = texts.fragments
-    return Padded(t, texts.mask, texts.pooled, jnp.einsum("tmd,tkd->tmk", t, t))
+    gram, own = jnp.einsum("tmd,tkd->tmk", t, t), jnp.einsum("tmd,td->tm", t, texts.pooled)
+    return Padded(t, texts.mask, texts.pooled, gram, own)
 
 
 @flax.struct.dataclass
 class Packed:
     """A group of texts whose words stand side by side: `vectors` float32 `(L, D)`; `of` float32 `(L, T)`, 1 where a
     word is a text's and 0 elsewhere, so that sums are matrix products; `pooled` `(T, D)`; `gram` `(L, L)`, the products
-    of words of one text, 0 of others. What is left of L and T is zero."""
+    of words of one text, 0 of others; `own` `(L,)`, of words with their text's `pooled`. What is left of L and T is
+    zero."""
 
     vectors: jax.Array
     of: jax.Array
     pooled: jax.Array
     gram: jax.Array
+    own: jax.Array
     axes = 1  # of W
 
     def products(self, x):
@@ -113,10 +115,6 @@ class Packed:
         """As Padded's."""
         return self.sum(x * (x @ self.gram))
 
-    def own(self):
-        """As Padded's, `(L,)`."""
-        return jnp.sum(self.of * (self.vectors @ self.pooled.T), -1)
-
     def number(self):
         """As Padded's."""
         return jnp.sum(self.of, 0)
@@ -124,5 +122,9 @@ class Packed:
 
 def packed(vectors, of, pooled) -> Packed:
     """K groups as one Packed of arrays `(K, ...)`, of which a group is taken to be scored."""
-    gram = jax.lax.map(lambda group: (group[0] @ group[0].T) * (group[1] @ group[1].T), (vectors, of))
-    return Packed(vectors, of, pooled, gram)
+
+    def products(group):
+        vectors, of, pooled = group
+        return (vectors @ vectors.T) * (of @ of.T), jnp.sum(of * (vectors @ pooled.T), -1)
+
+    return Packed(vectors, of, pooled, *jax.lax.map(products, (vectors, of, pooled)))
