@@ -6,8 +6,8 @@ ViT-B/16 and BERT-base, 224 px, 32 tokens, bfloat16, without dropout, data that 
 real `compile_step` with model=clip and model=mefn, both with InfoNCE. PyTorch's (needs torch and transformers): the
 same towers and InfoNCE with torch.compile, autocast and fused attention, AdamW. Each runs in a process of its own.
 "scores" is what scoring and the loss take, forwards and backwards. MFU counts both sides' arithmetic alike
-(`mefn_jax/flops.py`). Without torch its row is left out; --tiny is to see that it runs, on a CPU. Last line: JSON, one object a row; what is not known of
-a device is null.
+(`mefn_jax/flops.py`). Without torch its row is left out; --tiny is to see that it runs, on a CPU. Last line: JSON, one
+object a row; what is not known of a device is null.
 """
 
 import argparse

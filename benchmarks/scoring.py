@@ -43,8 +43,9 @@ def lengths(rng, captions: int) -> np.ndarray:
 
 
 def unit(rng, *shape) -> np.ndarray:
-    x = rng.normal(size=shape).astype(np.float32)
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+    x = rng.standard_normal(shape, np.float32)
+    x /= np.linalg.norm(x, axis=-1, keepdims=True)
+    return x
 
 
 def drawn(images: int, captions: int, regions: int, width: int) -> tuple[Features, Features]:

@@ -95,7 +95,15 @@ def compile_train(config, target: str, report: str = "") -> bool:
 
 def compile_scoring(config, target: str, report: str = "") -> bool:
     """Likewise the step of evaluation that scores IMAGES images a device against GROUPS groups of texts."""
-    config = checked(config, report)
+    lowered, mesh, tile, params, work = lower_scoring(checked(config, report), target)
+    facts = compiled(lowered, mesh, work) | described(mesh, {"matcher": params["matcher"]}) | {"tile": tile}
+    what = f"{config.model}, tiles of {tile['images']} images by {tile['words']} words, {tile['tiles']} a chip"
+    return told(facts, target, mesh, what, report, SCORE_ADVICE)
+
+
+def lower_scoring(config, target: str):
+    """The traced step for `target`, its mesh, the size and number of a chip's tiles, parameters as shapes, and FLOPs.
+    Raises ConfigError."""
     mesh = make_mesh(None, devices_of(target))
     model = build(config, config.text.vocab_size or VOCABULARY)
     if not model.has_tile:
@@ -106,18 +114,15 @@ def compile_scoring(config, target: str, report: str = "") -> bool:
     sizes = (WORDS, config.embed_dim), (WORDS, TEXTS), (TEXTS, images.pooled.shape[-1])  # as of `pack`
     groups = tuple(jax.ShapeDtypeStruct((GROUPS, *size), jax.numpy.float32, sharding=everywhere) for size in sizes)
     mib = tile_mib(config, mesh)
-    step = scoring(model, mesh, mib)
     number = jax.ShapeDtypeStruct((), jax.numpy.int32, sharding=everywhere)
     tiles, size = tile_images(IMAGES, images.mask.shape[1], WORDS, mib)
     regions = jax.eval_shape(regions_of, of_rows(images, everywhere, size))
     words = jax.eval_shape(lambda groups: jax.tree.map(lambda x: x[0], packed(*groups)), groups)
     # Loops are counted once, by XLA and by us.
     work = {"scores": mesh.size * tiles * GROUPS * flops.of_program(model.tile, params, regions, words)}
-    lowered = step.lower(params, images, groups, number)
-    facts = compiled(lowered, mesh, work) | described(mesh, {"matcher": params["matcher"]})
-    facts["tile"] = {"images": size, "words": WORDS, "tiles": tiles * GROUPS}
-    what = f"{config.model}, tiles of {size} images by {WORDS} words, {tiles * GROUPS} a chip"
-    return told(facts, target, mesh, what, report, SCORE_ADVICE)
+    lowered = scoring(model, mesh, mib).lower(params, images, groups, number)
+    tile = {"images": size, "regions": images.mask.shape[1], "words": WORDS, "tiles": tiles * GROUPS}
+    return lowered, mesh, tile, params, work
 
 
 def of_rows(shapes, sharding, number: int | None = None):

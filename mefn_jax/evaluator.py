@@ -177,8 +177,8 @@ def load(workdir, step: str, ema: bool = False):
         config = ml_collections.ConfigDict(meta["config"])
         if "tile_mib" not in config.eval:
             raise CheckpointError(
-                f"{workdir}: is of an earlier version (commit {meta['commit']}), whose configuration has no eval.tile_mib; "
-                "evaluate it there, or train anew"
+                f"{workdir}: is of an earlier version (commit {meta['commit']}), whose configuration has no "
+                "eval.tile_mib; evaluate it there, or train anew"
             )
         t = config.text
         tokenizer = Tokenizer(meta["tokenizer"], t.max_words, t.lower_case, t.punctuation)

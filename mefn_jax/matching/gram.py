@@ -35,7 +35,10 @@ def all_pairs(
 ):
     """All pairs' local and global scores, float32 `(I, T)` each; arguments as for `mefn.pair`. Without `steep`, which
     is right for a `scale` up to STEEP, one exponential serves both directions."""
-    S = words.products(regions.vectors)  # (I, N, W)
+    if global_input == "weighted":
+        S, v_to_t = words.products_with_pooled(regions.vectors)  # (I, N, W), (I, N, T)
+    else:
+        S, v_to_t = words.products(regions.vectors), None
     e = attention(S, regions, words, scale, steep)
     H_v, H_t = LEVELS.get(entropy, other)(entropy, S, e, regions, words, scale)
     # Softmaxes of -kappa H but for their normalisers: entropies lie in [0, 1].
@@ -56,7 +59,7 @@ def all_pairs(
     whole = regions.pooled @ words.pooled.T
     if global_input == "weighted":
         w, u = w / w_sum[:, None], u / _positive(words.spread(u_sum))
-        whole = _weighted_cosine(whole, regions, words, S, w, u)
+        whole = _weighted_cosine(whole, regions, words, S, v_to_t, w, u)
     return sum(local) / len(local), whole
 
 
@@ -121,10 +124,9 @@ LEVELS = {
 }
 
 
-def _weighted_cosine(whole, regions: Regions, words: Padded | Packed, S, w, u):
-    """cos(v_global + sum_i w_i v_i, t_cls + sum_j u_j t_j) from products alone; `whole` is v_global . t_cls, `w (I, N,
-    T)` and `u (I, W)` are the weights."""
-    v_to_t = regions.vectors @ words.pooled.T  # (I, N, T)
+def _weighted_cosine(whole, regions: Regions, words: Padded | Packed, S, v_to_t, w, u):
+    """cos(v_global + sum_i w_i v_i, t_cls + sum_j u_j t_j) from products alone; `whole` is v_global . t_cls, `v_to_t
+    (I, N, T)` v_i . t_cls, `w (I, N, T)` and `u (I, W)` are the weights."""
     t_to_v = words.products(regions.pooled)  # (I, W)
     product = whole + jnp.sum(w * (v_to_t + words.sum(S * u[:, None])), 1) + words.sum(u * t_to_v)
     square_v = jnp.sum(regions.pooled**2, -1)[:, None] + 2 * jnp.einsum("int,in->it", w, regions.own)

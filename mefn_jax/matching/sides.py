@@ -19,8 +19,8 @@ EXACT = jax.lax.Precision.HIGHEST
 
 @flax.struct.dataclass
 class Regions:
-    """Images: `vectors` float32 `(I, N, D)`, zero where `mask` bool `(I, N)` is False, `pooled` `(I, D)`, and, made once
-    an image, `gram` `(I, N, N)`, the products of its regions with one another, and `own` `(I, N)`, with `pooled`."""
+    """Images: `vectors` float32 `(I, N, D)`, zero where `mask` bool `(I, N)` is False, `pooled` `(I, D)`, and, made
+    once an image, the products of its regions: `gram` `(I, N, N)`, with one another, `own` `(I, N)`, with `pooled`."""
 
     vectors: jax.Array
     mask: jax.Array
@@ -60,6 +60,10 @@ class Padded:
     def products(self, x):
         """Of vectors `(..., D)` with all words: `(..., T, M)`."""
         return jnp.einsum("...d,tmd->...tm", x, self.vectors)
+
+    def products_with_pooled(self, x):
+        """`products`, and those with the texts' pooled vectors, `(..., T)`."""
+        return self.products(x), x @ self.pooled.T
 
     def sum(self, x):
         """Each text's sum `(..., T)` of `x (..., T, M)`."""
@@ -102,6 +106,11 @@ class Packed:
     def products(self, x):
         """As Padded's, `(..., L)`."""
         return x @ self.vectors.T
+
+    def products_with_pooled(self, x):
+        """As Padded's, `(..., L)` and `(..., T)`; by one product, so that `x` is read once."""
+        both = x @ jnp.concatenate([self.vectors, self.pooled]).T
+        return both[..., : len(self.vectors)], both[..., len(self.vectors) :]
 
     def sum(self, x):
         """As Padded's."""
