@@ -1,7 +1,9 @@
 """Two-stage retrieval of a whole split: the nearest by the matcher's coarse vectors, then the matcher on these alone.
 
-Pairs are wanted one by one, but scored a few at a time: texts are packed in their order, so that the captions of an
-image, whose shortlists are alike, share a group; a task is a group and some of the images that any of its texts wants.
+One list serves both sides: the k images nearest to each caption. An image is ranked against the captions that list it.
+Pairs are wanted one by one, but scored a few at a time: captions stand in an order in which neighbours have much the
+same lists, and those whose words fill a group go together; a task is a group and some of the images that any of its
+captions wants.
 """
 
 import dataclasses
@@ -23,13 +25,10 @@ TASKS = 256  # scored by one call, on each device
 
 @dataclasses.dataclass(frozen=True)
 class Shortlists:
-    """The candidates of every query and their scores: `images` int64 `(C, k)` of each caption, `captions` `(I, K)` of
-    each image; `image_scores`, `caption_scores` float32."""
+    """The candidates of every caption: `images` int64 `(C, k)`, and their `scores` float32."""
 
     images: np.ndarray
-    captions: np.ndarray
-    image_scores: np.ndarray
-    caption_scores: np.ndarray
+    scores: np.ndarray
 
 
 def nearest(queries: np.ndarray, vectors: np.ndarray, k: int, mesh) -> np.ndarray:
@@ -68,18 +67,17 @@ def compiled(tile, mesh):
     return step, arrange
 
 
-def score(programs, params, images: Features, texts: Features, of_texts, of_images, mesh) -> Shortlists:
-    """Scores the shortlists `of_texts (C, k)`, images of each caption, and `of_images (I, K)`, captions of each image.
-    `programs` are `compiled`'s; images and texts Features of NumPy arrays."""
+def score(programs, params, images: Features, texts: Features, lists, order, mesh) -> Shortlists:
+    """Scores `lists (C, k)`, the images of each caption. `programs` are `compiled`'s; images and texts Features of
+    NumPy arrays; `order (C,)` is the captions as they go into groups (`near_together`)."""
     step, arrange = programs
     number = len(images.mask)
-    groups, _, place = pack(texts, in_order=True)
+    groups, _, place = pack(jax.tree.map(lambda x: x[order], texts), in_order=True)
+    place = place[np.argsort(order)]  # of the captions as they are given
     texts_of_group = groups[1].shape[2]
-    group = place // texts_of_group
     # Each wanted (group, image) once, sorted by group.
-    by_text = group[:, None] * number + of_texts
-    by_image = group[of_images] * number + np.arange(number)[:, None]
-    cells = np.unique(np.concatenate([by_text.ravel(), by_image.ravel()]))
+    wanted = (place // texts_of_group)[:, None] * number + lists
+    cells = np.unique(wanted)
     task, row, task_group, task_images = tasks(cells // number, cells % number)
     regions, words = arrange(*put_whole(replicated(mesh), (images, groups)))
     scores = []
@@ -88,13 +86,20 @@ def score(programs, params, images: Features, texts: Features, of_texts, of_imag
         now = (pad_rows(x[some], TASKS * mesh.size) for x in (task_group, task_images))
         scores.append(step(params, regions, words, *put_whole(by_rows(mesh), tuple(now))))
     scores = np.concatenate([np.asarray(x) for x in scores])
+    at = np.searchsorted(cells, wanted)
+    return Shortlists(lists, scores[task[at], row[at], (place % texts_of_group)[:, None]])
 
-    def looked_up(wanted, captions):
-        at = np.searchsorted(cells, wanted)
-        return scores[task[at], row[at], (place % texts_of_group)[captions]]
 
-    own = np.broadcast_to(np.arange(len(place))[:, None], of_texts.shape)
-    return Shortlists(of_texts, of_images, looked_up(by_text, own), looked_up(by_image, of_images))
+def near_together(vectors: np.ndarray) -> np.ndarray:
+    """An order `(C,)` of vectors `(C, D)` in which neighbours are near: halves on both sides of the middle between two
+    that are far apart, and so on in each half."""
+    if len(vectors) <= 2:
+        return np.arange(len(vectors))
+    one = np.argmin(vectors @ vectors.mean(0))
+    other = np.argmin(vectors @ vectors[one])
+    along = np.argsort(vectors @ (vectors[one] - vectors[other]), kind="stable")
+    halves = np.array_split(along, 2)
+    return np.concatenate([half[near_together(vectors[half])] for half in halves])
 
 
 def tasks(groups: np.ndarray, images: np.ndarray):
@@ -111,17 +116,20 @@ def tasks(groups: np.ndarray, images: np.ndarray):
 
 
 def counts(found: Shortlists, caption_image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The counts `(n_i2t, n_t2i)`, int64 `(C,)`, that metrics follow from, as of `ranking.rank`: within the shortlists;
-    what is not in one stands behind all that are not relevant."""
-    images, captions = len(found.captions), len(caption_image)
+    """The counts `(n_i2t, n_t2i)`, int64 `(C,)`, that metrics follow from, as of `ranking.rank`: within the lists; what
+    is not listed stands behind all that are not relevant."""
+    captions, images = len(caption_image), int(caption_image.max()) + 1
     own = found.images == caption_image[:, None]  # (C, k)
-    mine = np.max(np.where(own, found.image_scores, -np.inf), 1)
-    n_t2i = np.sum(~own & (found.image_scores >= mine[:, None]), 1)
+    mine = np.max(np.where(own, found.scores, -np.inf), 1)
+    n_t2i = np.sum(~own & (found.scores >= mine[:, None]), 1)
     n_t2i = np.where(own.any(1), n_t2i, images - 1)
 
-    relevant = caption_image[found.captions] == np.arange(images)[:, None]  # (I, K)
     n_i2t = captions - np.bincount(caption_image, minlength=images)[caption_image]
-    image, at = np.nonzero(relevant)
-    others = np.where(relevant, -np.inf, found.caption_scores)[image]
-    n_i2t[found.captions[image, at]] = np.sum(others >= found.caption_scores[image, at, None], 1)
+    # The scores of each image's candidates that are not its own, in rising order.
+    image, score = found.images[~own], found.scores[~own]
+    order = np.lexsort((score, image))
+    bounds, score = np.searchsorted(image[order], np.arange(images + 1)), score[order]
+    for caption in np.flatnonzero(own.any(1)):
+        others = score[bounds[caption_image[caption]] : bounds[caption_image[caption] + 1]]
+        n_i2t[caption] = len(others) - np.searchsorted(others, mine[caption])
     return n_i2t.astype(np.int64), n_t2i.astype(np.int64)

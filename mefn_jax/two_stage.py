@@ -54,8 +54,11 @@ def two_stages(evaluator: Evaluator, params, images: Features, texts: Features, 
 
 def show(result: dict, split: Split) -> None:
     """Prints what is lost and what is saved."""
-    images, captions = (max(1, round(result["share"] * n)) for n in (split.images, split.captions))
-    say(f"\nshortlists of {images} images and {captions} captions ({100 * result['share']:.1f} % of each gallery)")
+    images = max(1, round(result["share"] * split.images))
+    say(
+        f"\nshortlists: the {images} images nearest to each caption, {100 * result['share']:.1f} % of all pairs; an "
+        "image is ranked against the captions that list it"
+    )
     titles = "".join(f"{f'{side} R@1':>8} {'R@5':>7} {'R@10':>7} " for side in ("i2t", "t2i"))
     say(f"{'':12} {titles}{'rSum':>7} {'seconds':>8}")
     for name in ("exhaustive", "shortlist", "coarse"):

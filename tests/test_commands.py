@@ -115,7 +115,7 @@ def test_folds_are_consecutive_and_averaged(trained, command):
     assert ranks["t2i"].max() <= 6
     report = json.loads((workdir / "eval" / "test" / "metrics.json").read_text())
     assert report["t2i"]["r1"] == pytest.approx(np.mean(100 * (ranks["t2i"].reshape(4, 30) == 1)))
-    assert "shortlists of 12 images and 60 captions (50.0 % of each gallery)" in text
+    assert "the 12 images nearest to each caption, 50.0 % of all pairs" in text
     assert report["shortlist"]["coarse"]["rsum"] > 0
     result = command("eval.py", f"--workdir={workdir}", "--folds=5", check=False)
     assert "--folds=5: does not divide the 24 images" in result.stderr
