@@ -43,7 +43,8 @@ def readable(form, image, text):
         (sources, queries), (here, asked) = (queries, sources), (asked, here)
     A = sources @ queries.T
     A = jnp.where(A > 0, A, 0.1 * A)
-    A = A / jnp.sqrt(jnp.maximum(jnp.sum(A * A, 1, keepdims=True), 1e-24))
+    # Of a single query the norm leaves the sign, whose gradient is nothing, and would come out as rounding.
+    A = jnp.where(jnp.sum(asked) > 1, A / jnp.sqrt(jnp.maximum(jnp.sum(A * A, 1, keepdims=True), 1e-24)), jnp.sign(A))
     attended = jax.nn.softmax(jnp.where(here[:, None], scale * A, -jnp.inf), 0).T @ sources
     r = jnp.sum(attended * queries, 1) / jnp.sqrt(jnp.maximum(jnp.sum(attended * attended, 1), 1e-24))
     if sharpness is None:

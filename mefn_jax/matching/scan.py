@@ -43,10 +43,12 @@ class SCAN(nn.Module):
         # Each source's row over the queries gets unit length; what is masked is zero and stays so.
         if self.direction == "t2i":
             rows = leaky * words.spread(_inverse_root(words.sum(leaky * leaky)))
+            rows = _but_for_single(rows, words.spread(words.number()))
             alpha = jnp.where(regions.over(words), jnp.exp(self.scale * rows), 0.0)
             r = cosine(jnp.sum(alpha * S, 1), regions.squares(alpha))  # (I, W)
             return self._aggregated(r, words.sum, words.number())
         rows = leaky * _inverse_root(jnp.sum(leaky * leaky, 1))[:, None]
+        rows = _but_for_single(rows, jnp.sum(regions.mask, 1).reshape(-1, 1, *[1] * words.axes))
         alpha = jnp.exp(self.scale * rows)
         r = cosine(words.sum(alpha * S), words.squares(alpha))  # (I, N, T)
         there = regions.mask[..., None]
@@ -62,6 +64,12 @@ class SCAN(nn.Module):
             return over_queries(r) / jnp.maximum(number, 1)
         total = over_queries(jnp.exp(self.sharpness * r))
         return jnp.log(jnp.where(total > 0, total, 1.0)) / self.sharpness
+
+
+def _but_for_single(rows, number):
+    """Rows of unit length over `number` queries, without a gradient where there is one query: it leaves the sign alone,
+    whose gradient would be nothing but rounding, the larger the smaller the cosine is."""
+    return jnp.where(number > 1, rows, jax.lax.stop_gradient(rows))
 
 
 def _inverse_root(square):
