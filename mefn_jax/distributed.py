@@ -54,8 +54,8 @@ def join() -> None:
     finally:
         watch.cancel()
     if jax.default_backend() == "cpu":
-        # A program loaded from the cache has forgotten the order of its collectives; another order in each process
-        # hangs them, or ends them with gloo's "distributed collective mismatch".
+        # With programs from the cache, processes hung or were ended by gloo's "distributed collective mismatch", and
+        # without it none did: it looks as if these did not keep their collectives in order. Not looked up in XLA.
         jax.config.update("jax_enable_compilation_cache", False)
 
 

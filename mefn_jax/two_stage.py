@@ -13,8 +13,8 @@ from mefn_jax.ranking import rank
 
 
 def share_of(text: str, split: Split) -> float:
-    """The share of each gallery that `--shortlist` asks for: below 1 a share, from 1 on a number of images. Raises
-    ConfigError."""
+    """The share of the images, for each caption, that `--shortlist` asks for: below 1 a share, from 1 on a number of
+    images. Raises ConfigError."""
     try:
         asked = float(text)
     except ValueError:
