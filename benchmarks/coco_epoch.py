@@ -100,7 +100,7 @@ def read(directory: str, steps: int) -> dict:
         batch = next(iterator)
         seconds.append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
         seen[batch["caption"]] = True
-        if step % 50 == 0:
+        if step % 50 == 0 or step == steps - 1:
             most = max(most, resident_mb())
     iterator.close()
     tenth = max(1, len(seconds) // 10)

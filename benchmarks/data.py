@@ -1,6 +1,6 @@
 """Times the reading of training examples on one core: images per second, and precomputed regions.
 
-    python benchmarks/data.py [--images=FOLDER] [--number=64] [--repeats=15] [--crop=0.5]
+    python benchmarks/data.py [--images=FOLDER] [--number=64] [--repeats=15] [--crop=0.5] [--rows=1500]
 
 Images are 500 x 375 JPEGs (quality 90, 4:2:0): mosaics of the photographs in FOLDER, or else noise of all scales. Ours
 is the training pipeline: it decodes, crops at random, scales to 224, mirrors, stacks uint8 batches (the cast happens on
@@ -45,7 +45,7 @@ RATIOS = (3 / 4, 4 / 3)
 WARM_UP = 2
 CAPTION = "A black dog number {} runs with a stick through the high grass ."
 IMAGES = 6000  # of the split that they stand for
-ROWS, REGIONS, ROW_BATCH = 1500, (36, 2048), 128
+REGIONS, ROW_BATCH = (36, 2048), 128
 
 
 def one_core() -> None:
@@ -167,15 +167,15 @@ def theirs(jpegs: list[bytes], augment: Augment) -> Callable | None:
     return once
 
 
-def precomputed(root: Path) -> dict[str, Callable]:
+def precomputed(root: Path, number: int) -> dict[str, Callable]:
     """One pass over all rows: through the training pipeline, and by indexing the mapped file with the same rows."""
-    written = np.lib.format.open_memmap(root / "train_ims.npy", "w+", np.float32, (ROWS, *REGIONS))
-    for k in range(ROWS):
+    written = np.lib.format.open_memmap(root / "train_ims.npy", "w+", np.float32, (number, *REGIONS))
+    for k in range(number):
         written[k] = np.random.default_rng(k).random(REGIONS, np.float32)
-    (root / "train_caps.txt").write_text("".join(CAPTION.format(k) + "\n" for k in range(5 * ROWS)))
+    (root / "train_caps.txt").write_text("".join(CAPTION.format(k) + "\n" for k in range(5 * number)))
     split, mapped = Dataset(root).split("train"), np.load(root / "train_ims.npy", mmap_mode="r")
     batches = pipeline.training_dataset(split, trained(1000), images.Resize(SIZE), ROW_BATCH, 0)
-    steps = range(ROWS // ROW_BATCH)
+    steps = range(number // ROW_BATCH)
     owners = [batches[k]["owner"] for k in steps]
 
     def through_pipeline():
@@ -207,9 +207,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--number", type=int, default=64, help="how many images (default: 64)")
     parser.add_argument("--repeats", type=int, default=15, help="timed passes, after warm-up (default: 15)")
     parser.add_argument("--crop", type=float, default=0.5, help="smallest share of the area kept (default: 0.5)")
+    parser.add_argument("--rows", type=int, default=1500, help="how many rows of regions (default: 1500)")
     options = parser.parse_args(arguments)
-    if options.number < BATCH or options.repeats < 1 or not 0 < options.crop < 1:
-        parser.error(f"--number must be {BATCH} or more, --repeats 1 or more, --crop between 0 and 1")
+    if options.number < BATCH or options.repeats < 1 or not 0 < options.crop < 1 or options.rows < ROW_BATCH:
+        parser.error(least)
     return options
 
 
@@ -243,8 +244,9 @@ def main() -> None:
     ratios = table(found, "images/s")
     result = {"vs_torch": ratios.get("torch"), "vs_decoder": ratios["bare decoder"]}
     with tempfile.TemporaryDirectory() as root:
-        rows = rates(precomputed(Path(root)), ROWS // ROW_BATCH * ROW_BATCH, options.repeats)
-        print(f"{ROWS} rows of {REGIONS[0]} x {REGIONS[1]} float32, {ROW_BATCH} a batch; one core\n")
+        whole = options.rows // ROW_BATCH * ROW_BATCH
+        rows = rates(precomputed(Path(root), options.rows), whole, options.repeats)
+        print(f"{options.rows} rows of {REGIONS[0]} x {REGIONS[1]} float32, {ROW_BATCH} a batch; one core\n")
         result["precomputed"] = table(rows, "rows/s")["bare indexing"]
     print(json.dumps({name: value and round(value, 2) for name, value in result.items()}))
 

@@ -33,8 +33,8 @@ def safe_norm(x, axis=-1, keepdims=False):
 
 
 def unit(x, axis=-1):
-    """`x` scaled to unit length along `axis`; zero vectors stay zero. Computed in float32."""
-    x = x.astype(jnp.float32)
+    """`x` scaled to unit length along `axis`; zero vectors stay zero. Computed in float32 at least."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     norm = safe_norm(x, axis=axis, keepdims=True)
     return x / jnp.where(norm > 0, norm, 1.0)
 

@@ -65,7 +65,7 @@ def _ring(block, axes, n: int, params, images, texts):
             rows = jax.lax.dynamic_update_slice(rows, scores, (0, column(hop, texts)))
             return (send(texts), rows), None
 
-        empty = vary(jnp.zeros((images.mask.shape[0], n * texts.mask.shape[0]), jnp.float32))
+        empty = vary(jnp.zeros((images.mask.shape[0], n * texts.mask.shape[0]), texts.pooled.dtype))
         return jax.lax.scan(one, (texts, empty), jnp.arange(n))[0][1]
 
     def forward(params, images, texts):
