@@ -210,7 +210,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=1500, help="how many rows of regions (default: 1500)")
     options = parser.parse_args(arguments)
     if options.number < BATCH or options.repeats < 1 or not 0 < options.crop < 1 or options.rows < ROW_BATCH:
-        parser.error(least)
+        parser.error(
+            f"--number must be {BATCH} or more, --rows {ROW_BATCH} or more, --repeats 1 or more, --crop between 0 and 1"
+        )
     return options
 
 
