@@ -49,11 +49,11 @@ class Evaluator:
         return shortlist.compiled(self.model.tile, self.mesh)
 
     def shortlists(self, params, images: Features, texts: Features, share: float) -> shortlist.Shortlists:
-        """The scores of each caption with the `share` of the images that are nearest (see `shortlist.py`)."""
+        """The scores of each caption with a `share` of the images, near ones (see `shortlist.py`)."""
         of_images, of_texts = (self.coarse(params, features) for features in (images, texts))
         lists = shortlist.nearest(of_texts, of_images, max(1, round(share * len(of_images))), self.mesh)
-        order = shortlist.near_together(of_texts)
-        return shortlist.score(self._lists, params, images, texts, lists, order, self.mesh)
+        order, mib = shortlist.near_together(of_texts), tile_mib(self.config, self.mesh)
+        return shortlist.score(self._lists, params, images, texts, lists, order, self.mesh, mib)
 
     def encode(self, params, split: Split) -> tuple[Features, Features]:
         """Features of all images and all captions of a split, as NumPy arrays in source order."""

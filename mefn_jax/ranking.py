@@ -2,6 +2,7 @@
 plus captions, not with their product."""
 
 import dataclasses
+import time
 
 import numpy as np
 from tqdm import tqdm
@@ -54,11 +55,13 @@ class Ranking:
         counts: by the number of folds, `(n_i2t, n_t2i)`, int64 `(C,)` each: what all metrics follow from (see
             `metrics.py`). Folds are of consecutive images; a fold's counts are of its own images and captions alone.
         captions, images: the best captions of every image, and images of every caption, of the whole gallery.
+        seconds: how long it took.
     """
 
     counts: dict[int, tuple[np.ndarray, np.ndarray]]
     captions: Best
     images: Best
+    seconds: float = 0.0
 
 
 def rank(scores: Scores, caption_image: np.ndarray, folds=(1,), best: int = 0, bar: bool = False, keep=None) -> Ranking:
@@ -69,7 +72,7 @@ def rank(scores: Scores, caption_image: np.ndarray, folds=(1,), best: int = 0, b
     perhaps on disk, is filled with the scores. Tiles that hold a true pair come first and are kept until the others
     are counted (about C times IMAGES numbers). Raises TrainingError for a score that is not finite.
     """
-    images, captions = int(caption_image.max()) + 1, len(caption_image)
+    begun, images, captions = time.perf_counter(), int(caption_image.max()) + 1, len(caption_image)
     own = np.empty(captions, np.float32)
     counts = {number: (np.zeros(captions, np.int64), np.zeros(captions, np.int64)) for number in folds}
     found = Ranking(counts, Best.none(images, min(best, captions)), Best.none(captions, min(best, images)))
@@ -115,6 +118,7 @@ def rank(scores: Scores, caption_image: np.ndarray, folds=(1,), best: int = 0, b
         found.captions.add(rows, columns.start, tile, ~other)
         found.images.add(columns, rows.start, tile.T, ~other.T)
     progress.close()
+    found.seconds = time.perf_counter() - begun
     return found
 
 

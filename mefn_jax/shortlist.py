@@ -1,9 +1,9 @@
 """Two-stage retrieval of a whole split: the nearest by the matcher's coarse vectors, then the matcher on these alone.
 
-One list serves both sides: the k images nearest to each caption. An image is ranked against the captions that list it.
-Pairs are wanted one by one, but scored a few at a time: captions stand in an order in which neighbours have much the
-same lists, and those whose words fill a group go together; a task is a group and some of the images that any of its
-captions wants.
+Captions that are near one another share a list of images, as many captions as fill a group of words (`packing.py`), so
+that a group and its images are one tile of scores, as dense as in scoring all pairs; lists of their own would have few
+images in common. In a list are the images that are nearest to any of its captions, by the rank that each caption gives
+them. An image is ranked against the captions whose list it is in.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from mefn_jax.data.pipeline import pad_rows
 from mefn_jax.matching.features import Features
 from mefn_jax.matching.packing import pack
 from mefn_jax.matching.sides import packed, regions_of
-from mefn_jax.matching.tiled import IMAGES, parts
+from mefn_jax.matching.tiled import IMAGES, parts, tile_images
 from mefn_jax.sharding import BATCH, by_rows, put_whole, replicated
 
-TASK = 64  # images of a task
-TASKS = 256  # scored by one call, on each device
+TILES = 64  # scored by one call, on each device
+NEAR = 8  # captions, about as many as a group holds, among which order does not matter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +49,16 @@ def _nearest(queries, vectors, *, k: int):
 
 def compiled(tile, mesh):
     """Two compiled programs. `arrange(images, groups)` makes Regions and Packed of Features and of what `pack` gives;
-    `step(params, regions, packed, task_group, task_images)`, float32 `(n, TASK, T)`, scores tasks: int32 `(n,)` and
-    `(n, TASK)`, split over the devices, where all else is whole. Returns `(step, arrange)`."""
+    `step(params, regions, packed, group, images)`, float32 `(n, I, T)`, scores tiles of a group and some images: int32
+    `(n,)` and `(n, I)`, split over the devices, where all else is whole. Returns `(step, arrange)`."""
 
-    def on_device(params, regions, groups, task_group, task_images):
-        def of_task(task):
-            group, images = task
+    def on_device(params, regions, groups, group, images):
+        def of_tile(at):
+            group, images = at
             words = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, group, keepdims=False), groups)
             return tile(params, jax.tree.map(lambda x: x[images], regions), words)
 
-        return jax.lax.map(of_task, (task_group, task_images))
+        return jax.lax.map(of_tile, (group, images))
 
     rows, everywhere = jax.sharding.PartitionSpec(BATCH), jax.sharding.PartitionSpec()
     specs = (everywhere, everywhere, everywhere, rows, rows)
@@ -67,52 +67,51 @@ def compiled(tile, mesh):
     return step, arrange
 
 
-def score(programs, params, images: Features, texts: Features, lists, order, mesh) -> Shortlists:
-    """Scores `lists (C, k)`, the images of each caption. `programs` are `compiled`'s; images and texts Features of
-    NumPy arrays; `order (C,)` is the captions as they go into groups (`near_together`)."""
+def score(programs, params, images: Features, texts: Features, lists, order, mesh, mib: float) -> Shortlists:
+    """The scores of captions with k images each, of `lists (C, k)`, each caption's own with the nearest image first.
+    `programs` are `compiled`'s; images and texts Features of NumPy arrays; `order (C,)` is the captions as they go into
+    groups (`near_together`); `mib` as in `tiled.compiled`."""
     step, arrange = programs
-    number = len(images.mask)
-    groups, _, place = pack(jax.tree.map(lambda x: x[order], texts), in_order=True)
-    place = place[np.argsort(order)]  # of the captions as they are given
-    texts_of_group = groups[1].shape[2]
-    # Each wanted (group, image) once, sorted by group.
-    wanted = (place // texts_of_group)[:, None] * number + lists
-    cells = np.unique(wanted)
-    task, row, task_group, task_images = tasks(cells // number, cells % number)
+    groups, number, place = pack(texts, order)
+    group, slot = np.divmod(place, groups[1].shape[2])
+    k = lists.shape[1]
+    shared = share(lists, group)  # (G, k)
+    tiles, size = tile_images(k, images.mask.shape[1], groups[1].shape[1], mib)
+    of_tile = np.pad(shared, ((0, 0), (0, tiles * size - k)), mode="edge").reshape(-1, size).astype(np.int32)
+    group_of_tile = np.repeat(np.arange(number, dtype=np.int32), tiles)
     regions, words = arrange(*put_whole(replicated(mesh), (images, groups)))
-    scores = []
-    for first in range(0, len(task_group), TASKS * mesh.size):
-        some = slice(first, first + TASKS * mesh.size)
-        now = (pad_rows(x[some], TASKS * mesh.size) for x in (task_group, task_images))
-        scores.append(step(params, regions, words, *put_whole(by_rows(mesh), tuple(now))))
-    scores = np.concatenate([np.asarray(x) for x in scores])
-    at = np.searchsorted(cells, wanted)
-    return Shortlists(lists, scores[task[at], row[at], (place % texts_of_group)[:, None]])
+    scores, most = [], TILES * mesh.size
+    for first in range(0, len(of_tile), most):
+        now = tuple(pad_rows(x[first : first + most], most) for x in (group_of_tile, of_tile))
+        scores.append(step(params, regions, words, *put_whole(by_rows(mesh), now)))
+    scores = np.concatenate([np.asarray(x) for x in scores])[: len(of_tile)]
+    scores = scores.reshape(number, tiles * size, -1)[:, :k]  # (G, k, T)
+    return Shortlists(shared[group], scores[group, :, slot])
+
+
+def share(lists: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """The lists `(G, k)` of groups of captions, of the captions' own, `lists (C, k)`: the images that have the best
+    rank in any of them, the smaller number first where ranks are equal. `group (C,)` has each of 0 to G - 1."""
+    captions, k = lists.shape
+    images = int(lists.max()) + 1
+    # Each image of a group once, where it first is in a list: the lists are gone through rank by rank.
+    cells, at = np.unique((group[:, None] * images + lists).ravel(order="F"), return_index=True)
+    of, image = np.divmod(cells, images)
+    order = np.lexsort((at // captions, of))
+    start = np.searchsorted(of, np.arange(of[-1] + 1))
+    return image[order][start[:, None] + np.arange(k)]
 
 
 def near_together(vectors: np.ndarray) -> np.ndarray:
     """An order `(C,)` of vectors `(C, D)` in which neighbours are near: halves on both sides of the middle between two
     that are far apart, and so on in each half."""
-    if len(vectors) <= 2:
+    if len(vectors) <= NEAR:
         return np.arange(len(vectors))
     one = np.argmin(vectors @ vectors.mean(0))
     other = np.argmin(vectors @ vectors[one])
     along = np.argsort(vectors @ (vectors[one] - vectors[other]), kind="stable")
     halves = np.array_split(along, 2)
     return np.concatenate([half[near_together(vectors[half])] for half in halves])
-
-
-def tasks(groups: np.ndarray, images: np.ndarray):
-    """Cells, sorted by group, in tasks of one group and TASK images: each cell's task and row, and each task's group
-    `(n,)` and images `(n, TASK)`, int32, filled up with image 0."""
-    first = np.r_[True, groups[1:] != groups[:-1]]
-    start = np.flatnonzero(first)
-    within = np.arange(len(groups)) - start[np.cumsum(first) - 1]
-    task = np.cumsum(first | (within % TASK == 0)) - 1
-    row = within % TASK
-    task_images = np.zeros((task[-1] + 1, TASK), np.int32)
-    task_images[task, row] = images
-    return task, row, groups[row == 0].astype(np.int32), task_images
 
 
 def counts(found: Shortlists, caption_image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,13 +8,14 @@ from mefn_jax.errors import ConfigError
 from mefn_jax.evaluator import Evaluator
 from mefn_jax.logs import say
 from mefn_jax.matching.features import Features
-from mefn_jax.matching.tiled import CAPTIONS, IMAGES, parts
 from mefn_jax.ranking import rank
 
 
 def share_of(text: str, split: Split) -> float:
     """The share of the images, for each caption, that `--shortlist` asks for: below 1 a share, from 1 on a number of
-    images. Raises ConfigError."""
+    images; 0 where it does not ask. Raises ConfigError."""
+    if not text:
+        return 0.0
     try:
         asked = float(text)
     except ValueError:
@@ -24,31 +25,25 @@ def share_of(text: str, split: Split) -> float:
     return asked if asked < 1 else asked / split.images
 
 
-def two_stages(evaluator: Evaluator, params, images: Features, texts: Features, split: Split, share: float) -> dict:
-    """Ranks a split by its shortlists, by all scores and by the coarse vectors alone. Returns `{"shortlist",
-    "exhaustive", "coarse"}`, each of `metrics.summarise` with `seconds` (without compilation), and `share`."""
-    if not evaluator.model.has_tile:
-        raise ConfigError(f"--shortlist: the matcher of model={evaluator.config.model} has no tile to score pairs with")
+def two_stages(
+    evaluator: Evaluator, params, images: Features, texts: Features, split: Split, share: float, whole: dict
+) -> dict:
+    """Ranks a split by its shortlists and by the coarse vectors alone, beside `whole`, the report of ranking it by all
+    scores, with the `seconds` that these took. Returns `{"shortlist", "exhaustive", "coarse"}`, each of
+    `metrics.summarise` with `seconds` (without compilation), and `share`."""
     owner = split.caption_image
-    few = [x[0] for x in (parts(len(images.mask), IMAGES), parts(len(texts.mask), CAPTIONS))]
     for _ in range(2):  # the first time all that is compiled is
         start = time.perf_counter()
         found = evaluator.shortlists(params, images, texts, share)
         short = time.perf_counter() - start
-    scores = evaluator.scores(params, images, texts)
-    scores(*few)
-    start = time.perf_counter()
-    whole = rank(scores, owner)
-    everything = time.perf_counter() - start
     of_images, of_texts = (evaluator.coarse(params, x) for x in (images, texts))
-    start = time.perf_counter()
-    coarse = rank(lambda rows, columns: of_images[rows] @ of_texts[columns].T, owner)
-    alone = time.perf_counter() - start
+    ranking = rank(lambda rows, columns: of_images[rows] @ of_texts[columns].T, owner)
+    coarse = metrics.summarise(*ranking.counts[1], owner) | {"seconds": ranking.seconds}
     return {
         "share": share,
         "shortlist": metrics.summarise(*shortlist.counts(found, owner), owner) | {"seconds": short},
-        "exhaustive": metrics.summarise(*whole.counts[1], owner) | {"seconds": everything},
-        "coarse": metrics.summarise(*coarse.counts[1], owner) | {"seconds": alone},
+        "exhaustive": {key: whole[key] for key in coarse},
+        "coarse": coarse,
     }
 
 
@@ -56,8 +51,8 @@ def show(result: dict, split: Split) -> None:
     """Prints what is lost and what is saved."""
     images = max(1, round(result["share"] * split.images))
     say(
-        f"\nshortlists: the {images} images nearest to each caption, {100 * result['share']:.1f} % of all pairs; an "
-        "image is ranked against the captions that list it"
+        f"\nshortlists: {images} images for each caption, {100 * result['share']:.1f} % of all pairs: those nearest to "
+        "it or to captions like it; an image is ranked against the captions that list it"
     )
     titles = "".join(f"{f'{side} R@1':>8} {'R@5':>7} {'R@10':>7} " for side in ("i2t", "t2i"))
     say(f"{'':12} {titles}{'rSum':>7} {'seconds':>8}")

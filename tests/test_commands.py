@@ -109,14 +109,15 @@ def test_eval_prints_and_writes_what_the_design_says(trained, command):
 
 def test_folds_are_consecutive_and_averaged(trained, command):
     workdir, _ = trained
-    text = command("eval.py", f"--workdir={workdir}", "--folds=4", "--step=latest", "--shortlist=0.5").stdout
+    text = command("eval.py", f"--workdir={workdir}", "--folds=4,1", "--step=latest", "--shortlist=0.5").stdout
     assert "4 consecutive folds of 6 images, averaged" in text
     ranks = np.load(workdir / "eval" / "test" / "ranks.npz")
     assert ranks["t2i"].max() <= 6
     report = json.loads((workdir / "eval" / "test" / "metrics.json").read_text())
     assert report["t2i"]["r1"] == pytest.approx(np.mean(100 * (ranks["t2i"].reshape(4, 30) == 1)))
-    assert "the 12 images nearest to each caption, 50.0 % of all pairs" in text
+    assert "12 images for each caption, 50.0 % of all pairs" in text
     assert report["shortlist"]["coarse"]["rsum"] > 0
+    assert report["shortlist"]["exhaustive"]["rsum"] == report["other_folds"]["1"]["rsum"]
     result = command("eval.py", f"--workdir={workdir}", "--folds=5", check=False)
     assert "--folds=5: does not divide the 24 images" in result.stderr
 

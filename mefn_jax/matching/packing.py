@@ -8,9 +8,9 @@ WORDS = 128  # of a group: what a product needs to run at full speed, and few en
 TEXTS = 16  # of a group, at most
 
 
-def pack(texts: Features, in_order: bool = False) -> tuple[tuple, int, np.ndarray]:
+def pack(texts: Features, order: np.ndarray | None = None) -> tuple[tuple, int, np.ndarray]:
     """Texts (Features of NumPy arrays) in groups: the longest first, each into the fullest group that takes it; or one
-    after the other as they come (`in_order`), which fills groups less and keeps neighbours together.
+    after the other in an `order (C,)`, which fills groups less and keeps neighbours together.
 
     Returns `(vectors (K, L, D), of (K, L, T), pooled (K, T, D))`, float32, what `sides.packed` takes; how many groups
     there are, the K being the next power of two, so that few programs are compiled; and each text's place `(C,)` among
@@ -18,16 +18,18 @@ def pack(texts: Features, in_order: bool = False) -> tuple[tuple, int, np.ndarra
     """
     lengths = texts.mask.sum(1)
     size = max(WORDS, -(-int(lengths.max(initial=0)) // 64) * 64)
-    group, slot, start = (one_after_the_other if in_order else arrange)(lengths, size)
+    group, slot, start = arrange(lengths, size) if order is None else one_after_the_other(lengths, order, size)
     number = int(group.max(initial=-1)) + 1
     room = 1 << (number - 1).bit_length()
-    vectors = np.zeros((room, size, texts.fragments.shape[-1]), np.float32)
     of = np.zeros((room, size, TEXTS), np.float32)
     pooled = np.zeros((room, TEXTS, texts.pooled.shape[-1]), np.float32)
     text, word = np.nonzero(texts.mask)
     first = np.cumsum(lengths) - lengths
     place = start[text] + np.arange(len(text)) - first[text]
-    vectors[group[text], place] = texts.fragments[text, word]
+    taken = np.full((room, size), -1, np.int64)  # which of all words stands where
+    taken[group[text], place] = np.ravel_multi_index((text, word), texts.mask.shape)
+    vectors = texts.fragments.reshape(texts.mask.size, -1)[taken]
+    vectors[taken < 0] = 0
     of[group[text], place, slot[text]] = 1
     pooled[group, slot] = texts.pooled
     return (vectors, of, pooled), number, group * TEXTS + slot
@@ -55,12 +57,12 @@ def arrange(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.
     return group, slot, start
 
 
-def one_after_the_other(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `arrange`, a new group whenever a text does not go into the last one."""
-    places, here, texts, used = [], 0, 0, 0
-    for length in map(int, lengths):
-        if used + length > size or texts == TEXTS:
+def one_after_the_other(lengths, order, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `arrange`, a new group whenever the next of `order` does not go into the last one."""
+    places, here, texts, used = np.zeros((len(lengths), 3), np.int64), 0, 0, 0
+    for k in order:
+        if used + lengths[k] > size or texts == TEXTS:
             here, texts, used = here + 1, 0, 0
-        places.append((here, texts, used))
-        texts, used = texts + 1, used + length
-    return tuple(np.array(places, np.int64).reshape(-1, 3).T)
+        places[k] = here, texts, used
+        texts, used = texts + 1, used + int(lengths[k])
+    return tuple(places.T)
