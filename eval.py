@@ -8,6 +8,8 @@
     python eval.py --workdir=DIR --index_images=FOLDER --index=INDEX      # encodes a folder of images
     python eval.py --workdir=DIR --index=INDEX --query=TEXT [--topk=10] [--out=FILE.png]
     python eval.py --workdir=DIR --query_image=FILE --captions=FILE.txt [--topk=10]
+    python eval.py --workdir=DIR --explain=N [--split=test]               # entropy maps of N pairs; of any pair:
+    python eval.py --workdir=DIR --explain_image=FILE --explain_caption=TEXT [--out=FILE.png]
     python eval.py --ensemble=DIR,DIR,... --out=DIR [--split=test]        # several runs' scores, averaged
 """
 
@@ -36,6 +38,11 @@ def define_flags() -> None:
     flags.DEFINE_string("query", None, "A caption, whose images are looked for in --index.")
     flags.DEFINE_string("query_image", "", "An image file, whose lines are looked for in --captions.")
     flags.DEFINE_string("captions", "", "A text file, a caption a line.")
+    flags.DEFINE_integer("explain", 0, "How many captions to draw with what the matcher makes of them.", lower_bound=0)
+    flags.DEFINE_string("explain_image", "", "An image file to draw with --explain_caption.")
+    flags.DEFINE_string("explain_caption", "", "A caption to draw with --explain_image.")
+    flags.DEFINE_string("boxes", "", "For --explain of precomputed regions: their boxes, .npy (images, regions, 4).")
+    flags.DEFINE_string("photos", "", "For --explain of precomputed regions: a folder of photographs by image id.")
     flags.DEFINE_integer("topk", 10, "How many are found.", lower_bound=1)
     process_flags()
     compile_flags()
@@ -64,6 +71,8 @@ def main() -> None:
     folds = tuple(map(int, f.folds))
     if f.index_images or f.index or f.query is not None or f.query_image:
         retrieval(f)
+    elif f.explain or f.explain_image or f.explain_caption:
+        explanations(f)
     elif f.compare:
         compare.compare(f.compare, f.split, f.out)
     elif f.ensemble:
@@ -98,6 +107,21 @@ def retrieval(f) -> None:
         retrieve.query_image(*run_of, f.query_image, f.captions, f.topk, f.ema)
     else:
         retrieve.query(*run_of, f.index, f.query, f.topk, out=f.out, ema=f.ema)
+
+
+def explanations(f) -> None:
+    """The pictures of pairs."""
+    from mefn_jax import explain
+
+    if f.explain and (f.explain_image or f.explain_caption):
+        raise ConfigError("give --explain=N, or --explain_image and --explain_caption")
+    workdir = f.workdir or "runs/shapes"
+    if f.explain:
+        explain.explain(workdir, f.data_dir, f.split, f.step, f.explain, f.out, f.ema, f.boxes, f.photos)
+    elif f.explain_image and f.explain_caption:
+        explain.explain_image(workdir, f.step, f.explain_image, f.explain_caption, f.out, f.ema)
+    else:
+        raise ConfigError("--explain_image=FILE and --explain_caption=TEXT need one another")
 
 
 if __name__ == "__main__":

@@ -164,6 +164,7 @@ def base():
     c.eval = ConfigDict()
     c.eval.batch_size = 128  # images or captions encoded at once
     c.eval.val_images = 1000  # evaluations in training score the first so many images of val; 0: all
+    c.eval.explained = 2  # pairs of val that are drawn for TensorBoard at each evaluation
     c.eval.tile_mib = 0.0  # MiB an array of regions by words on a device while scoring; 0: 1 on a CPU, else 8
     return c
 
@@ -197,4 +198,4 @@ def shrink(c):
     c.matcher.background = min(c.matcher.background, 8)
     c.loss.warmup_steps = min(c.loss.warmup_steps, 4)
     c.train.update(steps=8, epochs=0.0, batch_size=16, log_every=2, eval_every=4, save_every=4)
-    c.eval.batch_size = 16
+    c.eval.update(batch_size=16, explained=0)

@@ -68,6 +68,7 @@ NOT_NEGATIVE = (
     "data.workers",
     "eval.val_images",
     "eval.tile_mib",
+    "eval.explained",
 )
 PIXELS = {"augment.crop": 1.0, "augment.flip": 0.0, "augment.colour": 0.0}  # what changes pixels, and its off
 # What the shape and meaning of the parameters depend on: a checkpoint is only continued with the same.

@@ -42,6 +42,7 @@ class Evaluator:
             jax.jit(self.model.encode_texts, in_shardings=(None, rows, rows), out_shardings=everywhere),
             scoring(self.model, self.mesh, tile_mib(self.config, self.mesh)),
             jax.jit(self.model.coarse),
+            jax.jit(jax.vmap(self.model.explain, (None, 0, 0)), out_shardings=everywhere),
         )
 
     @functools.cached_property
@@ -88,14 +89,18 @@ class Evaluator:
         """The vectors for shortlists, float32 `(B, D)`."""
         return np.asarray(self._compiled[3](params, features))
 
+    def explain(self, params, images: Features, texts: Features) -> dict:
+        """`Model.explain` of pairs, image k and text k: arrays `(B, ...)`."""
+        return self._compiled[4](params, *put_whole(replicated(self.mesh), (images, texts)))
+
     def scores(self, params, images: Features, texts: Features) -> FeatureScores:
         """All pairs' scores of encoded images and captions, a tile at a time."""
         step = functools.partial(self._compiled[2], params)
         return FeatureScores(step, images, texts, self.mesh, plain=not self.model.has_tile)
 
-    def rsum(self, params, split: Split) -> dict:
-        """`metrics.summarise` of a split: what training looks at."""
-        found = rank(self.scores(params, *self.encode(params, split)), split.caption_image)
+    def summary(self, params, images: Features, texts: Features, split: Split) -> dict:
+        """`metrics.summarise` of an encoded split: what training looks at."""
+        found = rank(self.scores(params, images, texts), split.caption_image)
         return metrics.summarise(*found.counts[1], split.caption_image)
 
 

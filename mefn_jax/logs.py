@@ -89,6 +89,16 @@ class Writer:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
+    def pictures(self, step: int, name: str, found) -> None:
+        """TensorBoard images `name/0`, ... of `explanation.Explanation`s."""
+        if not self._active:
+            return
+        from mefn_jax import figures  # matplotlib, which only this needs
+
+        for k, explanation in enumerate(found):
+            pixels = figures.pixels(figures.explained(explanation))
+            self._board.add_image(f"{name}/{k}", pixels, step, dataformats="HWC")
+
     def flush(self, seconds: float = 0.0) -> None:
         """Copies what has been written to a remote workdir, unless that was done less than `seconds` ago."""
         if self._active and self._mirror.due(seconds):

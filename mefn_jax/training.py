@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mefn_jax import config as configuration
-from mefn_jax import flops, state, step
+from mefn_jax import explanation, flops, state, step
 from mefn_jax.beginning import Run, announce, begin, checked, open_data
 from mefn_jax.checkpoint import Checkpoints
 from mefn_jax.chips import chip_of
@@ -143,17 +143,23 @@ def training_batches(run: Run):
 
 def evaluate(evaluator: Evaluator, params, split, done: int, writer: Writer, bar, name="") -> float:
     """Scores a split, logs it under its name, or as `name`, returns rSum."""
-    start = time.perf_counter()
-    result = evaluator.rsum(params, split)
+    start, prefix = time.perf_counter(), f"{name}_" if name else ""
+    images, texts = evaluator.encode(params, split)
+    result = evaluator.summary(params, images, texts, split)
     learned = {name: float(value) for name, value in evaluator.model.learned(params).items()}
-    name = name or split.name
-    seconds = {f"{'' if name == split.name else name + '_'}eval_seconds": time.perf_counter() - start}
-    writer.write(done, configuration.flatten({name: result, "matcher": learned}) | seconds)
+    values = {name or split.name: result, "matcher": learned}
+    if explanation.possible(evaluator):
+        values[f"{prefix}pairs"] = explanation.means(evaluator, params, split, images, texts)
+        if drawn := explanation.spread(evaluator.config.eval.explained, split.captions):
+            found = explanation.of_split(evaluator, params, split, images, texts, drawn)
+            writer.pictures(done, f"{prefix}explained", found)
+    values[f"{prefix}eval_seconds"] = time.perf_counter() - start
+    writer.write(done, configuration.flatten(values))
     sides = [" ".join(f"{result[d][r]:.1f}" for r in ("r1", "r5", "r10")) for d in ("i2t", "t2i")]
     scalars = "".join(f"  {name} {value:.2f}" for name, value in learned.items())
     with bar.external_write_mode():
         say(
-            f"{name}  {split.images} images: R@1/5/10  image to text {sides[0]}  text to image {sides[1]}  "
-            f"rSum {result['rsum']:.1f}{scalars}  ({time.perf_counter() - start:.0f} s)"
+            f"{name or split.name}  {split.images} images: R@1/5/10  image to text {sides[0]}  "
+            f"text to image {sides[1]}  rSum {result['rsum']:.1f}{scalars}  ({time.perf_counter() - start:.0f} s)"
         )
     return result["rsum"]

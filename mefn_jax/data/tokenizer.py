@@ -100,6 +100,17 @@ class Tokenizer:
         """The wordpieces of one caption, in the order of the encoder's words."""
         return self._all(caption)[: self.max_words]
 
+    def words(self, caption: str) -> tuple[list[str], np.ndarray]:
+        """The words of one caption as they are written, and which of them each wordpiece is, int64 `(M,)`; words beyond
+        `max_words` pieces are left out."""
+        text = normalise(caption, self.lower_case, self.punctuation)
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        numbers = np.unique(found.word_ids[: self.max_words], return_inverse=True)[1]
+        spans = [(0, 0)] * (numbers.max(initial=-1) + 1)
+        for number, (start, stop) in zip(numbers, found.offsets, strict=False):
+            spans[number] = (spans[number][0] if spans[number][1] else start, stop)
+        return [text[start:stop].strip() for start, stop in spans], numbers
+
     def count(self, caption: str) -> int:
         """How many wordpieces a caption has, those beyond `max_words` too."""
         return len(self._all(caption))

@@ -33,7 +33,8 @@ def pair(image: Features, text: Features, *, scale, sharpness, gate, entropy, at
 
     `scale` is lambda, `sharpness` kappa, `gate` g in [0, 1] (see `fuse`), the rest are MEFN's attributes. Returns a
     dict: score, local, global (scalars); H `(N, M)` in nats; region_weights `(N,)`, word_weights `(M,)`, sum 1;
-    word_attention alpha `(N, M)`, columns sum 1; region_attention beta `(N, M)`, rows sum 1; MFE, the sum of H.
+    word_attention alpha `(N, M)`, columns sum 1; region_attention beta `(N, M)`, rows sum 1; MFE, the sum of H;
+    region_entropy `(N,)` and word_entropy `(M,)`, in [0, 1].
     """
     v, t = image.fragments, text.fragments  # (N, D), (M, D)
     S = v @ t.T  # (N, M), cosines since both are unit vectors
@@ -62,6 +63,8 @@ def pair(image: Features, text: Features, *, scale, sharpness, gate, entropy, at
         "global": whole,
         "H": H,
         "MFE": jnp.sum(H),
+        "region_entropy": H_v,
+        "word_entropy": H_t,
         "region_weights": w,
         "word_weights": u,
         "word_attention": alpha,

@@ -1,0 +1,110 @@
+"""Pictures of what the matcher makes of pairs, from the command line (`eval.py --explain`, DESIGN.md 4)."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mefn_jax import explanation
+from mefn_jax.config import check_local
+from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.evaluate import ALIASES, opened
+from mefn_jax.evaluator import load
+from mefn_jax.explanation import Explanation
+from mefn_jax.logs import say
+from mefn_jax.remote import directory, write_whole
+from mefn_jax.retrieve import captions_of
+
+SUFFIXES = ("", ".jpg", ".jpeg", ".png")  # of a photograph's file, after the image's id
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where precomputed regions come from: `boxes (I, N, 4)`, x0, y0, x1, y1 in image widths and heights, a split's
+    images in order, and the folder of the photographs, None without one."""
+
+    boxes: np.ndarray | None
+    photos: Path | None
+
+    def put(self, x: Explanation, image: int, name: str) -> Explanation:
+        """The explanation with its photograph and boxes. Raises DataError where they are not there."""
+        boxes = x.boxes if self.boxes is None else self.boxes[image]
+        if boxes is not None and len(boxes) != len(x.region_weights):
+            raise DataError(f"--boxes: {len(boxes)} an image, but the model has {len(x.region_weights)} regions")
+        return dataclasses.replace(x, boxes=boxes, photo=x.photo if self.photos is None else self._photo(name))
+
+    def _photo(self, name: str) -> np.ndarray:
+        for path in (self.photos / f"{name}{suffix}" for suffix in SUFFIXES):
+            if path.is_file():
+                with Image.open(path) as image:
+                    side = explanation.PHOTO
+                    return np.asarray(ImageOps.contain(ImageOps.exif_transpose(image).convert("RGB"), (side, side)))
+        raise DataError(f"--photos={self.photos}: no {name}, {name}.jpg or .png in it")
+
+
+def explain(
+    workdir, data_dir: str, split: str, step: str, number: int, out="", ema=False, boxes="", photos=""
+) -> list[Path]:
+    """Draws `number` captions of a split with their images, spread evenly over it (`explanation.spread`), into `out`
+    or `WORKDIR/eval/<split>/explain/`. Returns the files. `boxes` and `photos` name a .npy file and a folder (see
+    `Places`) for a model of precomputed regions."""
+    workdir = directory("--workdir", workdir)
+    out = directory("--out", out) if out else workdir / "eval" / (ALIASES.get(split, split) + "_ema" * ema) / "explain"
+    check_local("--data_dir", data_dir)
+    evaluator, params, _ = load(workdir, step, ema)
+    _, opened_split = opened(evaluator, data_dir, ALIASES.get(split, split))
+    places = places_of(boxes, photos, opened_split.images)
+    images, texts = evaluator.encode(params, opened_split)
+    chosen = explanation.spread(number, opened_split.captions)
+    found = explanation.of_split(evaluator, params, opened_split, images, texts, chosen, places)
+    return [write(x, out / f"{k:02}.png") for k, x in enumerate(found, 1)]
+
+
+def explain_image(workdir, step: str, file: str, caption: str, out="", ema=False) -> Path:
+    """Draws an image file and a caption, into `out` or `WORKDIR/eval/explain/`. Returns the file."""
+    workdir = directory("--workdir", workdir)
+    evaluator, params, _ = load(workdir, step, ema)
+    if evaluator.config.image.arch == "regions":
+        raise ConfigError("--explain_image: this model takes precomputed regions, not images")
+    texts = captions_of(evaluator, params, [caption], "--explain_caption")
+    path = Path(file)
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise DataError(f"--explain_image={file}: {e.strerror}") from None
+    found = explanation.of_image(evaluator, params, data, path.name, caption, texts)
+    name = re.sub(r"[^\w.-]+", "_", path.stem) or "image"
+    return write(found, directory("--out", out) if out else workdir / "eval" / "explain" / f"{name}.png")
+
+
+def places_of(boxes: str, photos: str, images: int) -> Places | None:
+    """What `--boxes` and `--photos` name. Raises DataError, ConfigError."""
+    if not boxes and not photos:
+        return None
+    found = None
+    if boxes:
+        try:
+            found = np.load(boxes, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as e:
+            raise DataError(f"--boxes={boxes}: cannot be read as an array ({e})") from None
+        if found.ndim != 3 or found.shape[2] != 4 or len(found) != images:
+            raise DataError(f"--boxes={boxes}: expected ({images}, regions, 4), found {found.shape}")
+        if found.min() < 0 or found.max() > 1 + 1e-6:
+            raise DataError(f"--boxes={boxes}: give x0, y0, x1, y1 in image widths and heights, from 0 to 1")
+    if photos and not Path(photos).is_dir():
+        raise ConfigError(f"--photos={photos}: no such folder")
+    return Places(found, Path(photos) if photos else None)
+
+
+def write(x: Explanation, path) -> Path:
+    """Draws one, and says where it is."""
+    from mefn_jax import figures  # matplotlib, which only this needs
+
+    try:
+        write_whole(path, figures.png(figures.explained(x)))
+    except OSError as e:
+        raise ConfigError(f"--out={path}: cannot be written ({e})") from None
+    say(f"wrote {path}: {x.values['score']:.3f}  {x.caption[:80]}")
+    return path
