@@ -10,6 +10,7 @@
     python eval.py --workdir=DIR --query_image=FILE --captions=FILE.txt [--topk=10]
     python eval.py --workdir=DIR --explain=N [--split=test]               # entropy maps of N pairs; of any pair:
     python eval.py --workdir=DIR --explain_image=FILE --explain_caption=TEXT [--out=FILE.png]
+    python eval.py --workdir=DIR --report [--split=test]                  # evaluates, and writes report.html
     python eval.py --ensemble=DIR,DIR,... --out=DIR [--split=test]        # several runs' scores, averaged
 """
 
@@ -41,6 +42,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("explain", 0, "How many captions to draw with what the matcher makes of them.", lower_bound=0)
     flags.DEFINE_string("explain_image", "", "An image file to draw with --explain_caption.")
     flags.DEFINE_string("explain_caption", "", "A caption to draw with --explain_image.")
+    flags.DEFINE_bool("report", False, "Evaluate, and write a page about the run, report.html.")
     flags.DEFINE_string("boxes", "", "For --explain of precomputed regions: their boxes, .npy (images, regions, 4).")
     flags.DEFINE_string("photos", "", "For --explain of precomputed regions: a folder of photographs by image id.")
     flags.DEFINE_integer("topk", 10, "How many are found.", lower_bound=1)
@@ -81,6 +83,10 @@ def main() -> None:
         if f["step"].present:
             raise ConfigError("--config evaluates pretrained towers without a run: leave --step out")
         evaluate.zero_shot(f.config, f.data_dir, f.split, folds, f.out, keep=f.save_scores)
+    elif f.report:
+        from mefn_jax import report  # matplotlib and jinja2, which only this needs
+
+        report.report(f.workdir or "runs/shapes", f.data_dir, f.split, f.step, folds, f.out, f.ema)
     else:
         evaluate.evaluate(
             f.workdir or "runs/shapes", f.data_dir, f.split, f.step, folds, f.out, f.ema, f.save_scores, f.shortlist

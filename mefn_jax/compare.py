@@ -66,7 +66,8 @@ class Row:
 
 
 def compare(patterns: list[str], split: str, out: str) -> str:
-    """Compares evaluated runs, prints the tables and writes `compare.md` and `compare.csv` into `out`.
+    """Compares evaluated runs, prints the tables and writes `compare.md`, `compare.csv` and
+    `compare.html` into `out`.
 
     `patterns` are workdirs, or directories with a `metrics.json`, or globs of these; the first one's row is what the
     others are compared with. Raises ConfigError or DataError where there is nothing to compare.
@@ -80,10 +81,11 @@ def compare(patterns: list[str], split: str, out: str) -> str:
     try:
         write_whole(out / "compare.md", text.encode())
         write_whole(out / "compare.csv", table(rows, intervals).encode())
+        write_whole(out / "compare.html", page(rows, intervals).encode())
     except OSError as e:
         raise DataError(f"{out}: cannot be written ({e})") from e
     say(text)
-    say(f"wrote {out}/compare.md and compare.csv")
+    say(f"wrote {out}/compare.md, compare.csv and compare.html")
     return text
 
 
@@ -172,6 +174,22 @@ def differences(rows: list[Row], resamples: int = RESAMPLES, seed: int = 0) -> l
     first = resampled(rows[0])
     intervals = [np.percentile(resampled(row) - first, (2.5, 97.5), axis=0) for row in rows]
     return [dict(zip(FIELD, zip(*i.tolist(), strict=True), strict=True)) for i in intervals]
+
+
+def page(rows: list[Row], intervals: list[dict]) -> str:
+    """The comparison as a page that needs nothing beside itself: bars with intervals, and the table."""
+    from mefn_jax import charts, figures, pages  # matplotlib and jinja2, which only this needs
+
+    bars = [
+        {"name": row.name, "interval": interval["rsum"] if row is not rows[0] else None}
+        | {"means": {k: row.mean(k) for k in FIELD}, "spreads": {k: row.spread(k) for k in FIELD}}
+        for row, interval in zip(rows, intervals, strict=True)
+    ]
+    picture = pages.data_uri("png", figures.png(charts.differences(bars)))
+    said, *_ = markdown(rows, intervals).splitlines()
+    cells = [[row.name, str(len(row.runs)), *(_cell(row, k) for k in FIELD)] for row in rows]
+    titles = ["model", "seeds", *([TITLES[f"r{k}"] for k in RECALLS] * 2), TITLES["rsum"]]
+    return pages.template("compare.html").render(said=said, picture=picture, titles=titles, cells=cells)
 
 
 def markdown(rows: list[Row], intervals: list[dict]) -> str:

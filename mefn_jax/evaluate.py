@@ -18,27 +18,56 @@ from mefn_jax.data.split import Split
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluator import Evaluator, fitted, load, open_dataset, untrained
 from mefn_jax.logs import say
+from mefn_jax.matching.features import Features
 from mefn_jax.ranking import rank, tiles_of
 from mefn_jax.remote import directory, write_whole
 
 TOP = 10  # captions of every image, and images of every caption, that are kept
 
 
-def evaluate(workdir, data_dir: str, split: str, step: str, folds=(1,), out="", ema=False, keep="", short="") -> dict:
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """An evaluated model, and what it was evaluated on.
+
+    Attributes:
+        evaluator, params: the model.
+        dataset, split: what was scored; `images`, `texts` are its Features.
+        report: what `metrics.json` holds.
+        ranks: what `ranks.npz` holds (see `ranked`).
+    """
+
+    evaluator: Evaluator
+    params: dict
+    dataset: Dataset
+    split: Split
+    images: Features
+    texts: Features
+    report: dict
+    ranks: dict
+
+
+def evaluate(
+    workdir, data_dir: str, split: str, step: str, folds=(1,), out="", ema=False, keep="", short=""
+) -> Evaluated:
     """Evaluates a workdir's checkpoint on a split, prints the table, and writes `metrics.json` and `ranks.npz` into
-    `out`, or into `WORKDIR/eval/<split>/`, with `ema` that of the averaged parameters into `<split>_ema`. Returns what
-    `metrics.json` holds. `keep` names a file for all scores; `short` asks for shortlists too (`two_stage.share_of`)."""
-    workdir, out = directory("--workdir", workdir), out and directory("--out", out)
+    `folder_of(workdir, split, out, ema)`. `keep` names a file for all scores; `short` asks for shortlists too
+    (`two_stage.share_of`)."""
+    workdir, folder = directory("--workdir", workdir), folder_of(workdir, split, out, ema)
     check_local("--data_dir", data_dir)
     evaluator, params, number = load(workdir, step, ema)
-    split = ALIASES.get(split, split)
     title = f"step {number}{', averaged' if ema else ''}"
-    report, ranks = tabulate(evaluator, params, title, data_dir, split, folds, keep, short)
-    report["step"] = number
+    found = tabulate(evaluator, params, title, data_dir, ALIASES.get(split, split), folds, keep, short)
+    found.report["step"] = number
     if ema:  # so that a comparison does not take it for another seed
-        report["config"]["evaluated"] = "averaged parameters"
-    write(out or workdir / "eval" / (split + "_ema" * ema), report, ranks)
-    return report
+        found.report["config"]["evaluated"] = "averaged parameters"
+    write(folder, found.report, found.ranks)
+    return found
+
+
+def folder_of(workdir, split: str, out: str = "", ema: bool = False) -> epath.Path:
+    """Where an evaluation goes: `out`, or `WORKDIR/eval/<split>/`, that of averaged parameters `<split>_ema`."""
+    folder = directory("--workdir", workdir) / "eval" / (ALIASES.get(split, split) + "_ema" * ema)
+    return directory("--out", out) if out else folder
 
 
 def zero_shot(config, data_dir: str, split: str, folds=(1,), out: str = "", keep="") -> dict:
@@ -48,10 +77,10 @@ def zero_shot(config, data_dir: str, split: str, folds=(1,), out: str = "", keep
     check_local("--data_dir", data_dir)
     check_local("data.dir", config.data.dir)
     evaluator, params = untrained(config)
-    report, ranks = tabulate(evaluator, params, "zero-shot", data_dir, ALIASES.get(split, split), folds, keep)
+    found = tabulate(evaluator, params, "zero-shot", data_dir, ALIASES.get(split, split), folds, keep)
     if out:
-        write(out, report, ranks)
-    return report
+        write(out, found.report, found.ranks)
+    return found.report
 
 
 def ensemble(workdirs: list[str], data_dir: str, split: str, step: str, folds, out: str, keep="") -> dict:
@@ -97,7 +126,7 @@ def opened(evaluator: Evaluator, data_dir: str, split_name: str) -> tuple[Datase
 
 def tabulate(
     evaluator: Evaluator, params, title: str, data_dir: str, split_name: str, folds, keep="", short=""
-) -> tuple[dict, dict]:
+) -> Evaluated:
     """Scores a split, of `data_dir` or of the configured data; else as `ranked`."""
     dataset, split = opened(evaluator, data_dir, split_name)
     check_folds(folds, split)
@@ -118,7 +147,7 @@ def tabulate(
         whole = (report if folds[0] == 1 else report["other_folds"]["1"]) | {"seconds": report["seconds"]}
         report["shortlist"] = two_stage.two_stages(evaluator, params, images, texts, split, share, whole)
         two_stage.show(report["shortlist"], split)
-    return report, ranks
+    return Evaluated(evaluator, params, dataset, split, images, texts, report, ranks)
 
 
 def check_folds(folds: tuple[int, ...], split: Split) -> None:
@@ -135,7 +164,8 @@ def ranked(
 ) -> tuple[dict, dict]:
     """Ranks a split by `scores` and prints the table. `folds` are numbers of folds, of which the first is what the
     report is of; `keep` names a file for all scores. Returns the report and the ranks: `{i2t (I,), t2i (C,),
-    caption_image (C,)}` and the TOP best of every query, `i2t_top`, `t2i_top` and their scores."""
+    caption_image (C,)}`, the captions' scores with their own image, `own_scores`, and the TOP best of every query,
+    `i2t_top`, `t2i_top` and their scores."""
     config, name = evaluator.config, f"{evaluator.config.model} ({title})"
     if split.skipped:
         say(f"left out {len(split.skipped)} images that cannot be decoded: {', '.join(split.skipped[:5])}")
@@ -167,7 +197,7 @@ def ranked(
     best = {"i2t": found.captions, "t2i": found.images}
     tops = {f"{side}_top": b.positions for side, b in best.items()}
     tops |= {f"{side}_top_scores": b.scores for side, b in best.items()}
-    return report, ranks | {"caption_image": split.caption_image} | tops
+    return report, ranks | {"caption_image": split.caption_image, "own_scores": found.own} | tops
 
 
 @contextlib.contextmanager

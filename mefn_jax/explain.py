@@ -9,8 +9,9 @@ from PIL import Image, ImageOps
 
 from mefn_jax import explanation
 from mefn_jax.config import check_local
+from mefn_jax.data.dataset import ALIASES
 from mefn_jax.errors import ConfigError, DataError
-from mefn_jax.evaluate import ALIASES, opened
+from mefn_jax.evaluate import folder_of, opened
 from mefn_jax.evaluator import load
 from mefn_jax.explanation import Explanation
 from mefn_jax.logs import say
@@ -51,7 +52,7 @@ def explain(
     or `WORKDIR/eval/<split>/explain/`. Returns the files. `boxes` and `photos` name a .npy file and a folder (see
     `Places`) for a model of precomputed regions."""
     workdir = directory("--workdir", workdir)
-    out = directory("--out", out) if out else workdir / "eval" / (ALIASES.get(split, split) + "_ema" * ema) / "explain"
+    out = directory("--out", out) if out else folder_of(workdir, split, ema=ema) / "explain"
     check_local("--data_dir", data_dir)
     evaluator, params, _ = load(workdir, step, ema)
     _, opened_split = opened(evaluator, data_dir, ALIASES.get(split, split))

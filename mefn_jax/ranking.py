@@ -54,11 +54,13 @@ class Ranking:
     Attributes:
         counts: by the number of folds, `(n_i2t, n_t2i)`, int64 `(C,)` each: what all metrics follow from (see
             `metrics.py`). Folds are of consecutive images; a fold's counts are of its own images and captions alone.
+        own: float32 `(C,)`, the score of each caption with its image.
         captions, images: the best captions of every image, and images of every caption, of the whole gallery.
         seconds: how long it took.
     """
 
     counts: dict[int, tuple[np.ndarray, np.ndarray]]
+    own: np.ndarray
     captions: Best
     images: Best
     seconds: float = 0.0
@@ -75,7 +77,7 @@ def rank(scores: Scores, caption_image: np.ndarray, folds=(1,), best: int = 0, b
     begun, images, captions = time.perf_counter(), int(caption_image.max()) + 1, len(caption_image)
     own = np.empty(captions, np.float32)
     counts = {number: (np.zeros(captions, np.int64), np.zeros(captions, np.int64)) for number in folds}
-    found = Ranking(counts, Best.none(images, min(best, captions)), Best.none(captions, min(best, images)))
+    found = Ranking(counts, own, Best.none(images, min(best, captions)), Best.none(captions, min(best, images)))
     tiles = tiles_of(images, caption_image, folds[0] if len(folds) == 1 else 1)
     progress = tqdm(
         total=sum((r.stop - r.start) * (c.stop - c.start) for r, c in tiles),

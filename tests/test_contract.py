@@ -71,7 +71,7 @@ def test_is_trained_and_evaluated_like_the_others(name, tmp_path):
     with config.unlocked():
         config.model, config.train.steps, config.train.eval_every = name, 4, 4
     training.train(config, tmp_path)
-    report = evaluate.evaluate(tmp_path, "", "test", "latest")
+    report = evaluate.evaluate(tmp_path, "", "test", "latest").report
     assert report["config"]["model"] == name
     assert report["rsum"] > 0
     with Checkpoints(tmp_path) as checkpoints:

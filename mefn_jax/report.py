@@ -1,0 +1,164 @@
+"""One page about an evaluated run, `report.html`, that needs nothing beside itself (`eval.py --report`)."""
+
+import io
+import json
+import re
+
+import numpy as np
+from etils import epath
+from PIL import Image, ImageOps
+
+from mefn_jax import charts, explanation, figures, metrics, pages
+from mefn_jax import config as configuration
+from mefn_jax.data.split import Split
+from mefn_jax.errors import ConfigError
+from mefn_jax.evaluate import Evaluated, evaluate, folder_of
+from mefn_jax.logs import say
+from mefn_jax.remote import write_whole
+
+SHOWN = 4  # queries of a kind, best and worst
+FOUND = 5  # results of each
+EXPLAINED = 3  # pairs
+THUMB = 150  # pixels of a photograph's longer side
+PARTS = 5  # groups of captions by length, of about the same size
+
+
+def report(workdir, data_dir: str, split: str, step: str, folds=(1,), out: str = "", ema: bool = False) -> epath.Path:
+    """Evaluates a run (see `evaluate.evaluate`) and writes `report.html`, and its pictures into `report/`, beside
+    `metrics.json`. Returns the page's path."""
+    evaluated, folder = evaluate(workdir, data_dir, split, step, folds, out, ema), folder_of(workdir, split, out, ema)
+    pictures = drawn(evaluated, logged(folder_of(workdir, split).parent.parent))
+    page = rendered(evaluated, pictures, str(workdir))
+    try:
+        for name, data in pictures.items():
+            write_whole(folder / "report" / f"{name}.png", data)
+        write_whole(folder / "report.html", page.encode())
+    except OSError as e:
+        raise ConfigError(f"{folder}: cannot be written ({e})") from None
+    say(f"wrote {folder}/report.html ({len(page) / 1e6:.1f} MB) and its pictures in {folder}/report/")
+    return folder / "report.html"
+
+
+def logged(workdir: epath.Path) -> list[dict]:
+    """The lines of a run's `metrics.jsonl`; none without one."""
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def drawn(e: Evaluated, lines: list[dict]) -> dict[str, bytes]:
+    """The pictures by name, PNG files."""
+    found = {"curves": charts.curves(lines)} if lines else {}
+    found["scores"] = charts.histograms(e.ranks["own_scores"], *hardest(e.ranks))
+    found["lengths"] = charts.recall_by_length(*by_length(e.split.texts(), e.ranks["t2i"]))
+    if explanation.possible(e.evaluator):
+        captions = explanation.spread(EXPLAINED, e.split.captions)
+        for k, pair in enumerate(explanation.of_split(e.evaluator, e.params, e.split, e.images, e.texts, captions), 1):
+            found[f"explained_{k}"] = figures.explained(pair)
+    return {name: figures.png(figure) for name, figure in found.items()}
+
+
+def hardest(ranks: dict) -> tuple[np.ndarray, np.ndarray]:
+    """The highest score of what is not relevant, of each image `(I,)` and each caption `(C,)`; NaN where all of the
+    best that were kept are relevant."""
+    owner = ranks["caption_image"]
+    images = np.arange(len(ranks["i2t_top"]))
+    right = {"i2t": owner[ranks["i2t_top"]] == images[:, None], "t2i": ranks["t2i_top"] == owner[:, None]}
+    result = []
+    for side in ("i2t", "t2i"):
+        wrong = ~right[side] & (ranks[f"{side}_top"] >= 0)
+        scores = np.where(wrong, ranks[f"{side}_top_scores"], -np.inf).max(1)
+        result.append(np.where(np.isfinite(scores), scores, np.nan))
+    return tuple(result)
+
+
+def by_length(captions: list[str], ranks: np.ndarray) -> tuple[list[str], list[int], dict[str, list[float]]]:
+    """Groups of captions by their number of words: names, sizes, and R@1, R@5, R@10 in percent."""
+    lengths = np.array([len(re.findall(r"\w+", caption)) for caption in captions])
+    ends = np.unique(np.quantile(lengths, np.linspace(0, 1, PARTS + 1)[1:], method="higher"))
+    group = np.searchsorted(ends, lengths)
+    of = [ranks[group == k] for k in range(len(ends))]
+    spans = [(lengths[group == k].min(), lengths[group == k].max()) for k in range(len(ends))]
+    names = [str(low) if low == high else f"{low} to {high}" for low, high in spans]
+    return names, [len(r) for r in of], {f"R@{k}": [100 * float(np.mean(r <= k)) for r in of] for k in metrics.RECALLS}
+
+
+def chosen(ranks: np.ndarray, margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The best and the worst queries: those of rank 1 with the largest margin of their own score over the hardest
+    negative, and those of the largest rank, of several the smallest margin."""
+    margins = np.nan_to_num(margins, nan=0.0)
+    best = np.lexsort((-margins, ranks > 1))[:SHOWN]
+    worst = np.lexsort((margins, -ranks))[:SHOWN]
+    return best[ranks[best] == 1], worst[ranks[worst] > 1]
+
+
+def by_caption(e: Evaluated) -> dict[str, list[dict]]:
+    """The best and worst captions, each with the images found and its own, as the page shows them."""
+    r, owner = e.ranks, e.ranks["caption_image"]
+    best, worst = chosen(r["t2i"], r["own_scores"] - hardest(r)[1])
+
+    def query(caption):
+        image = owner[caption]
+        top = [(int(k), float(s)) for k, s in zip(r["t2i_top"][caption], r["t2i_top_scores"][caption], strict=True)]
+        found = [shown(e.split, k, s, k == image) for k, s in top[:FOUND] if k >= 0]
+        own = shown(e.split, int(image), float(r["own_scores"][caption]), True)
+        missed = not any(f["right"] for f in found)
+        return {"text": text_of(e.split, caption), "rank": int(r["t2i"][caption]), "found": found + [own] * missed}
+
+    return {"best": [query(k) for k in best], "worst": [query(k) for k in worst]}
+
+
+def by_image(e: Evaluated) -> dict[str, list[dict]]:
+    """The best and worst images, each with the captions found, as the page shows them."""
+    r, owner = e.ranks, e.ranks["caption_image"]
+    own = np.full(e.split.images, -np.inf)
+    np.maximum.at(own, owner, r["own_scores"])
+    best, worst = chosen(r["i2t"], own - hardest(r)[0])
+
+    def query(image):
+        top = [(int(k), float(s)) for k, s in zip(r["i2t_top"][image], r["i2t_top_scores"][image], strict=True)]
+        rank = int(r["i2t"][image])
+        lines = [(n, text_of(e.split, k), s, owner[k] == image) for n, (k, s) in enumerate(top[:FOUND], 1) if k >= 0]
+        mine = int(e.split.first[image] + np.argmax(r["own_scores"][owner == image]))
+        if not any(right for *_, right in lines):
+            lines.append((rank, text_of(e.split, mine), float(own[image]), True))
+        return {"image": shown(e.split, int(image), None, True), "rank": rank, "lines": lines}
+
+    return {"best": [query(k) for k in best], "worst": [query(k) for k in worst]}
+
+
+def text_of(split: Split, caption: int) -> str:
+    """A caption by its position in the split."""
+    image = int(split.caption_image[caption])
+    return split.record(image)["captions"][int(caption - split.first[image])]
+
+
+def shown(split: Split, image: int, score: float | None, right: bool) -> dict:
+    """An image of the page: its name, a small JPEG as a data URI (of precomputed regions None, and a caption beside the
+    name), score, and whether it is the right one."""
+    record, uri = split.record(image), None
+    name = record["image_id"]
+    if "regions" not in record:
+        with Image.open(io.BytesIO(record["image"])) as photo:
+            small, out = ImageOps.contain(ImageOps.exif_transpose(photo).convert("RGB"), (THUMB, THUMB)), io.BytesIO()
+            small.save(out, "JPEG", quality=80)
+        uri = pages.data_uri("jpeg", out.getvalue())
+    else:
+        name = f"{name}: {record['captions'][0]}"
+    return {"name": name, "uri": uri, "score": score, "right": right}
+
+
+def rendered(e: Evaluated, pictures: dict[str, bytes], workdir: str) -> str:
+    """The page. What it is given is escaped by jinja2."""
+    rows = {f"{e.report['config']['model']}": e.report} | e.report.get("baselines", {})
+    uris = {name: pages.data_uri("png", data) for name, data in pictures.items()}
+    return pages.template("report.html").render(
+        workdir=workdir,
+        report=e.report,
+        protocol=e.report["protocol"],
+        rows=rows,
+        captions=by_caption(e),
+        images=by_image(e),
+        pictures=uris,
+        explained=[uri for name, uri in uris.items() if name.startswith("explained")],
+        config=configuration.flatten(e.report["config"]),
+    )
