@@ -176,9 +176,9 @@ def check_text_tower(config: ConfigDict) -> None:
         if config.augment.words:
             raise ConfigError("augment.words changes tokens, but text.arch=words has none; set it to 0")
         return
-    if arch == "gru":  # any length
-        if config.text.channel_dropout:
-            raise ConfigError("text.channel_dropout is of a projection, which text.arch=gru has none of; set it to 0")
+    if arch == "gru" and config.text.channel_dropout:
+        raise ConfigError("text.channel_dropout is of a projection, which text.arch=gru has none of; set it to 0")
+    if arch not in ("bert", "clip"):  # any length
         return
     tower = config.text[arch]
     _check_heads(f"text.{arch}", tower)
