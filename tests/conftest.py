@@ -15,9 +15,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu is installed, but there is no TPU
 import numpy as np
 import pytest
 import tokenizers
+from forks import Forks
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+ASIDE = ("PYTEST_CURRENT_TEST",)  # of the environment, what no command looks at
 CAPTIONS = ("a dog runs on grass .", "two children play", "a red car", "someone climbs a rock", "Water, and a boat .")
 
 
@@ -35,24 +37,37 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def command(cache):
+def forks(cache):
+    """Where commands without wishes of their own are run."""
+    started = Forks(ROOT, environment(cache))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def command(cache, forks, tmp_path_factory):
     """`command("train.py", "--flag", ..., devices=1)` runs a script of the project and returns the finished process."""
+    folder = tmp_path_factory.mktemp("said")
 
     def run(script, *args, devices=1, check=True, **kwargs):
         words = script.split() if script.startswith("-m") else [str(ROOT / script)]
-        result = subprocess.run(
-            [sys.executable, *words, *map(str, args)],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=environment(cache, devices),
-            **kwargs,
-        )
+        words += map(str, args)
+        env = environment(cache, devices)
+        if not kwargs and same(env, forks.env):
+            result = forks.run(words, folder)
+        else:
+            told = {"capture_output": True, "text": True, "cwd": ROOT, "env": env}
+            result = subprocess.run([sys.executable, *words], **told, **kwargs)
         if check:
             assert result.returncode == 0, result.stdout + result.stderr
         return result
 
     return run
+
+
+def same(env: dict, other: dict) -> bool:
+    """Whether a process sees the same in two environments."""
+    return {k: v for k, v in env.items() if k not in ASIDE} == {k: v for k, v in other.items() if k not in ASIDE}
 
 
 def environment(cache, devices=1) -> dict:

@@ -163,9 +163,9 @@ def test_scenes_depend_on_the_seed_alone():
 
 
 def test_baselines_cannot_tell_twins_apart(tmp_path, monkeypatch):
-    """On the scenes that the default configuration draws, so that the table's claim is what is tested."""
+    """On the test scenes that the default configuration draws, so that the table's claim is what is tested."""
     monkeypatch.setenv("MEFN_CACHE", str(tmp_path))
-    data = Dataset(prepare.drawn_scenes((4000, 500, 500), 0))
+    data = Dataset(prepare.drawn_scenes((1000, 500, 500), 0))
     test = data.split("test")
     known = twins.find(test)
     assert len(known.captions) > 1000

@@ -1,0 +1,65 @@
+"""Runs the project's scripts as forks of a process that has imported what they need: importing takes longer than many
+of them run. What a script sees is what it would see if started by itself."""
+
+import importlib
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+IMPORTED = ("training", "evaluate", "retrieve", "compare", "precompute", "data.prepare")
+
+
+class Forks:
+    """A process from which scripts are forked, one after the other, in `cwd`, with the environment `env`."""
+
+    def __init__(self, cwd, env: dict):
+        self.env = env
+        words = [sys.executable, __file__]
+        env = env | {"PYTHONPATH": str(cwd)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(words, cwd=cwd, env=env, text=True, **pipes)
+
+    def run(self, words: list[str], folder) -> subprocess.CompletedProcess:
+        """Runs a script, `["FILE.py", ...]` or `["-m", "MODULE", ...]`; its output passes through files in `folder`."""
+        out, err = str(folder / "stdout"), str(folder / "stderr")
+        self._process.stdin.write(json.dumps([words, out, err]) + "\n")
+        self._process.stdin.flush()
+        code = int(self._process.stdout.readline())
+        texts = [Path(path).read_text(encoding="utf-8") for path in (out, err)]
+        return subprocess.CompletedProcess(words, code, *texts)
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve() -> None:
+    for name in IMPORTED:
+        importlib.import_module(f"mefn_jax.{name}")
+    for line in sys.stdin:
+        words, out, err = json.loads(line)
+        child = os.fork()
+        if not child:
+            become(words, out, err)
+            return  # and end as a script does
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def become(words: list[str], out: str, err: str) -> None:
+    """Runs a script in this process; its SystemExit and exceptions pass through."""
+    for number, path in enumerate((os.devnull, out, err)):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC if number else os.O_RDONLY), number)
+    if words[0] == "-m":
+        sys.modules.pop(words[1], None)
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = words, os.path.dirname(words[0])
+        runpy.run_path(words[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    serve()
