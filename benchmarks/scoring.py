@@ -1,6 +1,7 @@
 """Times the scoring of all pairs, beside the bare product of regions and words, and SCAN as it is usually written.
 
     python benchmarks/scoring.py [--sizes=200x1000,1000x5000] [--regions=36] [--width=1024] [--skip_torch]
+    python benchmarks/scoring.py --growth [--sizes=200x1000]
 
 Random unit vectors, float32, captions of 8 to 21 words (14.7 on average). All are timed in one run, the best of three
 (PyTorch once), without compilation and after a first tile:
@@ -9,7 +10,8 @@ Random unit vectors, float32, captions of 8 to 21 words (14.7 on average). All a
     scan, mefn  our matchers as evaluation uses them, from Features in memory to scores in memory, packing included
     torch_scan  SCAN t2i LSE in PyTorch, a loop over captions with attended vectors, as its authors structure it
 
-Last line: JSON, seconds by size.
+`--growth` doubles one thing at a time, of the first size, and says by how much time grows, and the arithmetic of the
+products in the program. Last line: JSON, seconds by size, or for each thing and matcher both factors.
 """
 
 import argparse
@@ -27,9 +29,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a checkout need not be installed
 
 from mefn_jax.evaluator import default_tile_mib
+from mefn_jax.flops import of_program
 from mefn_jax.matching.features import Features
 from mefn_jax.matching.mefn import MEFN
+from mefn_jax.matching.packing import pack
 from mefn_jax.matching.scan import SCAN
+from mefn_jax.matching.sides import packed, regions_of
 from mefn_jax.matching.tiled import CAPTIONS, IMAGES, FeatureScores, compiled, parts
 from mefn_jax.model import MODELS
 from mefn_jax.sharding import make_mesh
@@ -48,12 +53,12 @@ def unit(rng, *shape) -> np.ndarray:
     return x
 
 
-def drawn(images: int, captions: int, regions: int, width: int) -> tuple[Features, Features]:
-    """Random Features of images and captions."""
+def drawn(images: int, captions: int, regions: int, width: int, times: int = 1) -> tuple[Features, Features]:
+    """Random Features of images and captions, these as many times as long."""
     rng = np.random.default_rng(0)
     v = unit(rng, images, regions, width)
-    mask = np.arange(LONGEST) < lengths(rng, captions)[:, None]
-    t = unit(rng, captions, LONGEST, width) * mask[..., None]
+    mask = np.arange(times * LONGEST) < times * lengths(rng, captions)[:, None]
+    t = unit(rng, captions, times * LONGEST, width) * mask[..., None]
     ones = np.ones((images, regions), bool)
     return Features(v, ones, unit(rng, images, width)), Features(t, mask, unit(rng, captions, width))
 
@@ -104,6 +109,33 @@ def ours(matcher, images: Features, texts: Features) -> tuple[float, float]:
     return best(run), first
 
 
+def arithmetic(matcher, images: Features, texts: Features) -> float:
+    """FLOPs of the products that score all pairs of packed captions."""
+    groups, number, _ = pack(texts)
+    params = matcher.init(jax.random.key(0), *jax.tree.map(lambda x: x[:1], (images, texts)))
+    words = jax.tree.map(lambda x: x[0], packed(*(jnp.asarray(x[:1]) for x in groups)))
+    tile = functools.partial(matcher.apply, params, method="tile")
+    return number * of_program(tile, jax.eval_shape(regions_of, images), words)
+
+
+def growth(images: int, captions: int, regions: int, width: int) -> dict:
+    """By how much time and arithmetic grow when one thing is doubled."""
+    sizes = {"images": images, "captions": captions, "regions": regions, "width": width, "times": 1}
+    base, results = drawn(**sizes), {}
+    for name, matcher in (("scan", SCAN(**MODELS["scan_t2i_lse"][1])), ("mefn", MEFN())):
+        seconds, work = ours(matcher, *base)[0], arithmetic(matcher, *base)
+        for what in sizes:
+            both = drawn(**sizes | {what: 2 * sizes[what]})
+            factors = ours(matcher, *both)[0] / seconds, arithmetic(matcher, *both) / work
+            label = "words" if what == "times" else what
+            print(
+                f"{name}: twice the {label:9} {factors[0]:5.2f} x the time, {factors[1]:5.2f} x the arithmetic",
+                flush=True,
+            )
+            results[f"{name} {label}"] = {"time": round(factors[0], 3), "arithmetic": round(factors[1], 3)}
+    return results
+
+
 def torch_scan(images: Features, texts: Features) -> float:
     """SCAN t2i LSE, PEERS' structure: for each caption, attention of its words over the regions of every image."""
     import torch
@@ -135,7 +167,11 @@ def main() -> None:
     parser.add_argument("--regions", type=int, default=36)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--skip_torch", action="store_true")
+    parser.add_argument("--growth", action="store_true", help="what doubling each thing costs")
     o = parser.parse_args()
+    if o.growth:
+        print(json.dumps(growth(*map(int, o.sizes.split(",")[0].split("x")), o.regions, o.width)))
+        return
     with_torch = not o.skip_torch and importlib.util.find_spec("torch") is not None
     results = {}
     for size in o.sizes.split(","):

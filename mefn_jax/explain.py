@@ -4,6 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -100,7 +101,9 @@ def places_of(boxes: str, photos: str, images: int) -> Places | None:
 
 
 def write(x: Explanation, path) -> Path:
-    """Draws one, and says where it is."""
+    """Draws one, on process 0, and says where it is."""
+    if jax.process_index():
+        return path
     from mefn_jax import figures  # matplotlib, which only this needs
 
     try:

@@ -75,9 +75,9 @@ def of_split(
         number = caption - split.first[image]
         title = f"{split.name}: image {record['image_id']}, caption {number + 1} of {len(record['captions'])}"
         photo = None if "regions" in record else framed(evaluator, record["image"], record["image_id"])
-        found.append(
-            joined(evaluator, record["captions"][number], title, photo, jax.tree.map(lambda x, k=k: x[k], parts))
-        )
+        pair = jax.tree.map(lambda x, k=k: x[k], parts)
+        explained = joined(evaluator, record["captions"][number], title, photo, pair)
+        found.append(places.put(explained, image, record["image_id"]) if places else explained)
     return found
 
 

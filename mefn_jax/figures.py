@@ -2,6 +2,7 @@
 
 import io
 import textwrap
+import warnings
 
 import matplotlib
 import numpy as np
@@ -27,55 +28,9 @@ FONTS = (
     "Noto Sans Arabic",
 )
 # English words that name nothing that could be seen.
-FUNCTION_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "and",
-        "or",
-        "but",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "by",
-        "with",
-        "from",
-        "for",
-        "as",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "it",
-        "its",
-        "his",
-        "her",
-        "their",
-        "he",
-        "she",
-        "they",
-        "this",
-        "that",
-        "these",
-        "those",
-        "there",
-        "which",
-        "who",
-        "while",
-        "into",
-        "onto",
-        "out",
-        "up",
-        "down",
-        "over",
-        "off",
-        "some",
-    ]
+FUNCTION_WORDS = (
+    "a an the and or but of in on at to by with from for as is are was were be been it its his her their he she they "
+    "this that these those there which who while into onto out up down over off some"
 )
 INK, GREY = "#222222", "#666666"
 
@@ -115,7 +70,8 @@ def _explained(x: Explanation) -> Figure:
 def content_words(x: Explanation) -> list[int]:
     """The words whose attention is drawn, in their order: those that are neither punctuation nor FUNCTION_WORDS; of
     more than there is room for those of the largest weight."""
-    named = [k for k, word in enumerate(x.words) if any(map(str.isalnum, word)) and word.lower() not in FUNCTION_WORDS]
+    unseen = set(FUNCTION_WORDS.split())
+    named = [k for k, word in enumerate(x.words) if any(map(str.isalnum, word)) and word.lower() not in unseen]
     named = named or list(range(len(x.words)))
     return sorted(sorted(named, key=lambda k: -x.word_weights[k])[: PANELS * PANEL_ROWS])
 
@@ -137,16 +93,20 @@ def map_of(values: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def png(figure: Figure) -> bytes:
-    """A picture as a PNG file."""
+    """A picture as a PNG file. What no font of this machine has is a box."""
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.15)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(out, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.15)
     return out.getvalue()
 
 
 def pixels(figure: Figure) -> np.ndarray:
     """A picture as uint8 `(H, W, 3)`."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 

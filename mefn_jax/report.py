@@ -4,6 +4,7 @@ import io
 import json
 import re
 
+import jax
 import numpy as np
 from etils import epath
 from PIL import Image, ImageOps
@@ -14,7 +15,7 @@ from mefn_jax.data.split import Split
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluate import Evaluated, evaluate, folder_of
 from mefn_jax.logs import say
-from mefn_jax.remote import write_whole
+from mefn_jax.remote import directory, write_whole
 
 SHOWN = 4  # queries of a kind, best and worst
 FOUND = 5  # results of each
@@ -27,7 +28,9 @@ def report(workdir, data_dir: str, split: str, step: str, folds=(1,), out: str =
     """Evaluates a run (see `evaluate.evaluate`) and writes `report.html`, and its pictures into `report/`, beside
     `metrics.json`. Returns the page's path."""
     evaluated, folder = evaluate(workdir, data_dir, split, step, folds, out, ema), folder_of(workdir, split, out, ema)
-    pictures = drawn(evaluated, logged(folder_of(workdir, split).parent.parent))
+    if jax.process_index():
+        return folder / "report.html"
+    pictures = drawn(evaluated, logged(directory("--workdir", workdir)))
     page = rendered(evaluated, pictures, str(workdir))
     try:
         for name, data in pictures.items():
@@ -40,9 +43,10 @@ def report(workdir, data_dir: str, split: str, step: str, folds=(1,), out: str =
 
 
 def logged(workdir: epath.Path) -> list[dict]:
-    """The lines of a run's `metrics.jsonl`; none without one."""
+    """The whole lines of a run's `metrics.jsonl`; none without one."""
     path = workdir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may have left half a line
 
 
 def drawn(e: Evaluated, lines: list[dict]) -> dict[str, bytes]:

@@ -22,6 +22,13 @@ def test_scoring(command):
     assert all(seconds["300x40"][name] > 0 for name in ("gemm", "scan", "mefn"))
 
 
+def test_what_doubling_costs(command):
+    found = last_line(command("benchmarks/scoring.py", "--growth", "--sizes=6x20", "--regions=4", "--width=16"))
+    assert found["mefn images"]["arithmetic"] == 2
+    assert all(1 < factors["arithmetic"] < 5 for factors in found.values())
+    assert all(factors["time"] > 0 for factors in found.values())
+
+
 def test_a_gallery_of_cocos_form(command):
     small = ("--images=40", "--regions=4", "--width=16", "--model=scan_t2i_lse")
     found = last_line(command("benchmarks/coco5k.py", *small))

@@ -3,10 +3,13 @@
 import dataclasses
 import io
 import json
+import re
+import textwrap
 
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 import mefn_jax
@@ -62,6 +65,15 @@ def test_parts_by_word_are_those_by_piece(loaded):
             np.testing.assert_allclose(x.attention[:, k], parts["word_attention"][:, pieces].mean(1), rtol=1e-5)
 
 
+def test_places_are_those_of_each_image(loaded):
+    model, params, split, images, texts = loaded
+    boxes = np.random.default_rng(0).random((split.images, images.mask.shape[1], 4))
+    captions = [0, split.captions - 1]
+    found = explanation.of_split(model, params, split, images, texts, captions, explain.Places(boxes, None))
+    for x, image in zip(found, (0, split.images - 1), strict=True):
+        np.testing.assert_array_equal(x.boxes, boxes[image])
+
+
 def test_captions_to_explain_are_the_middles_of_equal_parts():
     assert explanation.spread(4, 40) == [5, 15, 25, 35]
     assert explanation.spread(3, 2) == [0, 1]
@@ -113,7 +125,6 @@ def made(words, regions=9, side=(300, 360), boxes=True):
     ],
     ids=["one word", "70 words", "scripts", "portrait", "no photograph", "no boxes", "no content word"],
 )
-@pytest.mark.filterwarnings("ignore:Glyph")  # that no font of this machine has
 def test_pictures_of_all_kinds(x):
     picture = drawn(x)
     assert 1100 < picture.width < 1350
@@ -211,3 +222,17 @@ def test_the_library(workdir, loaded, tmp_path):
         found.encode_images([])
     with pytest.raises(DataError, match=r"two\.png: No such file"):
         found.encode_images([tmp_path / "two.png"])
+
+
+def test_readmes_example(workdir, loaded, tmp_path, monkeypatch, capsys):
+    """README's lines of Python, where its run and photographs are."""
+    code = re.search(r"    import mefn_jax\n.*?\n\n(?=## )", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "shapes").symlink_to(workdir)
+    for k, name in enumerate(("one.jpg", "two.jpg")):
+        (tmp_path / name).write_bytes(loaded[2].record(k)["image"])
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent(code), {})
+    said = capsys.readouterr().out
+    assert said.count("[") >= 4
+    assert "'circle'" in said
