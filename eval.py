@@ -66,6 +66,11 @@ def main() -> None:
         join()
     if sum(map(bool, (f.config is not None, f.workdir, f.compare, f.ensemble))) > 1:
         raise ConfigError("give one of --workdir, --config, --compare and --ensemble")
+    pairs = f.explain or f.explain_image or f.explain_caption
+    if (pairs or f.report) and (f.config is not None or f.compare or f.ensemble):
+        raise ConfigError("--explain and --report are of one run: give --workdir=DIR")
+    if (f.boxes or f.photos) and not f.explain:
+        raise ConfigError("--boxes and --photos say where the regions of --explain=N lie; give it too")
     if (f.compare or f.ensemble) and not f.out:
         raise ConfigError("--out=DIR is missing: where the tables, or the ensemble's metrics.json, go")
     if not all(number.isdigit() and int(number) for number in f.folds) or not f.folds:
@@ -73,7 +78,7 @@ def main() -> None:
     folds = tuple(map(int, f.folds))
     if f.index_images or f.index or f.query is not None or f.query_image:
         retrieval(f)
-    elif f.explain or f.explain_image or f.explain_caption:
+    elif pairs:
         explanations(f)
     elif f.compare:
         compare.compare(f.compare, f.split, f.out)
@@ -86,7 +91,8 @@ def main() -> None:
     elif f.report:
         from mefn_jax import report  # matplotlib and jinja2, which only this needs
 
-        report.report(f.workdir or "runs/shapes", f.data_dir, f.split, f.step, folds, f.out, f.ema)
+        keep, short = f.save_scores, f.shortlist
+        report.report(f.workdir or "runs/shapes", f.data_dir, f.split, f.step, folds, f.out, f.ema, keep, short)
     else:
         evaluate.evaluate(
             f.workdir or "runs/shapes", f.data_dir, f.split, f.step, folds, f.out, f.ema, f.save_scores, f.shortlist

@@ -18,14 +18,7 @@ PANELS = (
     ("what the matcher has learned", ("matcher.lambda", "matcher.kappa", "matcher.gate")),
     ("entropies of 16 pairs of {val}, 0 to 1", ("pairs.region_entropy", "pairs.word_entropy")),
 )
-LABELS = {
-    "i2t.r1": "image to text",
-    "t2i.r1": "text to image",
-    "rsum": "",
-    "loss": "",
-    "grad_norm": "",
-    "learning_rate": "",
-}
+LABELS = {"i2t.r1": "image to text", "t2i.r1": "text to image", "ema.rsum": "averaged parameters", "rsum": "as trained"}
 COLOURS = (BLUE, ORANGE, GREEN)
 
 
@@ -37,10 +30,11 @@ def curves(lines: list[dict]) -> Figure:
     rows = -(-len(panels) // 3)
     figure = Figure((WIDTH, 2.6 * rows), DPI, layout="constrained")
     for k, (title, names) in enumerate(panels):
+        both = len(names) > 1
         axes = figure.add_subplot(rows, 3, k + 1)
         for name, colour in zip(names, COLOURS, strict=False):
             points = [(line["step"], line[name]) for line in lines if name in line]
-            label = label_of(name)
+            label = label_of(name, both)
             axes.plot(
                 *zip(*points, strict=True),
                 color=colour,
@@ -50,16 +44,16 @@ def curves(lines: list[dict]) -> Figure:
             )
         titled(axes, title)
         axes.set_xlabel("step", fontsize=8)
-        if len(names) > 1:
+        if both:
             axes.margins(y=0.3)
             axes.legend(fontsize=8, frameon=False)
     return figure
 
 
-def label_of(name: str) -> str:
-    """What a curve is called in its panel."""
+def label_of(name: str, among_others: bool) -> str:
+    """What a curve is called in its panel; nothing where it is alone."""
     found = [label for key, label in LABELS.items() if name.endswith(key)]
-    return found[0] if found else name.split(".")[-1].replace("_", " ")
+    return (found[0] if found else name.split(".")[-1].replace("_", " ")) if among_others else ""
 
 
 def histograms(own: np.ndarray, of_images: np.ndarray, of_captions: np.ndarray) -> Figure:
@@ -67,8 +61,8 @@ def histograms(own: np.ndarray, of_images: np.ndarray, of_captions: np.ndarray) 
     figure = Figure((WIDTH, 3.0), DPI, layout="constrained")
     kinds = (("captions, and the image scored highest of all others", of_captions),)
     kinds += (("images, and the caption scored highest of all others'", of_images),)
-    everything = np.concatenate([x[np.isfinite(x)] for x in (own, of_images, of_captions)])
-    bins = np.linspace(everything.min(), everything.max() + 1e-6, 50)
+    everything = np.concatenate([x[np.isfinite(x)] for x in (own, of_images, of_captions)]).astype(float)
+    bins = np.linspace(everything.min(), everything.max() + 1e-3, 50)
     for k, (title, wrong) in enumerate(kinds):
         axes = figure.add_subplot(1, 2, k + 1)
         axes.hist(own, bins, color=GREEN, alpha=0.6, density=True, label="right pairs")

@@ -187,8 +187,11 @@ def page(rows: list[Row], intervals: list[dict]) -> str:
     ]
     picture = pages.data_uri("png", figures.png(charts.differences(bars)))
     said, *_ = markdown(rows, intervals).splitlines()
-    cells = [[row.name, str(len(row.runs)), *(_cell(row, k) for k in FIELD)] for row in rows]
-    titles = ["model", "seeds", *([TITLES[f"r{k}"] for k in RECALLS] * 2), TITLES["rsum"]]
+    cells = [
+        [row.name, str(len(row.runs)), *(_cell(row, k) for k in FIELD), _to_first(row, rows[0], interval)]
+        for row, interval in zip(rows, intervals, strict=True)
+    ]
+    titles = ["model", "seeds", *([TITLES[f"r{k}"] for k in RECALLS] * 2), TITLES["rsum"], "rSum to the first"]
     return pages.template("compare.html").render(said=said, picture=picture, titles=titles, cells=cells)
 
 
@@ -211,12 +214,16 @@ def markdown(rows: list[Row], intervals: list[dict]) -> str:
         for row, interval in zip(rows, intervals, strict=True):
             cells = [row.name, str(len(row.runs)), *(_cell(row, k) for k in keys)]
             if with_difference:
-                low, high = interval["rsum"]
-                difference = row.mean("rsum") - rows[0].mean("rsum")
-                cells.append("" if row is rows[0] else f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]")
+                cells.append(_to_first(row, rows[0], interval))
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _to_first(row: Row, first: Row, interval: dict) -> str:
+    """The difference of rSum to the first row's, with its interval; nothing in the first."""
+    low, high = interval["rsum"]
+    return "" if row is first else f"{row.mean('rsum') - first.mean('rsum'):+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _cell(row: Row, key: str) -> str:

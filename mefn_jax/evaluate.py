@@ -31,14 +31,13 @@ class Evaluated:
 
     Attributes:
         evaluator, params: the model.
-        dataset, split: what was scored; `images`, `texts` are its Features.
+        split: what was scored; `images`, `texts` are its Features.
         report: what `metrics.json` holds.
         ranks: what `ranks.npz` holds (see `ranked`).
     """
 
     evaluator: Evaluator
     params: dict
-    dataset: Dataset
     split: Split
     images: Features
     texts: Features
@@ -147,7 +146,7 @@ def tabulate(
         whole = (report if folds[0] == 1 else report["other_folds"]["1"]) | {"seconds": report["seconds"]}
         report["shortlist"] = two_stage.two_stages(evaluator, params, images, texts, split, share, whole)
         two_stage.show(report["shortlist"], split)
-    return Evaluated(evaluator, params, dataset, split, images, texts, report, ranks)
+    return Evaluated(evaluator, params, split, images, texts, report, ranks)
 
 
 def check_folds(folds: tuple[int, ...], split: Split) -> None:

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from mefn_jax import explanation
 from mefn_jax.config import check_local
 from mefn_jax.data.dataset import ALIASES
+from mefn_jax.data.images import rgb
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluate import folder_of, opened
 from mefn_jax.evaluator import load
@@ -35,14 +36,19 @@ class Places:
         boxes = x.boxes if self.boxes is None else self.boxes[image]
         if boxes is not None and len(boxes) != len(x.region_weights):
             raise DataError(f"--boxes: {len(boxes)} an image, but the model has {len(x.region_weights)} regions")
-        return dataclasses.replace(x, boxes=boxes, photo=x.photo if self.photos is None else self._photo(name))
+        if self.photos is None:
+            return dataclasses.replace(x, boxes=boxes)
+        return dataclasses.replace(x, boxes=boxes, photo=self._photo(name), framing="the photograph")
 
     def _photo(self, name: str) -> np.ndarray:
         for path in (self.photos / f"{name}{suffix}" for suffix in SUFFIXES):
             if path.is_file():
-                with Image.open(path) as image:
-                    side = explanation.PHOTO
-                    return np.asarray(ImageOps.contain(ImageOps.exif_transpose(image).convert("RGB"), (side, side)))
+                try:
+                    with Image.open(path) as image:
+                        whole = rgb(ImageOps.exif_transpose(image))
+                except OSError as e:
+                    raise DataError(f"--photos: {path}: cannot be decoded ({e})") from None
+                return np.asarray(ImageOps.contain(whole, (explanation.PHOTO,) * 2))
         raise DataError(f"--photos={self.photos}: no {name}, {name}.jpg or .png in it")
 
 
@@ -56,6 +62,9 @@ def explain(
     out = directory("--out", out) if out else folder_of(workdir, split, ema=ema) / "explain"
     check_local("--data_dir", data_dir)
     evaluator, params, _ = load(workdir, step, ema)
+    explanation.check_possible(evaluator)
+    if (boxes or photos) and evaluator.config.image.arch != "regions":
+        raise ConfigError("--boxes and --photos are for precomputed regions; this model takes images, and knows both")
     _, opened_split = opened(evaluator, data_dir, ALIASES.get(split, split))
     places = places_of(boxes, photos, opened_split.images)
     images, texts = evaluator.encode(params, opened_split)
@@ -67,7 +76,10 @@ def explain(
 def explain_image(workdir, step: str, file: str, caption: str, out="", ema=False) -> Path:
     """Draws an image file and a caption, into `out` or `WORKDIR/eval/explain/`. Returns the file."""
     workdir = directory("--workdir", workdir)
+    if out and not out.lower().endswith(".png"):
+        raise ConfigError(f"--out={out}: give a .png file")
     evaluator, params, _ = load(workdir, step, ema)
+    explanation.check_possible(evaluator)
     if evaluator.config.image.arch == "regions":
         raise ConfigError("--explain_image: this model takes precomputed regions, not images")
     texts = captions_of(evaluator, params, [caption], "--explain_caption")
@@ -78,7 +90,9 @@ def explain_image(workdir, step: str, file: str, caption: str, out="", ema=False
         raise DataError(f"--explain_image={file}: {e.strerror}") from None
     found = explanation.of_image(evaluator, params, data, path.name, caption, texts)
     name = re.sub(r"[^\w.-]+", "_", path.stem) or "image"
-    return write(found, directory("--out", out) if out else workdir / "eval" / "explain" / f"{name}.png")
+    return write(
+        found, directory("--out", out) if out else workdir / "eval" / ("explain" + "_ema" * ema) / f"{name}.png"
+    )
 
 
 def places_of(boxes: str, photos: str, images: int) -> Places | None:
@@ -91,10 +105,12 @@ def places_of(boxes: str, photos: str, images: int) -> Places | None:
             found = np.load(boxes, allow_pickle=False)
         except (OSError, ValueError, EOFError) as e:
             raise DataError(f"--boxes={boxes}: cannot be read as an array ({e})") from None
-        if found.ndim != 3 or found.shape[2] != 4 or len(found) != images:
-            raise DataError(f"--boxes={boxes}: expected ({images}, regions, 4), found {found.shape}")
-        if found.min() < 0 or found.max() > 1 + 1e-6:
-            raise DataError(f"--boxes={boxes}: give x0, y0, x1, y1 in image widths and heights, from 0 to 1")
+        shape = getattr(found, "shape", "an archive")
+        if not isinstance(found, np.ndarray) or len(shape) != 3 or shape[2] != 4 or len(found) != images:
+            raise DataError(f"--boxes={boxes}: expected ({images}, regions, 4), found {shape}")
+        inside = np.all((found >= 0) & (found <= 1 + 1e-6))  # not of NaN
+        if not inside or not np.all(found[..., :2] < found[..., 2:]):
+            raise DataError(f"--boxes={boxes}: give x0 < x1 and y0 < y1 in image widths and heights, from 0 to 1")
     if photos and not Path(photos).is_dir():
         raise ConfigError(f"--photos={photos}: no such folder")
     return Places(found, Path(photos) if photos else None)

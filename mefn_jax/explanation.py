@@ -29,6 +29,7 @@ class Explanation:
         H: `(N, W)`, nats.
         region_weights, word_weights: `(N,)`, `(W,)`, sums 1.
         attention: `(N, W)`, each word's over the regions, columns sum to 1.
+        framing: what the photo is.
         values: the scalars by name: score, local, global, gate, MFE, lambda, and kappa and the background's if any.
     """
 
@@ -42,11 +43,18 @@ class Explanation:
     word_weights: np.ndarray
     attention: np.ndarray
     values: dict[str, float]
+    framing: str = "as the model sees it"
 
 
 def possible(evaluator: Evaluator) -> bool:
     """Whether the matcher can be explained."""
     return hasattr(evaluator.model.matcher, "explain")
+
+
+def check_possible(evaluator: Evaluator) -> None:
+    """Raises ConfigError unless it can."""
+    if not possible(evaluator):
+        raise ConfigError(f"model={evaluator.config.model} has no entropy map to explain; those of MEFN have")
 
 
 def means(evaluator: Evaluator, params, split: Split, images: Features, texts: Features) -> dict[str, float]:
@@ -65,18 +73,22 @@ def of_split(
     evaluator: Evaluator, params, split: Split, images: Features, texts: Features, captions, places=None
 ) -> list[Explanation]:
     """Explains captions of a split, by position, each with its own image. `images`, `texts`: all of the split, encoded;
-    `places`: where the regions lie and on what, of precomputed ones. Raises ConfigError for a matcher without
-    `explain`."""
+    `places`: where the regions lie and on what, of precomputed ones. Captions of which the tokenizer keeps no word are
+    left out. Raises ConfigError for a matcher without `explain`."""
+    check_possible(evaluator)
+    captions = [k for k in captions if texts.mask[k].any()]
+    if not captions:
+        return []
     owners = split.caption_image[captions]
     parts = computed(evaluator, params, *(_rows(x, at) for x, at in ((images, owners), (texts, captions))))
-    found = []
+    found, boxes = [], boxes_of(evaluator, images.mask.shape[1])
     for k, (caption, image) in enumerate(zip(captions, owners, strict=True)):
         record = split.record(image)
         number = caption - split.first[image]
         title = f"{split.name}: image {record['image_id']}, caption {number + 1} of {len(record['captions'])}"
         photo = None if "regions" in record else framed(evaluator, record["image"], record["image_id"])
         pair = jax.tree.map(lambda x, k=k: x[k], parts)
-        explained = joined(evaluator, record["captions"][number], title, photo, pair)
+        explained = joined(evaluator, record["captions"][number], title, photo, boxes, pair)
         found.append(places.put(explained, image, record["image_id"]) if places else explained)
     return found
 
@@ -87,17 +99,17 @@ def of_image(evaluator: Evaluator, params, data: bytes, name: str, caption: str,
     pixels = reading.decode(data, reading.resize_of(evaluator.config.image), name)[None]
     images = evaluator.of_images(params, np.repeat(pixels, evaluator.mesh.size, 0), 1)  # a row a device
     parts = computed(evaluator, params, images, texts)
-    return joined(evaluator, caption, name, framed(evaluator, data, name), jax.tree.map(lambda x: x[0], parts))
+    boxes = boxes_of(evaluator, images.mask.shape[1])
+    return joined(evaluator, caption, name, framed(evaluator, data, name), boxes, jax.tree.map(lambda x: x[0], parts))
 
 
 def computed(evaluator: Evaluator, params, images: Features, texts: Features) -> dict:
     """`MEFN.explain` of pairs, row by row; NumPy arrays `(B, ...)`, with the masks as `regions` and `pieces`."""
-    if not possible(evaluator):
-        raise ConfigError(f"--explain: model={evaluator.config.model} has no entropy map; those of MEFN have")
+    check_possible(evaluator)
     return jax.device_get(evaluator.explain(params, images, texts)) | {"regions": images.mask, "pieces": texts.mask}
 
 
-def joined(evaluator: Evaluator, caption: str, title: str, photo, parts: dict) -> Explanation:
+def joined(evaluator: Evaluator, caption: str, title: str, photo, boxes, parts: dict) -> Explanation:
     """One pair's parts by words and existing regions."""
     words, of = words_of(evaluator, caption, int(parts["pieces"].sum()))
     sums = (of[:, None] == np.arange(len(words))).astype(np.float32)  # (M, W)
@@ -109,7 +121,7 @@ def joined(evaluator: Evaluator, caption: str, title: str, photo, parts: dict) -
         title,
         words,
         photo,
-        boxes_of(evaluator, len(there)),
+        boxes,
         over("H") @ sums,
         parts["region_weights"][there],
         parts["word_weights"][pieces] @ sums,
@@ -119,8 +131,8 @@ def joined(evaluator: Evaluator, caption: str, title: str, photo, parts: dict) -
 
 
 def words_of(evaluator: Evaluator, caption: str, pieces: int) -> tuple[list[str], np.ndarray]:
-    """The words of a caption that the model has read, and which word each of its `pieces` is. Words that were cached by
-    another tokenizer than ours are numbered."""
+    """The words of a caption that the model has read, and which word each of its `pieces` is. Where their number
+    is not that of our tokenizer's, as of words that another has cached, they are numbered."""
     words, of = evaluator.tokenizer.words(caption)
     if len(of) == pieces:
         return words, of

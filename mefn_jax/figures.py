@@ -132,7 +132,7 @@ def _photo(axes, x: Explanation) -> None:
         axes.text(0.5, 0.5, "precomputed features:\nno photograph", ha="center", va="center", color=GREY)
         return
     axes.imshow(x.photo)
-    axes.set_title("as the model sees it", fontsize=10, color=INK)
+    axes.set_title(x.framing, fontsize=10, color=INK)
 
 
 def _weights(figure, axes, x: Explanation) -> None:
@@ -215,6 +215,7 @@ def _thumbnail(axes, x: Explanation, row: int, region: int, rows: int) -> None:
         return
     height, width = x.photo.shape[:2]
     a, b, c, d = np.round(x.boxes[region] * (width, height, width, height)).astype(int)
+    a, b = min(a, width - 1), min(b, height - 1)
     inside = axes.inset_axes(box)
     inside.imshow(x.photo[b : max(d, b + 1), a : max(c, a + 1)])
     inside.set_axis_off()

@@ -41,6 +41,8 @@ class Trained:
     def encode_texts(self, captions: list[str]) -> Features:
         """Features of B captions. NumPy arrays; `fragments (B, M, D)` are its words. Raises ConfigError for a caption
         without words."""
+        if isinstance(captions, str) or not len(captions):
+            raise DataError("encode_texts: give a list of captions")
         return captions_of(self.evaluator, self.params, list(captions), "encode_texts")
 
     def score(self, images: Features, texts: Features) -> np.ndarray:
@@ -49,8 +51,8 @@ class Trained:
         return self.evaluator.scores(self.params, images, texts)(*whole)
 
     def explain(self, image: str | Path | bytes, caption: str) -> Explanation:
-        """What the matcher makes of one pair; `mefn_jax.figures.explained` draws it. Raises ConfigError for a matcher
-        that has no entropy map, and for precomputed regions."""
+        """What the matcher makes of one pair; `explained` of `mefn_jax.figures` draws it. Raises ConfigError for a
+        matcher that has no entropy map, and for precomputed regions."""
         if self.config.image.arch == "regions":
             raise ConfigError("explain: this model takes precomputed regions; eval.py --explain draws those of a split")
         data, name = read(image, "the image")
@@ -59,8 +61,8 @@ class Trained:
     def _in_batches(self, arrays: list[np.ndarray]) -> Features:
         devices, size = self.evaluator.mesh.size, self.config.eval.batch_size
         size = -(-min(size, max(1, len(arrays))) // devices) * devices
-        if not arrays:
-            raise DataError("encode_images: no images")
+        if not arrays or len({x.shape for x in arrays}) > 1:
+            raise DataError("encode_images: give images, or regions as many an image")
         parts = [np.stack(arrays[k : k + size]) for k in range(0, len(arrays), size)]
         found = [self.evaluator.of_images(self.params, pad_rows(part, size), len(part)) for part in parts]
         return jax.tree.map(lambda *xs: np.concatenate(xs), *found)

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from mefn_jax import charts, explanation, figures, metrics, pages
 from mefn_jax import config as configuration
+from mefn_jax.data.images import rgb
 from mefn_jax.data.split import Split
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluate import Evaluated, evaluate, folder_of
@@ -24,13 +25,19 @@ THUMB = 150  # pixels of a photograph's longer side
 PARTS = 5  # groups of captions by length, of about the same size
 
 
-def report(workdir, data_dir: str, split: str, step: str, folds=(1,), out: str = "", ema: bool = False) -> epath.Path:
+def report(
+    workdir, data_dir: str, split: str, step: str, folds=(1,), out="", ema=False, keep="", short=""
+) -> epath.Path:
     """Evaluates a run (see `evaluate.evaluate`) and writes `report.html`, and its pictures into `report/`, beside
-    `metrics.json`. Returns the page's path."""
-    evaluated, folder = evaluate(workdir, data_dir, split, step, folds, out, ema), folder_of(workdir, split, out, ema)
+    `metrics.json`. Returns the page's path. Raises ConfigError where ranks within folds would stand beside what was
+    found in the whole gallery."""
+    if len(folds) > 1 and folds[0] != 1:
+        raise ConfigError("--report is of the first of --folds: put 1 first, or give one number")
+    evaluated = evaluate(workdir, data_dir, split, step, folds, out, ema, keep, short)
+    folder, pairs = folder_of(workdir, split, out, ema), explained(evaluated)
     if jax.process_index():
         return folder / "report.html"
-    pictures = drawn(evaluated, logged(directory("--workdir", workdir)))
+    pictures = drawn(evaluated, pairs, logged(directory("--workdir", workdir)))
     page = rendered(evaluated, pictures, str(workdir))
     try:
         for name, data in pictures.items():
@@ -49,15 +56,20 @@ def logged(workdir: epath.Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may have left half a line
 
 
-def drawn(e: Evaluated, lines: list[dict]) -> dict[str, bytes]:
+def explained(e: Evaluated) -> list[explanation.Explanation]:
+    """A few pairs, where the matcher can say why; all processes compute them."""
+    if not explanation.possible(e.evaluator):
+        return []
+    captions = explanation.spread(EXPLAINED, e.split.captions)
+    return explanation.of_split(e.evaluator, e.params, e.split, e.images, e.texts, captions)
+
+
+def drawn(e: Evaluated, pairs: list, lines: list[dict]) -> dict[str, bytes]:
     """The pictures by name, PNG files."""
     found = {"curves": charts.curves(lines)} if lines else {}
     found["scores"] = charts.histograms(e.ranks["own_scores"], *hardest(e.ranks))
     found["lengths"] = charts.recall_by_length(*by_length(e.split.texts(), e.ranks["t2i"]))
-    if explanation.possible(e.evaluator):
-        captions = explanation.spread(EXPLAINED, e.split.captions)
-        for k, pair in enumerate(explanation.of_split(e.evaluator, e.params, e.split, e.images, e.texts, captions), 1):
-            found[f"explained_{k}"] = figures.explained(pair)
+    found |= {f"explained_{k}": figures.explained(pair) for k, pair in enumerate(pairs, 1)}
     return {name: figures.png(figure) for name, figure in found.items()}
 
 
@@ -143,7 +155,7 @@ def shown(split: Split, image: int, score: float | None, right: bool) -> dict:
     name = record["image_id"]
     if "regions" not in record:
         with Image.open(io.BytesIO(record["image"])) as photo:
-            small, out = ImageOps.contain(ImageOps.exif_transpose(photo).convert("RGB"), (THUMB, THUMB)), io.BytesIO()
+            small, out = ImageOps.contain(rgb(ImageOps.exif_transpose(photo)), (THUMB, THUMB)), io.BytesIO()
             small.save(out, "JPEG", quality=80)
         uri = pages.data_uri("jpeg", out.getvalue())
     else:

@@ -27,9 +27,10 @@ class Forks:
         out, err = str(folder / "stdout"), str(folder / "stderr")
         self._process.stdin.write(json.dumps([words, out, err]) + "\n")
         self._process.stdin.flush()
-        code = int(self._process.stdout.readline())
+        code = self._process.stdout.readline()
+        assert code, f"the process that forks has ended, with {self._process.wait()}"
         texts = [Path(path).read_text(encoding="utf-8") for path in (out, err)]
-        return subprocess.CompletedProcess(words, code, *texts)
+        return subprocess.CompletedProcess(words, int(code), *texts)
 
     def close(self):
         self._process.stdin.close()

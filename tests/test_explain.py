@@ -74,6 +74,14 @@ def test_places_are_those_of_each_image(loaded):
         np.testing.assert_array_equal(x.boxes, boxes[image])
 
 
+def test_captions_of_no_word_are_left_out(loaded):
+    model, params, split, images, texts = loaded
+    texts = texts.replace(mask=texts.mask & (np.arange(split.captions) > 0)[:, None])
+    assert explanation.of_split(model, params, split, images, texts, [0]) == []
+    found = explanation.of_split(model, params, split, images, texts, [0, 7])
+    assert [x.caption for x in found] == [split.texts()[7]]
+
+
 def test_captions_to_explain_are_the_middles_of_equal_parts():
     assert explanation.spread(4, 40) == [5, 15, 25, 35]
     assert explanation.spread(3, 2) == [0, 1]
@@ -130,7 +138,9 @@ def test_pictures_of_all_kinds(x):
     assert 1100 < picture.width < 1350
     assert 600 < picture.height < 2000
     found = figures.explained(x)
-    assert sum(axes.get_title() == figures.short(x.words[0]) for axes in found.axes) <= 1
+    titles = [axes.get_title() for axes in found.axes]
+    panels = [figures.short(x.words[k]) for k in figures.content_words(x)]
+    assert [title for title in titles if title in panels] == panels
     assert np.asarray(picture).std() > 10
     assert figures.pixels(found).dtype == np.uint8
 
@@ -172,6 +182,10 @@ def test_what_cannot_be_explained_is_said(workdir, tmp_path):
         explain.explain_image(workdir, "latest", str(tmp_path / "nothing.jpg"), CAPTION)
     with pytest.raises(ConfigError, match="without words"):
         explain.explain_image(workdir, "latest", str(tmp_path / "nothing.jpg"), " ")
+    with pytest.raises(ConfigError, match="this model takes images"):
+        explain.explain(workdir, "", "val", "latest", 1, boxes="boxes.npy")
+    with pytest.raises(ConfigError, match=r"give a \.png file"):
+        explain.explain_image(workdir, "latest", "x.jpg", CAPTION, out="x.jpg")
     model, params, _ = evaluator.load(workdir, "latest")
     no_map = dataclasses.replace(model.model, matcher=object())
     with pytest.raises(ConfigError, match="has no entropy map"):
@@ -218,8 +232,11 @@ def test_the_library(workdir, loaded, tmp_path):
     x = found.explain(tmp_path / "one.png", captions[0])
     assert x.values["score"] == pytest.approx(expected[0, 0], abs=1e-5)
     assert x.caption == captions[0]
-    with pytest.raises(DataError, match="no images"):
+    with pytest.raises(DataError, match="give images"):
         found.encode_images([])
+    for captions in ([], "a red circle"):
+        with pytest.raises(DataError, match="give a list of captions"):
+            found.encode_texts(captions)
     with pytest.raises(DataError, match=r"two\.png: No such file"):
         found.encode_images([tmp_path / "two.png"])
 

@@ -135,6 +135,20 @@ def test_what_is_picked(seed):
         assert recalls["R@1"][k] == pytest.approx(100 * np.mean(np.array(group) == 1))
 
 
+def test_what_a_page_cannot_be_of_is_said(page, command):
+    run = f"--workdir={page[0].parent.parent}"
+    for words, said in (
+        ((run, "--report", "--folds=2,1"), "put 1 first"),
+        (("--config=configs/shapes.py", "--report"), "are of one run: give --workdir"),
+        ((f"--compare={page[0]}", "--out=x", "--explain=2"), "are of one run: give --workdir"),
+        ((run, "--report", "--boxes=x.npy"), "--boxes and --photos say where the regions of --explain=N lie"),
+    ):
+        result = command("eval.py", *words, check=False)
+        assert result.returncode == 1
+        assert said in result.stderr
+        assert "Traceback" not in result.stderr
+
+
 def test_charts_of_little():
     """One line of a log; a comparison of one row; scores without a wrong one."""
     charts.curves([{"step": 1, "loss": 1.0}]).draw_without_rendering()

@@ -98,7 +98,7 @@ class _Source:
                 return simplejpeg.decode_jpeg(self.data, min_width=width, min_height=height)
         with self._pillow() as image:
             image.draft("RGB", tuple(side // reduction for side in image.size))  # Pillow rounds up itself
-            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+            return np.asarray(rgb(ImageOps.exif_transpose(image)))
 
     def _pillow(self) -> Image.Image:
         image = Image.open(io.BytesIO(self.data))
@@ -175,7 +175,8 @@ def _bilinear(pixels: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
+    """An image in RGB, whatever its mode."""
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
         image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
     return image.convert("RGB")
