@@ -32,7 +32,7 @@ from mefn_jax.model import batch_shapes, build, empty_images, empty_texts
 from mefn_jax.sharding import by_rows, make_mesh, put_whole
 
 VOCABULARY = 30522
-TINY = {"width": 64, "layers": 2, "heads": 4, "mlp_width": 128}
+TINY = {"width": 64, "layers": 1, "heads": 4, "mlp_width": 128}
 WARM_UP = 3
 EACH = 1e3  # seconds to milliseconds
 
@@ -48,6 +48,7 @@ def config_of(name: str, batch: int, tiny: bool):
         if tiny:
             c.image.vit.update(TINY)
             c.text.bert.update(TINY)
+            c.embed_dim = 32
     return c
 
 
@@ -194,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=1024, help="pairs a step")
     parser.add_argument("--steps", type=int, default=10, help="timed steps, after warm-up")
-    parser.add_argument("--tiny", action="store_true", help="towers of two narrow layers")
+    parser.add_argument("--tiny", action="store_true", help="towers of one narrow layer")
     o = parser.parse_args()
     rows = {f"ours, {name}": alone(ours, name, o.batch, o.steps, o.tiny) for name in ("clip", "mefn")}
     if importlib.util.find_spec("torch"):
