@@ -166,7 +166,7 @@ def shown(split: Split, image: int, score: float | None, right: bool) -> dict:
 def rendered(e: Evaluated, pictures: dict[str, bytes], workdir: str) -> str:
     """The page. What it is given is escaped by jinja2."""
     rows = {f"{e.report['config']['model']}": e.report} | e.report.get("baselines", {})
-    uris = {name: pages.data_uri("png", data) for name, data in pictures.items()}
+    uris = {name: pages.data_uri("webp", smaller(data)) for name, data in pictures.items()}
     return pages.template("report.html").render(
         workdir=workdir,
         report=e.report,
@@ -178,3 +178,10 @@ def rendered(e: Evaluated, pictures: dict[str, bytes], workdir: str) -> str:
         explained=[uri for name, uri in uris.items() if name.startswith("explained")],
         config=configuration.flatten(e.report["config"]),
     )
+
+
+def smaller(png: bytes) -> bytes:
+    """A picture as WebP, which takes a fraction where there are photographs in it."""
+    out = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").save(out, "WEBP", quality=90)
+    return out.getvalue()
