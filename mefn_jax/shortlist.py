@@ -19,7 +19,7 @@ from mefn_jax.matching.sides import packed, regions_of
 from mefn_jax.matching.tiled import IMAGES, parts, tile_images
 from mefn_jax.sharding import BATCH, by_rows, put_whole, replicated
 
-TILES = 64  # scored by one call, on each device
+TILES = 64  # scored by one call, on each device, at most
 NEAR = 8  # captions, about as many as a group holds, among which order does not matter
 
 
@@ -56,7 +56,8 @@ def compiled(tile, mesh):
         def of_tile(at):
             group, images = at
             words = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, group, keepdims=False), groups)
-            return tile(params, jax.tree.map(lambda x: x[images], regions), words)
+            some = jax.tree.map(lambda x: x.at[images].get(mode="promise_in_bounds"), regions)
+            return tile(params, some, words)
 
         return jax.lax.map(of_tile, (group, images))
 
@@ -80,7 +81,8 @@ def score(programs, params, images: Features, texts: Features, lists, order, mes
     of_tile = np.pad(shared, ((0, 0), (0, tiles * size - k)), mode="edge").reshape(-1, size).astype(np.int32)
     group_of_tile = np.repeat(np.arange(number, dtype=np.int32), tiles)
     regions, words = arrange(*put_whole(replicated(mesh), (images, groups)))
-    scores, most = [], TILES * mesh.size
+    scores, calls = [], -(-len(of_tile) // (TILES * mesh.size))
+    most = -(-len(of_tile) // (calls * mesh.size)) * mesh.size  # so that the last call is hardly filled up
     for first in range(0, len(of_tile), most):
         now = tuple(pad_rows(x[first : first + most], most) for x in (group_of_tile, of_tile))
         scores.append(step(params, regions, words, *put_whole(by_rows(mesh), now)))
