@@ -19,7 +19,7 @@ from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.errors import CheckpointError, ConfigError
 from mefn_jax.matching import tiled
 from mefn_jax.matching.features import Features
-from mefn_jax.matching.tiled import FeatureScores
+from mefn_jax.matching.tiled import CAPTIONS, FeatureScores, parts
 from mefn_jax.model import CHOICES, Model, build, empty_images, empty_texts
 from mefn_jax.ranking import rank
 from mefn_jax.sharding import by_rows, make_mesh, put_rows, put_whole, replicated, rows_here
@@ -43,6 +43,7 @@ class Evaluator:
             scoring(self.model, self.mesh, tile_mib(self.config, self.mesh)),
             jax.jit(self.model.coarse),
             jax.jit(jax.vmap(self.model.explain, (None, 0, 0)), out_shardings=everywhere),
+            jax.jit(self.model.levels),
         )
 
     @functools.cached_property
@@ -51,10 +52,12 @@ class Evaluator:
 
     def shortlists(self, params, images: Features, texts: Features, share: float) -> shortlist.Shortlists:
         """The scores of each caption with a `share` of the images, near ones (see `shortlist.py`)."""
-        of_images, of_texts = (self.coarse(params, features) for features in (images, texts))
-        lists = shortlist.nearest(of_texts, of_images, max(1, round(share * len(of_images))), self.mesh)
-        order, mib = shortlist.near_together(of_texts), tile_mib(self.config, self.mesh)
-        return shortlist.score(self._lists, params, images, texts, lists, order, self.mesh, mib)
+        coarse = [self.coarse(params, features) for features in (images, texts)]
+        k, mib = max(1, round(share * len(images.mask))), tile_mib(self.config, self.mesh)
+        levels = self._compiled[5](params, images, texts)
+        found = shortlist.score(self._lists, params, images, texts, *coarse, k, self.mesh, mib)
+        of_images, of_texts = map(np.asarray, levels)
+        return dataclasses.replace(found, scores=found.scores - of_images[found.images] - of_texts[:, None])
 
     def encode(self, params, split: Split) -> tuple[Features, Features]:
         """Features of all images and all captions of a split, as NumPy arrays in source order."""
@@ -87,7 +90,8 @@ class Evaluator:
 
     def coarse(self, params, features: Features) -> np.ndarray:
         """The vectors for shortlists, float32 `(B, D)`."""
-        return np.asarray(self._compiled[3](params, features))
+        some = [jax.tree.map(lambda x, rows=rows: x[rows], features) for rows in parts(len(features.mask), CAPTIONS)]
+        return np.concatenate([np.asarray(self._compiled[3](params, x)) for x in some])
 
     def explain(self, params, images: Features, texts: Features) -> dict:
         """`Model.explain` of pairs, image k and text k: arrays `(B, ...)`."""
@@ -96,7 +100,13 @@ class Evaluator:
     def scores(self, params, images: Features, texts: Features) -> FeatureScores:
         """All pairs' scores of encoded images and captions, a tile at a time."""
         step = functools.partial(self._compiled[2], params)
-        return FeatureScores(step, images, texts, self.mesh, plain=not self.model.has_tile)
+        if not self.model.has_tile:
+            return FeatureScores(step, images, texts, self.mesh, plain=True)
+        return FeatureScores(step, images, texts, self.mesh, levels=self.levels(params, images, texts))
+
+    def levels(self, params, images: Features, texts: Features) -> tuple[np.ndarray, np.ndarray]:
+        """What is taken from the matcher's tiles of each image, float32 `(I,)`, and of each caption, `(C,)`."""
+        return tuple(np.asarray(x) for x in self._compiled[5](params, images, texts))
 
     def summary(self, params, images: Features, texts: Features, split: Split) -> dict:
         """`metrics.summarise` of an encoded split: what training looks at."""

@@ -98,8 +98,15 @@ class Model:
         return self.matcher.apply({"params": params["matcher"]}, images, texts)
 
     def tile(self, params, regions: Regions, words: Padded | Packed) -> jax.Array:
-        """The same of images and texts arranged for it (`matching/sides.py`), for a matcher that `has_tile`."""
+        """The same of images and texts arranged for it (`matching/sides.py`), but for `levels`, for a matcher that
+        `has_tile`."""
         return self.matcher.apply({"params": params["matcher"]}, regions, words, method="tile")
+
+    def levels(self, params, images: Features, texts: Features) -> tuple[jax.Array, jax.Array]:
+        """What is to be taken from `tile`'s scores of each image, float32 `(I,)`, and of each text, `(T,)`."""
+        if not hasattr(self.matcher, "levels"):
+            return jnp.zeros(len(images.mask)), jnp.zeros(len(texts.mask))
+        return self.matcher.apply({"params": params["matcher"]}, images, texts, method="levels")
 
     @property
     def has_tile(self) -> bool:

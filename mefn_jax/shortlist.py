@@ -2,24 +2,27 @@
 
 Captions that are near one another share a list of images, as many captions as fill a group of words (`packing.py`), so
 that a group and its images are one tile of scores, as dense as in scoring all pairs; lists of their own would have few
-images in common. In a list are the images that are nearest to any of its captions, by the rank that each caption gives
-them. An image is ranked against the captions whose list it is in.
+images in common. In a list are the images that are nearest to any of its captions, where 1 is how near a caption's
+nearest image is to it and 0 how near images are to it in the mean. An image is ranked against the captions whose list
+it is in.
 """
 
 import dataclasses
 import functools
+import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from mefn_jax.data.pipeline import pad_rows
-from mefn_jax.matching.features import Features
-from mefn_jax.matching.packing import pack
-from mefn_jax.matching.sides import packed, regions_of
-from mefn_jax.matching.tiled import IMAGES, parts, tile_images
+from mefn_jax.matching.features import EPS, Features
+from mefn_jax.matching.packing import fill, layout
+from mefn_jax.matching.sides import group_of, regions_of
+from mefn_jax.matching.tiled import parts, tile_images
 from mefn_jax.sharding import BATCH, by_rows, put_whole, replicated
 
 TILES = 64  # scored by one call, on each device, at most
+GROUPS = 16  # whose lists are made at once
 NEAR = 8  # captions, about as many as a group holds, among which order does not matter
 
 
@@ -31,77 +34,77 @@ class Shortlists:
     scores: np.ndarray
 
 
-def nearest(queries: np.ndarray, vectors: np.ndarray, k: int, mesh) -> np.ndarray:
-    """The positions int64 `(Q, k)` of the k vectors `(V, D)` with the largest products with each of `queries (Q, D)`:
-    exact, but for TPUs, which leave out a few for speed."""
-    found, whole = [], put_whole(replicated(mesh), vectors)
-    for rows in parts(len(queries), IMAGES):
-        part = put_whole(by_rows(mesh), pad_rows(queries[rows], -(-(rows.stop - rows.start) // mesh.size) * mesh.size))
-        found.append(np.asarray(_nearest(part, whole, k=k))[: rows.stop - rows.start])
-    return np.concatenate(found).astype(np.int64)
-
-
-@functools.partial(jax.jit, static_argnames="k")
-def _nearest(queries, vectors, *, k: int):
-    top = jax.lax.approx_max_k if jax.default_backend() == "tpu" else jax.lax.top_k
-    return top(queries @ vectors.T, k)[1]
-
-
 def compiled(tile, mesh):
-    """Two compiled programs. `arrange(images, groups)` makes Regions and Packed of Features and of what `pack` gives;
-    `step(params, regions, packed, group, images)`, float32 `(n, I, T)`, scores tiles of a group and some images: int32
-    `(n,)` and `(n, I)`, split over the devices, where all else is whole. Returns `(step, arrange)`."""
+    """Three compiled programs, `(step, arrange, lists)`.
 
-    def on_device(params, regions, groups, group, images):
-        def of_tile(at):
-            group, images = at
-            words = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, group, keepdims=False), groups)
-            some = jax.tree.map(lambda x: x.at[images].get(mode="promise_in_bounds"), regions)
-            return tile(params, some, words)
+    `arrange(images)` makes Regions of Features. `lists(of_texts, of_images, captions, k)`, int32 `(G, k)`, are the
+    images for groups of captions `(G, T)`, by the coarse vectors of all: exact, but for TPUs, which leave out a few for
+    speed. `step(params, regions, images, *groups)`, float32 `(n, tiles, I, T)`, scores groups of texts, as
+    `packing.fill` gives them, with tiles of some images each, int32 `(n, tiles, I)`; before levels are taken from it.
+    Groups are split over the devices; all else is whole.
+    """
 
-        return jax.lax.map(of_tile, (group, images))
+    def on_device(params, regions, images, *groups):
+        def of_group(at):
+            images, words = at[0], group_of(*at[1])
+            return jax.lax.map(lambda some: tile(params, _rows(regions, some), words), images)
+
+        return jax.lax.map(of_group, (images, groups))
 
     rows, everywhere = jax.sharding.PartitionSpec(BATCH), jax.sharding.PartitionSpec()
-    specs = (everywhere, everywhere, everywhere, rows, rows)
-    step = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=rows), out_shardings=replicated(mesh))
-    arrange = jax.jit(lambda images, groups: (regions_of(images), packed(*groups)))
-    return step, arrange
+
+    def split(function, *specs):
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rows)
+
+    def lists(of_texts, of_images, captions, k):
+        return split(functools.partial(_lists, k=k), everywhere, everywhere, rows)(of_texts, of_images, captions)
+
+    replied = {"out_shardings": replicated(mesh)}
+    step = jax.jit(split(on_device, everywhere, everywhere, rows, rows, rows, rows), **replied)
+    return step, jax.jit(regions_of), jax.jit(lists, static_argnums=3, **replied)
 
 
-def score(programs, params, images: Features, texts: Features, lists, order, mesh, mib: float) -> Shortlists:
-    """The scores of captions with k images each, of `lists (C, k)`, each caption's own with the nearest image first.
-    `programs` are `compiled`'s; images and texts Features of NumPy arrays; `order (C,)` is the captions as they go into
-    groups (`near_together`); `mib` as in `tiled.compiled`."""
-    step, arrange = programs
-    groups, number, place = pack(texts, order)
-    group, slot = np.divmod(place, groups[1].shape[2])
-    k = lists.shape[1]
-    shared = share(lists, group)  # (G, k)
-    tiles, size = tile_images(k, images.mask.shape[1], groups[1].shape[1], mib)
-    of_tile = np.pad(shared, ((0, 0), (0, tiles * size - k)), mode="edge").reshape(-1, size).astype(np.int32)
-    group_of_tile = np.repeat(np.arange(number, dtype=np.int32), tiles)
-    regions, words = arrange(*put_whole(replicated(mesh), (images, groups)))
-    scores, calls = [], -(-len(of_tile) // (TILES * mesh.size))
-    most = -(-len(of_tile) // (calls * mesh.size)) * mesh.size  # so that the last call is hardly filled up
-    for first in range(0, len(of_tile), most):
-        now = tuple(pad_rows(x[first : first + most], most) for x in (group_of_tile, of_tile))
-        scores.append(step(params, regions, words, *put_whole(by_rows(mesh), now)))
-    scores = np.concatenate([np.asarray(x) for x in scores])[: len(of_tile)]
-    scores = scores.reshape(number, tiles * size, -1)[:, :k]  # (G, k, T)
-    return Shortlists(shared[group], scores[group, :, slot])
+def _rows(tree, at):
+    return jax.tree.map(lambda x: x.at[at].get(mode="promise_in_bounds"), tree)
 
 
-def share(lists: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """The lists `(G, k)` of groups of captions, of the captions' own, `lists (C, k)`: the images that have the best
-    rank in any of them, the smaller number first where ranks are equal. `group (C,)` has each of 0 to G - 1."""
-    captions, k = lists.shape
-    images = int(lists.max()) + 1
-    # Each image of a group once, where it first is in a list: the lists are gone through rank by rank.
-    cells, at = np.unique((group[:, None] * images + lists).ravel(order="F"), return_index=True)
-    of, image = np.divmod(cells, images)
-    order = np.lexsort((at // captions, of))
-    start = np.searchsorted(of, np.arange(of[-1] + 1))
-    return image[order][start[:, None] + np.arange(k)]
+def _lists(of_texts, of_images, captions, *, k: int):
+    def of_group(captions):
+        products = of_texts[captions] @ of_images.T  # (T, I)
+        mean, best = jnp.mean(products, 1, keepdims=True), jnp.max(products, 1, keepdims=True)
+        near = (products - mean) / jnp.maximum(best - mean, EPS)  # 1 for a caption's nearest
+        near = jnp.max(jnp.where(captions[:, None] >= 0, near, -jnp.inf), 0)  # to any of them
+        top = jax.lax.approx_max_k if jax.default_backend() == "tpu" else jax.lax.top_k
+        return top(near, k)[1]
+
+    return jax.lax.map(of_group, captions, batch_size=GROUPS)
+
+
+def score(programs, params, images: Features, texts: Features, of_images, of_texts, k: int, mesh, mib: float):
+    """The scores of captions with k images each, before levels are taken from them: Shortlists.
+
+    `programs` are `compiled`'s; Features, and `of_images (I, D)` and `of_texts (C, D)`, their coarse vectors, are of
+    NumPy arrays; `mib` as in `tiled.compiled`.
+    """
+    step, arrange, lists = programs
+    there, *coarse = put_whole(replicated(mesh), (images, of_texts, of_images))
+    regions = arrange(there)
+    words, captions, place = layout(texts.mask, near_together(of_texts))
+    number, shape = len(words), tile_images(k, images.mask.shape[1], words.shape[1], mib)  # (tiles, I)
+    calls = -(-number * shape[0] // (TILES * mesh.size))
+    most = -(-number // (calls * mesh.size)) * mesh.size  # so that the last call is hardly filled up
+    words, captions = (np.pad(x, ((0, -number % most), (0, 0)), constant_values=-1) for x in (words, captions))
+    found = np.asarray(lists(*coarse, put_whole(by_rows(mesh), captions), k))  # (G, k)
+    tiles = np.pad(found, ((0, 0), (0, math.prod(shape) - k)), mode="edge").reshape(-1, *shape)
+    scores = []
+    for part in parts(len(words), most):
+        groups = fill(texts, words[part], captions[part])  # while the devices are at the last call's
+        scores.append(step(params, regions, *put_whole(by_rows(mesh), (tiles[part], *groups))))
+        scores[:-1] = map(np.asarray, scores[:-1])  # so that two calls' groups are in memory at most
+    scores = np.concatenate(scores)  # (G, tiles, I, T)
+    scores = scores.reshape(len(scores), -1, captions.shape[1])[:, :k]
+    group, slot = np.divmod(place, captions.shape[1])
+    return Shortlists(found[group], scores[group, :, slot])
 
 
 def near_together(vectors: np.ndarray) -> np.ndarray:
@@ -126,11 +129,15 @@ def counts(found: Shortlists, caption_image: np.ndarray) -> tuple[np.ndarray, np
     n_t2i = np.where(own.any(1), n_t2i, images - 1)
 
     n_i2t = captions - np.bincount(caption_image, minlength=images)[caption_image]
-    # The scores of each image's candidates that are not its own, in rising order.
-    image, score = found.images[~own], found.scores[~own]
-    order = np.lexsort((score, image))
-    bounds, score = np.searchsorted(image[order], np.arange(images + 1)), score[order]
-    for caption in np.flatnonzero(own.any(1)):
-        others = score[bounds[caption_image[caption]] : bounds[caption_image[caption] + 1]]
-        n_i2t[caption] = len(others) - np.searchsorted(others, mine[caption])
+    # The candidates of all images that are not their own, image after image, in the order of their scores.
+    others = np.sort(_ordered(found.images[~own], found.scores[~own]))
+    end = np.searchsorted(others, _ordered(caption_image, np.float32(np.inf)), "right")
+    n_i2t = np.where(own.any(1), end - np.searchsorted(others, _ordered(caption_image, mine)), n_i2t)
     return n_i2t.astype(np.int64), n_t2i.astype(np.int64)
+
+
+def _ordered(image, score) -> np.ndarray:
+    """Numbers int64 in the order of image first, then score float32: a float's bits are in its order but for the
+    sign."""
+    bits = (score + np.float32(0)).view(np.int32).astype(np.int64)  # -0 is 0
+    return (image.astype(np.int64) << 33) + np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mefn_jax.matching.entropy import ENTROPIES, shannon
 from mefn_jax.matching.features import make_features
 from mefn_jax.matching.mefn import MEFN
-from mefn_jax.matching.packing import TEXTS, arrange, pack
+from mefn_jax.matching.packing import NEXT, TEXTS, arrange, layout, pack
 from mefn_jax.matching.sides import packed, regions_of
 from mefn_jax.matching.tiled import FeatureScores, compiled, parts, tile_images
 from mefn_jax.model import MODELS
@@ -36,6 +36,22 @@ def test_groups_hold_every_text_once(lengths, size):
     used = np.bincount(group, lengths)
     room = (size - used)[np.bincount(group) < TEXTS]
     assert np.sum(room > size / 2) <= 1 or lengths.sum() == 0
+
+
+@settings(deadline=None)
+@given(st.data(), st.lists(st.integers(0, 40), min_size=1, max_size=60))
+def test_an_order_is_nearly_kept(data, lengths):
+    """Every word has its place and every text its slot; a text comes at most so much earlier as there is choice."""
+    order = np.array(data.draw(st.permutations(range(len(lengths)))))
+    mask = np.arange(40) < np.array(lengths)[:, None]
+    words, texts, place = layout(mask, order)
+    np.testing.assert_array_equal(np.sort(words[words >= 0]), np.flatnonzero(mask))
+    np.testing.assert_array_equal(texts.ravel()[place], np.arange(len(lengths)))
+    owner = np.where(words >= 0, words // 40, -1)
+    for here, of_words in zip(texts, owner, strict=True):
+        assert set(of_words) - {-1} <= set(here)
+    rank = np.argsort(order)[np.argsort(place)]  # in which place of the order is what comes first, second, ...
+    assert np.all(rank <= np.arange(len(rank)) + NEXT - 1)
 
 
 N, M, D = 4, 7, 6

@@ -153,21 +153,20 @@ class MEFN(nn.Module):
 
     def __call__(self, images: Features, texts: Features):
         regions, words = regions_of(images), padded(texts)
-        return self._fused(regions, words, *gram.all_pairs(regions, words, steep=True, **self._options()))
+        scores = fuse(*gram.all_pairs(regions, words, steep=True, **self._options()), self.gate)
+        of_images, of_texts = self.levels(images, texts)
+        return scores - of_images[:, None] - of_texts
 
     def tile(self, regions: Regions, words: Padded | Packed):
-        """The scores `(I, T)` of images and texts arranged for it, without gradients: faster where lambda allows it."""
+        """The scores `(I, T)` of images and texts arranged for it, before `levels` are taken from them and without
+        gradients: faster where lambda allows it."""
         options = self._options()
         # Backwards, such a choice would keep the arrays of both.
         gentle, steep = (functools.partial(gram.all_pairs, steep=steep, **options) for steep in (False, True))
-        return self._fused(regions, words, *jax.lax.cond(options["scale"] <= gram.STEEP, gentle, steep, regions, words))
+        return fuse(*jax.lax.cond(options["scale"] <= gram.STEEP, gentle, steep, regions, words), self.gate)
 
-    def _fused(self, regions: Regions, words: Padded | Packed, local, whole):
-        of_images, of_texts = self._levels(regions, words)
-        return fuse(local, whole, self.gate) - of_images[:, None] - of_texts[None]
-
-    def _levels(self, images, texts):
-        """What is taken from the scores of images and of texts, `(...)` each; 0 without a background."""
+    def levels(self, images: Features, texts: Features):
+        """What is taken from all scores of an image, and of a text, `(...)` each; 0 without a background."""
         if not self.background:
             return jnp.zeros(images.pooled.shape[:-1]), jnp.zeros(texts.pooled.shape[:-1])
         levels = self.backgrounds(images.pooled, texts.pooled, jnp.exp(self.log_background_scale))
@@ -177,7 +176,7 @@ class MEFN(nn.Module):
         """The dict of `pair` for one image and one text (Features without batch axis), with the gate g, lambda and
         kappa beside it; the score is less the background, `image_background` and `text_background`."""
         parts = pair(image, text, gate=self.gate, **self._options()) | self.learned()
-        of_image, of_text = self._levels(image, text)
+        of_image, of_text = self.levels(image, text)
         parts["score"] -= of_image + of_text
         return parts | {"image_background": of_image, "text_background": of_text}
 

@@ -1,38 +1,53 @@
 """Texts of any lengths, packed into groups of one size, so that no padding is scored and one program fits them all."""
 
+import itertools
+
 import numpy as np
 
 from mefn_jax.matching.features import Features
 
 WORDS = 128  # of a group: what a product needs to run at full speed, and few enough for sums as products
 TEXTS = 16  # of a group, at most
+NEXT = 4  # texts of an order, of which the one that fills a group best comes first
 
 
-def pack(texts: Features, order: np.ndarray | None = None) -> tuple[tuple, int, np.ndarray]:
-    """Texts (Features of NumPy arrays) in groups: the longest first, each into the fullest group that takes it; or one
-    after the other in an `order (C,)`, which fills groups less and keeps neighbours together.
+def pack(texts: Features) -> tuple[tuple, int, np.ndarray]:
+    """Texts (Features of NumPy arrays) in groups: their arrays as of `fill`, of as many groups as the next power of
+    two, so that few programs are compiled; how many there are; and each text's place `(C,)` among the `K T`."""
+    words, captions, place = layout(texts.mask)
+    more = (1 << (len(words) - 1).bit_length()) - len(words)
+    groups = (np.pad(x, ((0, more), (0, 0)), constant_values=-1) for x in (words, captions))
+    return fill(texts, *groups), len(words), place
 
-    Returns `(vectors (K, L, D), of (K, L, T), pooled (K, T, D))`, float32, what `sides.packed` takes; how many groups
-    there are, the K being the next power of two, so that few programs are compiled; and each text's place `(C,)` among
-    the `K T`. L is WORDS, or what the longest text needs; T is TEXTS.
+
+def fill(texts: Features, words: np.ndarray, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The arrays of groups of texts, `words (K, L)` and `captions (K, T)` as of `layout`: `(vectors (K, L, D), of
+    (K, L, T), pooled (K, T, D))`, float32, what `sides.packed` takes."""
+    vectors = texts.fragments.reshape(texts.mask.size, -1)[words]
+    vectors[words < 0] = 0
+    pooled = texts.pooled[captions]
+    pooled[captions < 0] = 0
+    of = np.where(words >= 0, words // texts.mask.shape[1], -2)[..., None] == captions[:, None]
+    return vectors, of.astype(np.float32), pooled
+
+
+def layout(mask: np.ndarray, order: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Texts of which those words exist that `mask` bool `(C, M)` says, in groups: the longest first, each into the
+    fullest group that takes it; or about in an `order (C,)`, which fills groups less and keeps neighbours together.
+
+    Returns `words (K, L)` and `texts (K, T)`, int32, which of all `C M` words, and which of the texts, stand where, -1
+    for none; and each text's place `(C,)` among the `K T`. L is WORDS, or what the longest text needs; T is TEXTS.
     """
-    lengths = texts.mask.sum(1)
+    lengths = mask.sum(1)
     size = max(WORDS, -(-int(lengths.max(initial=0)) // 64) * 64)
     group, slot, start = arrange(lengths, size) if order is None else one_after_the_other(lengths, order, size)
     number = int(group.max(initial=-1)) + 1
-    room = 1 << (number - 1).bit_length()
-    of = np.zeros((room, size, TEXTS), np.float32)
-    pooled = np.zeros((room, TEXTS, texts.pooled.shape[-1]), np.float32)
-    text, word = np.nonzero(texts.mask)
+    words, texts = np.full((number, size), -1, np.int32), np.full((number, TEXTS), -1, np.int32)
+    text, word = np.nonzero(mask)
     first = np.cumsum(lengths) - lengths
-    place = start[text] + np.arange(len(text)) - first[text]
-    taken = np.full((room, size), -1, np.int64)  # which of all words stands where
-    taken[group[text], place] = np.ravel_multi_index((text, word), texts.mask.shape)
-    vectors = texts.fragments.reshape(texts.mask.size, -1)[taken]
-    vectors[taken < 0] = 0
-    of[group[text], place, slot[text]] = 1
-    pooled[group, slot] = texts.pooled
-    return (vectors, of, pooled), number, group * TEXTS + slot
+    words[group[text], start[text] + np.arange(len(text)) - first[text]] = text * mask.shape[1] + word
+    texts[group, slot] = np.arange(len(mask))
+    return words, texts, group * TEXTS + slot
 
 
 def arrange(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -58,11 +73,19 @@ def arrange(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def one_after_the_other(lengths, order, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `arrange`, a new group whenever the next of `order` does not go into the last one."""
+    """As `arrange`: into the last group goes the longest that it takes of the next few of `order`, or a new one is
+    begun."""
+    lengths, rest = lengths.tolist(), iter(order.tolist())
     places, here, texts, used = np.zeros((len(lengths), 3), np.int64), 0, 0, 0
-    for k in order:
-        if used + lengths[k] > size or texts == TEXTS:
+    few = list(itertools.islice(rest, NEXT))
+    while few:
+        fitting = [k for k in few if used + lengths[k] <= size and texts < TEXTS]
+        if not fitting:
             here, texts, used = here + 1, 0, 0
+            continue
+        k = max(fitting, key=lengths.__getitem__)
+        few.remove(k)
+        few += itertools.islice(rest, 1)
         places[k] = here, texts, used
-        texts, used = texts + 1, used + int(lengths[k])
+        texts, used = texts + 1, used + lengths[k]
     return tuple(places.T)

@@ -131,9 +131,10 @@ class Packed:
 
 def packed(vectors, of, pooled) -> Packed:
     """K groups as one Packed of arrays `(K, ...)`, of which a group is taken to be scored."""
+    return jax.lax.map(lambda group: group_of(*group), (vectors, of, pooled))
 
-    def products(group):
-        vectors, of, pooled = group
-        return (vectors @ vectors.T) * (of @ of.T), jnp.sum(of * (vectors @ pooled.T), -1)
 
-    return Packed(vectors, of, pooled, *jax.lax.map(products, (vectors, of, pooled)))
+def group_of(vectors, of, pooled) -> Packed:
+    """One group as Packed."""
+    gram, own = (vectors @ vectors.T) * (of @ of.T), jnp.sum(of * (vectors @ pooled.T), -1)
+    return Packed(vectors, of, pooled, gram, own)

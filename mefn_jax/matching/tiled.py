@@ -39,8 +39,8 @@ def tile_images(images: int, regions: int, words: int, mib: float) -> tuple[int,
 def compiled(tile, mesh, mib: float):
     """The compiled step of scoring: `step(params, images, groups, number)`, float32 `(I, K, T)`.
 
-    `tile(params, regions, words)` scores one tile. `images` are Features, a multiple of the devices; `groups` and
-    `number`, of those that are scored, what `pack` gives.
+    `tile(params, regions, words)` scores one tile, before levels are taken from it. `images` are Features, a multiple
+    of the devices; `groups` and `number`, of those that are scored, what `pack` gives.
     """
 
     def on_device(params, images, groups, number):
@@ -73,24 +73,30 @@ def compiled(tile, mesh, mib: float):
 class FeatureScores:
     """`Scores` of encoded images and texts, Features of NumPy arrays.
 
-    `step` is a program of `compiled`, with its parameters; or, if `plain`, `step(images, texts)` scores Features. All
-    tiles have one shape, so that nothing is compiled twice.
+    `step` is a program of `compiled`, with its parameters, and `levels`, float32 `(I,)` and `(C,)`, are what is taken
+    from its scores of each image and each text; or, if `plain`, `step(images, texts)` scores Features. All tiles have
+    one shape, so that nothing is compiled twice.
     """
 
-    def __init__(self, step, images: Features, texts: Features, mesh, plain: bool = False):
+    def __init__(self, step, images: Features, texts: Features, mesh, plain: bool = False, levels=None):
         self._step, self._images, self._texts, self._mesh, self._plain = step, images, texts, mesh, plain
+        self._levels = levels
         most = PLAIN[0] if plain else IMAGES
         rows = parts(len(images.mask), most * mesh.size)[0]
         self._rows = -(-rows.stop // mesh.size) * mesh.size
         self._groups, self._tile = {}, (None, None)
 
     def __call__(self, rows: slice, columns: slice) -> np.ndarray:
-        return np.concatenate(
+        scores = np.concatenate(
             [
                 self._of_rows(slice(k, min(k + self._rows, rows.stop)), columns)
                 for k in range(rows.start, rows.stop, self._rows)
             ]
         )
+        if self._levels is None:
+            return scores
+        of_images, of_texts = self._levels
+        return scores - of_images[rows, None] - of_texts[columns]
 
     def _of_rows(self, rows: slice, columns: slice) -> np.ndarray:
         if rows != self._tile[0]:  # tiles come row by row: a tile of images is put on the devices once
