@@ -5,9 +5,9 @@ import textwrap
 import numpy as np
 from matplotlib.figure import Figure
 
-from mefn_jax.figures import DPI, INK, WIDTH
+from mefn_jax.figures import BLUE, DPI, GREY, INK, WIDTH
 
-BLUE, ORANGE, GREEN, GREY = "#3f6e9a", "#c8702a", "#2a8f3c", "#999999"
+ORANGE, GREEN = "#c8702a", "#2a8f3c"
 # What of metrics.jsonl a panel shows: a title, and the names, those that are there.
 PANELS = (
     ("loss", ("loss",)),

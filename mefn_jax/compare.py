@@ -186,25 +186,17 @@ def page(rows: list[Row], intervals: list[dict]) -> str:
         for row, interval in zip(rows, intervals, strict=True)
     ]
     picture = pages.data_uri("png", figures.png(charts.differences(bars)))
-    said, *_ = markdown(rows, intervals).splitlines()
     cells = [
         [row.name, str(len(row.runs)), *(_cell(row, k) for k in FIELD), _to_first(row, rows[0], interval)]
         for row, interval in zip(rows, intervals, strict=True)
     ]
     titles = ["model", "seeds", *([TITLES[f"r{k}"] for k in RECALLS] * 2), TITLES["rsum"], "rSum to the first"]
-    return pages.template("compare.html").render(said=said, picture=picture, titles=titles, cells=cells)
+    return pages.template("compare.html").render(said=said(rows), picture=picture, titles=titles, cells=cells)
 
 
 def markdown(rows: list[Row], intervals: list[dict]) -> str:
     """Both layouts as Markdown tables, under a line that says what they are of."""
-    p = rows[0].runs[0].protocol
-    folds = f"{p['folds']} folds, averaged" if p["folds"] > 1 else "one gallery"
-    said = (
-        f"{p['split']}: {p['images']} images, {p['captions']} captions ({p['captions_per_image']} an image), {folds}; "
-        f"ties {p['ties']}. Mean ± standard deviation over seeds; in brackets the 95 % interval of the difference of "
-        f"rSum to the first row (paired bootstrap, {RESAMPLES:,} resamples of the images)."
-    )
-    lines = [said, ""]
+    lines = [said(rows), ""]
     for keys, with_difference in ((FIELD, True), (PAPER, False)):
         titles = [
             f"{ {'i2t': 'i2t ', 't2i': 't2i '}.get(k.split('.')[0], '') }{TITLES[k.split('.')[-1]]}" for k in keys
@@ -218,6 +210,17 @@ def markdown(rows: list[Row], intervals: list[dict]) -> str:
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def said(rows: list[Row]) -> str:
+    """What a comparison is of."""
+    p = rows[0].runs[0].protocol
+    folds = f"{p['folds']} folds, averaged" if p["folds"] > 1 else "one gallery"
+    return (
+        f"{p['split']}: {p['images']} images, {p['captions']} captions ({p['captions_per_image']} an image), {folds}; "
+        f"ties {p['ties']}. Mean ± standard deviation over seeds; in brackets the 95 % interval of the difference of "
+        f"rSum to the first row (paired bootstrap, {RESAMPLES:,} resamples of the images)."
+    )
 
 
 def _to_first(row: Row, first: Row, interval: dict) -> str:

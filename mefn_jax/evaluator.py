@@ -70,11 +70,11 @@ class Evaluator:
                 split, resize_of(c.image), size, c.data.threads, rows=rows_here(self.mesh, size)
             )
         ]
-        return _join(image_parts), self._texts(params, pipeline.caption_batches(split, self.tokenizer, size))
+        return join(image_parts), self._texts(params, pipeline.caption_batches(split, self.tokenizer, size))
 
     def _texts(self, params, batches) -> Features:
         encode = self._compiled[1]
-        return _join(
+        return join(
             [_fetch(encode(params, *put_whole(by_rows(self.mesh), texts)), number) for *texts, number in batches]
         )
 
@@ -137,7 +137,8 @@ def _fetch(features: Features, number: int) -> Features:
     return jax.tree.map(lambda x: np.asarray(x)[:number], features)
 
 
-def _join(parts: list[Features]) -> Features:
+def join(parts: list[Features]) -> Features:
+    """Features one after the other."""
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 

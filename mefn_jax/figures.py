@@ -32,7 +32,7 @@ FUNCTION_WORDS = (
     "a an the and or but of in on at to by with from for as is are was were be been it its his her their he she they "
     "this that these those there which who while into onto out up down over off some"
 )
-INK, GREY = "#222222", "#666666"
+INK, GREY, BLUE = "#222222", "#666666", "#3f6e9a"
 
 
 def explained(x: Explanation) -> Figure:
@@ -180,7 +180,7 @@ def _said(axes, x: Explanation, panels: int) -> None:
 
 
 def _word_weights(axes, x: Explanation) -> None:
-    axes.bar(np.arange(len(x.words)), x.word_weights, color="#3f6e9a")
+    axes.bar(np.arange(len(x.words)), x.word_weights, color=BLUE)
     axes.set_ylabel("u", rotation=0, labelpad=10, fontsize=9)
     axes.tick_params(labelbottom=False, bottom=False, labelsize=7)
     for side in ("top", "right"):

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from mefn_jax import explanation
 from mefn_jax.data import images as reading
 from mefn_jax.data.pipeline import pad_rows
 from mefn_jax.errors import ConfigError, DataError
-from mefn_jax.evaluator import Evaluator
+from mefn_jax.evaluator import Evaluator, join
 from mefn_jax.evaluator import load as load_evaluator
 from mefn_jax.explanation import Explanation
 from mefn_jax.matching.features import Features
@@ -65,7 +64,7 @@ class Trained:
             raise DataError("encode_images: give images, or regions as many an image")
         parts = [np.stack(arrays[k : k + size]) for k in range(0, len(arrays), size)]
         found = [self.evaluator.of_images(self.params, pad_rows(part, size), len(part)) for part in parts]
-        return jax.tree.map(lambda *xs: np.concatenate(xs), *found)
+        return join(found)
 
 
 def load(workdir: str | Path, step: str | int = "best", ema: bool = False) -> Trained:

@@ -165,7 +165,7 @@ def shown(split: Split, image: int, score: float | None, right: bool) -> dict:
 
 def rendered(e: Evaluated, pictures: dict[str, bytes], workdir: str) -> str:
     """The page. What it is given is escaped by jinja2."""
-    rows = {f"{e.report['config']['model']}": e.report} | e.report.get("baselines", {})
+    rows = {e.report["config"]["model"]: e.report} | e.report.get("baselines", {})
     uris = {name: pages.data_uri("webp", smaller(data)) for name, data in pictures.items()}
     return pages.template("report.html").render(
         workdir=workdir,

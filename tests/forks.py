@@ -18,7 +18,7 @@ class Forks:
     def __init__(self, cwd, env: dict):
         self.env = env
         words = [sys.executable, __file__]
-        env = env | {"PYTHONPATH": str(cwd)}
+        env = env | {"PYTHONPATH": os.pathsep.join(filter(None, (str(cwd), env.get("PYTHONPATH"))))}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(words, cwd=cwd, env=env, text=True, **pipes)
 
