@@ -45,8 +45,9 @@ def curves(lines: list[dict]) -> Figure:
         titled(axes, title)
         axes.set_xlabel("step", fontsize=8)
         if both:
-            axes.margins(y=0.3)
-            axes.legend(fontsize=8, frameon=False)
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high + 0.4 * (high - low))  # room for the legend above all lines
+            axes.legend(fontsize=8, frameon=False, loc="upper left")
     return figure
 
 
