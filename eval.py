@@ -6,7 +6,7 @@
     python eval.py --config=FILE.py --compile_for=v5e:2x4                 # the scoring step, for a TPU slice
     python eval.py --compare=DIR,DIR,... --out=DIR [--split=test]         # evaluated runs in one table; globs too
     python eval.py --workdir=DIR --index_images=FOLDER --index=INDEX      # encodes a folder of images
-    python eval.py --workdir=DIR --index=INDEX --query=TEXT [--topk=10] [--out=FILE.png]
+    python eval.py --workdir=DIR --index=INDEX --query=TEXT [--topk=10] [--shortlist=1000] [--out=FILE.png]
     python eval.py --workdir=DIR --query_image=FILE --captions=FILE.txt [--topk=10]
     python eval.py --workdir=DIR --explain=N [--split=test]               # entropy maps of N pairs; of any pair:
     python eval.py --workdir=DIR --explain_image=FILE --explain_caption=TEXT [--out=FILE.png]
@@ -33,7 +33,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("ema", False, "Evaluate the average of the parameters (train.ema), into eval/<split>_ema.")
     flags.DEFINE_list("compare", [], "Directories of evaluated runs; the first is what the others are compared with.")
     flags.DEFINE_list("ensemble", [], "Directories of runs whose score matrices are averaged.")
-    flags.DEFINE_string("shortlist", "", "Two-stage retrieval beside all pairs: a share of each gallery, or of images.")
+    flags.DEFINE_string("shortlist", "", "Two-stage retrieval beside all pairs, or of --query: share or number.")
     flags.DEFINE_string("index_images", "", "A folder of images to encode into --index.")
     flags.DEFINE_string("index", "", "Directory of an index, to be made or searched.")
     flags.DEFINE_string("query", None, "A caption, whose images are looked for in --index.")
@@ -76,6 +76,8 @@ def main() -> None:
     if not all(number.isdigit() and int(number) for number in f.folds) or not f.folds:
         raise ConfigError(f"--folds={','.join(f.folds)}: give numbers of at least 1")
     folds = tuple(map(int, f.folds))
+    if f.shortlist and (f.config is not None or f.compare or f.ensemble or pairs or f.index_images or f.query_image):
+        raise ConfigError("--shortlist is of one run's evaluation, or of --query: leave it out")
     if f.index_images or f.index or f.query is not None or f.query_image:
         retrieval(f)
     elif pairs:
@@ -118,7 +120,7 @@ def retrieval(f) -> None:
     elif f.query_image:
         retrieve.query_image(*run_of, f.query_image, f.captions, f.topk, f.ema)
     else:
-        retrieve.query(*run_of, f.index, f.query, f.topk, out=f.out, ema=f.ema)
+        retrieve.query(*run_of, f.index, f.query, f.topk, f.shortlist, f.out, f.ema)
 
 
 def explanations(f) -> None:

@@ -31,8 +31,9 @@ def write(folder: Path, images: int, width: int) -> None:
         part = rng.normal(size=(min(PART, images - first), width)).astype(np.float32)
         vectors[first : first + len(part)] = part / np.linalg.norm(part, axis=1, keepdims=True)
     vectors.flush()
-    (folder / "images.txt").write_text("".join(f"{k}.jpg\n" for k in range(images)))
+    (folder / "images.json").write_text(json.dumps([f"{k}.jpg" for k in range(images)]))
     facts = {"checkpoint": {}, "folder": str(folder), "images": images, "done": images, "skipped": []}
+    facts["arrays"] = ["coarse"]
     (folder / "index.json").write_text(json.dumps(facts))
 
 
@@ -57,7 +58,7 @@ def timed(folder: Path, width: int) -> dict:
     best = sample[np.argsort(-brute, kind="stable")[:10]]
     assert best.tolist() == positions.tolist(), "not what brute force finds"
     np.testing.assert_allclose(products, np.sort(brute)[::-1][:10], atol=1e-6)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     return {"open": opened, "first_query": times[0], "query": min(times[1:]), "peak_gb": peak}
 
 

@@ -50,7 +50,7 @@ def evaluate(
 ) -> Evaluated:
     """Evaluates a workdir's checkpoint on a split, prints the table, and writes `metrics.json` and `ranks.npz` into
     `folder_of(workdir, split, out, ema)`. `keep` names a file for all scores; `short` asks for shortlists too
-    (`two_stage.share_of`)."""
+    (`two_stage.shortlisted`)."""
     workdir, folder = directory("--workdir", workdir), folder_of(workdir, split, out, ema)
     check_local("--data_dir", data_dir)
     evaluator, params, number = load(workdir, step, ema)
@@ -129,23 +129,23 @@ def tabulate(
     """Scores a split, of `data_dir` or of the configured data; else as `ranked`."""
     dataset, split = opened(evaluator, data_dir, split_name)
     check_folds(folds, split)
-    share = two_stage.share_of(short, split)
-    if share and not evaluator.model.has_tile:
+    listed = two_stage.shortlisted(short, split.images)
+    if listed and not evaluator.model.has_tile:
         raise ConfigError(f"--shortlist: the matcher of model={evaluator.config.model} has no tile to score pairs with")
-    if share and 1 not in folds:
+    if listed and 1 not in folds:
         raise ConfigError("--shortlist needs the whole gallery: add 1 to --folds")
     images, texts = evaluator.encode(params, split)
     scores = evaluator.scores(params, images, texts)
-    if share:  # what is timed is not compiled meanwhile
+    if listed:  # what is timed is not compiled meanwhile
         scores(*tiles_of(split.images, split.caption_image, 1)[0])
     report, ranks = ranked(evaluator, scores, title, dataset, split, folds, keep)
     if "baselines" in report:  # drawn scenes
         report["pointing"] = pointing.accuracy(evaluator, params, images, texts, split)
         show_pointing(report["pointing"])
-    if share:
+    if listed:
         whole = (report if folds[0] == 1 else report["other_folds"]["1"]) | {"seconds": report["seconds"]}
-        report["shortlist"] = two_stage.two_stages(evaluator, params, images, texts, split, share, whole)
-        two_stage.show(report["shortlist"], split)
+        report["shortlist"] = two_stage.two_stages(evaluator, params, images, texts, split, listed, whole)
+        two_stage.show(report["shortlist"])
     return Evaluated(evaluator, params, split, images, texts, report, ranks)
 
 

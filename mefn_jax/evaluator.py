@@ -50,11 +50,11 @@ class Evaluator:
     def _lists(self):
         return shortlist.compiled(self.model.tile, self.mesh)
 
-    def shortlists(self, params, images: Features, texts: Features, share: float) -> shortlist.Shortlists:
-        """The scores of each caption with a `share` of the images, near ones (see `shortlist.py`)."""
+    def shortlists(self, params, images: Features, texts: Features, k: int) -> shortlist.Shortlists:
+        """The scores of each caption with k images, near ones (see `shortlist.py`)."""
         coarse = [self.coarse(params, features) for features in (images, texts)]
-        k, mib = max(1, round(share * len(images.mask))), tile_mib(self.config, self.mesh)
-        levels = self._compiled[5](params, images, texts)
+        mib = tile_mib(self.config, self.mesh)
+        levels = self._compiled[5](params, images, texts)  # not `levels`, which would wait for it
         found = shortlist.score(self._lists, params, images, texts, *coarse, k, self.mesh, mib)
         of_images, of_texts = map(np.asarray, levels)
         return dataclasses.replace(found, scores=found.scores - of_images[found.images] - of_texts[:, None])

@@ -1,9 +1,9 @@
 """An index: a folder of images, encoded once, to be searched by captions (DESIGN.md 8).
 
-`INDEX/` holds, a row an image, `images.txt` (names under the folder), `coarse.npy` float32 (I, D), the unit vectors of
+`INDEX/` holds, a row an image, `images.json` (names under the folder), `coarse.npy` float32 (I, D), the unit vectors of
 the first stage, and, where the matcher scores fragments, `pooled.npy` (I, D), `fragments.npy` (I, N, D) and `mask.npy`
-bool (I, N). All are plain NumPy files, which searching maps into memory. `index.json` says what made them, how many
-rows are written, and which images could not be read.
+bool (I, N). All arrays are plain NumPy files, which searching maps into memory. `index.json` says what made them, which
+there are, how many rows are written, and which images could not be read.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from etils import epath
 from tqdm import tqdm
 
 from mefn_jax.data import images
-from mefn_jax.data.files import read_json, read_text
+from mefn_jax.data.files import need, read_json
 from mefn_jax.data.pipeline import pad_rows
-from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.errors import ConfigError, DataError, TrainingError
 from mefn_jax.evaluator import Evaluator
-from mefn_jax.logs import say
+from mefn_jax.logs import printable, say
 from mefn_jax.matching.features import Features
 from mefn_jax.remote import write_whole
 from mefn_jax.sharding import by_rows, put_whole, replicated
@@ -33,6 +33,7 @@ from mefn_jax.sharding import by_rows, put_whole, replicated
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SAVE_SECONDS = 10.0  # between two notes of how far it has come
 CHUNK = 1 << 15  # vectors searched at once
+FACTS = {"checkpoint": dict, "folder": str, "images": int, "done": int, "skipped": list, "arrays": list}  # index.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,9 @@ def build(evaluator: Evaluator, params, made_by: dict, folder, out) -> None:
         found = {"coarse": evaluator.coarse(params, encoded)}
         if not evaluator.model.coarse_is_score:
             found |= {"pooled": encoded.pooled, "fragments": encoded.fragments, "mask": encoded.mask}
+        check_finite(found, names[rows])
         arrays = arrays or {name: array_of(out / f"{name}.npy", len(names), x, new) for name, x in found.items()}
+        facts["arrays"] = list(arrays)
         for name, x in found.items():
             arrays[name][rows] = x
         facts["done"] = rows.stop
@@ -88,9 +91,20 @@ def build(evaluator: Evaluator, params, made_by: dict, folder, out) -> None:
             saved = time.monotonic()
     bar.close()
     if facts["skipped"]:
-        shown = ", ".join(facts["skipped"][:5]) + (", ..." if len(facts["skipped"]) > 5 else "")
+        shown = ", ".join(map(printable, facts["skipped"][:5])) + (", ..." if len(facts["skipped"]) > 5 else "")
         say(f"left out {len(facts['skipped'])} images that cannot be decoded: {shown} (all in {out}/index.json)")
+    if len(facts["skipped"]) == len(names):
+        raise DataError(f"--index_images={folder}: no image in it can be decoded")
     say(f"wrote {out}: {len(names) - len(facts['skipped'])} images")
+
+
+def check_finite(found: dict[str, np.ndarray], names: list[str]) -> None:
+    """Raises TrainingError, naming the image, for arrays with a number that is none."""
+    for x in found.values():
+        bad = ~np.isfinite(x.reshape(len(x), -1)).all(1)
+        if bad.any():
+            name = printable(names[np.argmax(bad)])
+            raise TrainingError(f"{name}: its features are not finite; the parameters are not, or the image is extreme")
 
 
 def listed(folder: Path) -> list[str]:
@@ -101,8 +115,6 @@ def listed(folder: Path) -> list[str]:
     names = sorted(path.relative_to(folder).as_posix() for path in found)
     if not names:
         raise DataError(f"--index_images={folder}: no images in it ({', '.join(SUFFIXES)})")
-    if any("\n" in name for name in names):
-        raise DataError(f"--index_images={folder}: a file's name has a line break in it; rename it")
     return names
 
 
@@ -110,31 +122,47 @@ def begun(out: Path, facts: dict, names: list[str]) -> dict:
     """The facts of an index, as far as it has come. Raises ConfigError if `out` is that of something else."""
     path = out / "index.json"
     if not path.is_file():
-        if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"images.txt"}):
+        if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"images.json"}):
             raise ConfigError(f"--index={out} is not empty and holds no index.json; choose another")
         try:
             out.mkdir(parents=True, exist_ok=True)
-            write_whole(epath.Path(out / "images.txt"), "".join(f"{name}\n" for name in names).encode())
+            write_whole(epath.Path(out / "images.json"), json.dumps(names, indent=0).encode())
         except OSError as e:
             raise ConfigError(f"--index={out}: cannot be written ({e.strerror})") from None
-        facts |= {"done": 0, "skipped": []}
+        facts |= {"done": 0, "skipped": [], "arrays": []}
         noted(out, facts, {})
         return facts
-    old = read_json(path)
+    old, before = read(out)
     check_checkpoint(out, old, facts["checkpoint"])
-    if old["folder"] != facts["folder"] or read_text(out / "images.txt").splitlines() != names:
+    if old["folder"] != facts["folder"]:
         raise ConfigError(f"--index={out} is of other images, of {old['folder']}; choose another, or remove it")
+    if before != names:
+        more, fewer = len(set(names) - set(before)), len(set(before) - set(names))
+        raise ConfigError(
+            f"--index={out} is of other images: {old['folder']} has {more} more and {fewer} fewer than when it was "
+            "begun; choose another, or remove it"
+        )
     return old
+
+
+def read(path: Path) -> tuple[dict, list[str]]:
+    """What `index.json` and `images.json` say. Raises DataError if they are damaged."""
+    facts, names = read_json(path / "index.json"), read_json(path / "images.json")
+    for key, kind in FACTS.items():
+        need(facts, key, kind, f"{path}/index.json")
+    if not isinstance(names, list) or len(names) != facts["images"]:
+        raise DataError(f"{path}/images.json: is not a list of {facts['images']} names; make the index again")
+    return facts, names
 
 
 def check_checkpoint(out, facts: dict, made_by: dict) -> None:
     """Raises ConfigError if an index was not made by this checkpoint."""
     made = facts["checkpoint"]
-    if made["parameters"] != made_by["parameters"]:
-        raise ConfigError(
-            f"--index={out} was made by step {made['step']} of {made['workdir']}, which is not step {made_by['step']} "
-            f"of {made_by['workdir']}: give that checkpoint, or make the index again"
-        )
+    if made.get("parameters") == made_by["parameters"]:
+        return
+    one, other = (f"step {x.get('step')} of {x.get('workdir')}" for x in (made, made_by))
+    but = "with other parameters (trained anew since, or without --ema)" if one == other else f"which is not {other}"
+    raise ConfigError(f"--index={out} was made by {one}, {but}: give that checkpoint, or make the index again")
 
 
 def batches(folder: Path, names: list[str], resize, size: int, start: int, config):
@@ -157,8 +185,10 @@ def array_of(path: Path, rows: int, first: np.ndarray, new: bool) -> np.ndarray:
     """The array of a file, mapped into memory to be written; if `new`, made for so many rows like `first`'s. Raises
     ConfigError if there is no room for it: later it would be a signal that kills the process."""
     if not new:
-        return np.load(path, mmap_mode="r+")
+        return mapped(path, rows, "r+")
     array = np.lib.format.open_memmap(path, "w+", first.dtype, (rows, *first.shape[1:]))
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return array
     try:
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
@@ -166,6 +196,18 @@ def array_of(path: Path, rows: int, first: np.ndarray, new: bool) -> np.ndarray:
         path.unlink()
         size = array.nbytes / 1e9
         raise ConfigError(f"--index: {path} takes {size:.1f} GB, for which there is no room ({e.strerror})") from None
+    return array
+
+
+def mapped(path: Path, rows: int, mode: str) -> np.ndarray:
+    """The array of a file, mapped into memory. Raises DataError if it is damaged."""
+    try:
+        array = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise DataError(f"{path}: cannot be read as an array ({e}); make the index again") from None
+    shape = getattr(array, "shape", "an archive")
+    if shape[:1] != (rows,):
+        raise DataError(f"{path}: expected a row for each of {rows} images, found {shape}; make the index again")
     return array
 
 
@@ -177,31 +219,30 @@ def noted(out: Path, facts: dict, arrays: dict) -> None:
 
 
 def open_index(path, made_by: dict | None = None) -> Index:
-    """Opens an index. Raises ConfigError if it is not complete, or made by another checkpoint than `made_by`."""
+    """Opens an index. Raises ConfigError if it is not complete, or made by another checkpoint than `made_by`, and
+    DataError if it is damaged or has no image."""
     path = Path(path)
     if not (path / "index.json").is_file():
         raise ConfigError(f"--index={path}: no index; make one with --index_images=DIR --index={path}")
-    facts = read_json(path / "index.json")
+    facts, names = read(path)
     if made_by:
         check_checkpoint(path, facts, made_by)
     if facts["done"] < facts["images"]:
         raise ConfigError(
             f"--index={path}: {facts['done']} of {facts['images']} images are encoded; run --index_images again"
         )
-    names = read_text(path / "images.txt").splitlines()
     skipped = set(facts["skipped"])
     readable = np.array([name not in skipped for name in names])
-    arrays = {
-        name: np.load(path / f"{name}.npy", mmap_mode="r")
-        for name in ("coarse", "pooled", "fragments", "mask")
-        if (path / f"{name}.npy").is_file()
-    }
+    if not readable.any():
+        raise DataError(f"--index={path}: none of its images could be decoded")
+    arrays = {name: mapped(path / f"{name}.npy", len(names), "r") for name in facts["arrays"]}
     return Index(Path(facts["folder"]), names, readable, **arrays)
 
 
 def search(vectors: np.ndarray, query: np.ndarray, k: int, mesh, readable: np.ndarray | None = None):
     """The k vectors `(I, D)`, perhaps on disk, whose product with `query (D,)` is largest: positions int64 `(k,)` and
-    products float32 `(k,)`, best first, equal ones by position. Exact; spread over the devices, a chunk at a time."""
+    products float32 `(k,)`, best first, equal ones by position. Exact; spread over the devices, a chunk at a time.
+    Raises TrainingError for a product that is not finite."""
     number = len(vectors)
     k = min(k, number if readable is None else int(readable.sum()))
     size = -(-min(CHUNK, number) // mesh.size) * mesh.size
@@ -213,7 +254,9 @@ def search(vectors: np.ndarray, query: np.ndarray, k: int, mesh, readable: np.nd
         if readable is not None:
             there[: len(part)] &= readable[first : first + size]
         rows = put_whole(by_rows(mesh), (pad_rows(np.asarray(part, np.float32), size), there))
-        best, at = map(np.asarray, _best(query, *rows, k=min(k, size)))
+        best, at, sound = map(np.asarray, _best(query, *rows, k=min(k, size)))
+        if not sound:
+            raise TrainingError("the vector of the query, or one of the index, is not finite; the parameters are not")
         keep = best > -np.inf
         positions = np.concatenate([positions, first + at[keep]])
         products = np.concatenate([products, best[keep]])
@@ -225,4 +268,5 @@ def search(vectors: np.ndarray, query: np.ndarray, k: int, mesh, readable: np.nd
 @functools.partial(jax.jit, static_argnames="k")
 def _best(query, vectors, there, *, k: int):
     products = jnp.matmul(vectors, query, precision=jax.lax.Precision.HIGHEST)
-    return jax.lax.top_k(jnp.where(there, products, -jnp.inf), k)
+    sound = jnp.all(jnp.isfinite(products) | ~there)
+    return *jax.lax.top_k(jnp.where(there, products, -jnp.inf), k), sound

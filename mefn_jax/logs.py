@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import time
+import unicodedata
 from pathlib import Path
 
 import jax
@@ -21,6 +22,13 @@ def say(text: str) -> None:
     """Prints on process 0."""
     if jax.process_index() == 0:
         print(text, flush=True)
+
+
+def printable(name: str) -> str:
+    """A file's name as a terminal or a picture can show it: a mark for each byte that is no UTF-8, and each line
+    break."""
+    odd = ("Cc", "Cs", "Zl", "Zp")  # control, of no UTF-8, and what begins lines and paragraphs
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in odd else c for c in name)
 
 
 def header(rows: dict[str, str]) -> None:

@@ -1,15 +1,11 @@
 """A look at the data through a configuration's eyes: statistics of its captions, and a contact sheet of a batch."""
 
 import dataclasses
-from pathlib import Path
 
-from PIL import Image
-
-from mefn_jax import losses
+from mefn_jax import losses, pictures
 from mefn_jax.beginning import new_tokenizer
 from mefn_jax.config import check, check_local
 from mefn_jax.data import pipeline, sheet, statistics
-from mefn_jax.errors import ConfigError
 from mefn_jax.evaluator import fitted, open_dataset
 from mefn_jax.logs import say
 from mefn_jax.model import CHOICES
@@ -23,10 +19,7 @@ def look(config, out: str, rows: int, step: int) -> None:
     image file `out`. Raises ConfigError or DataError as training would, and if `out` cannot be written."""
     check(config, CHOICES | losses.CHOICES)
     check_local("data.dir", config.data.dir)
-    check_local("--out", out)
-    out = Path(out)
-    if out.suffix.lower() not in Image.registered_extensions():
-        raise ConfigError(f"--out={out}: cannot be written as an image; give a file that ends in .png")
+    out = pictures.checked(out)
     dataset = open_dataset(config)
     split = dataset.split("train")
     config, _, json = load(fitted(config, split))
@@ -37,10 +30,6 @@ def look(config, out: str, rows: int, step: int) -> None:
     split = dataclasses.replace(split, words=None)  # what is drawn is what the cached words stand for
     whole = pipeline.configured(config, split, tokenizer)[step]
     batch = {name: values[:rows] for name, values in whole.items()}
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.draw(batch, tokenizer).save(out)
-    except OSError as e:
-        raise ConfigError(f"--out={out}: cannot be written ({e}); choose another file") from e
+    pictures.save(sheet.draw(batch, tokenizer), out)
     drawn = f"the first {len(batch['ids'])} rows of {len(whole['ids'])}"
     say(f"\nwrote {out}: {drawn} of the batch of step {step + 1}")

@@ -1,6 +1,6 @@
 """Retrieval metrics from counts (DESIGN.md 8, PEERS.md 2). I images, C captions, each of one image.
 
-Everything follows from two counts a caption, which can be made tile by tile (`matching/tiled.py`):
+Everything follows from two counts a caption, which can be made tile by tile (`ranking.py`):
 `n_i2t[c]`, how many captions of *other* images score at least as high against c's image as c does;
 `n_t2i[c]`, how many *other* images score at least as high against c as its own does. A tie counts against the model.
 """

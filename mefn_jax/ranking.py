@@ -7,7 +7,7 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from mefn_jax.errors import TrainingError
+from mefn_jax.errors import DataError, TrainingError
 from mefn_jax.matching.tiled import CAPTIONS, IMAGES, Scores, parts
 
 
@@ -72,8 +72,11 @@ def rank(scores: Scores, caption_image: np.ndarray, folds=(1,), best: int = 0, b
 
     With one number of folds alone, pairs across them are not scored. `keep`, a float32 array `(I, C)`,
     perhaps on disk, is filled with the scores. Tiles that hold a true pair come first and are kept until the others
-    are counted (about C times IMAGES numbers). Raises TrainingError for a score that is not finite.
+    are counted (about C times IMAGES numbers). Raises TrainingError for a score that is not finite, and DataError for
+    an image without captions, which has no rank.
     """
+    if not np.all(np.bincount(caption_image)):
+        raise DataError(f"image {np.argmin(np.bincount(caption_image))} of the gallery has no caption: leave it out")
     begun, images, captions = time.perf_counter(), int(caption_image.max()) + 1, len(caption_image)
     own = np.empty(captions, np.float32)
     counts = {number: (np.zeros(captions, np.int64), np.zeros(captions, np.int64)) for number in folds}

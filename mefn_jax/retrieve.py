@@ -1,27 +1,34 @@
 """Retrieval with a trained model from the command line (DESIGN.md 8): images by a caption, captions by an image."""
 
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mefn_jax import pictures
 from mefn_jax.checkpoint import digest
+from mefn_jax.config import check_local
 from mefn_jax.data import images
 from mefn_jax.data.files import read_text
 from mefn_jax.data.pipeline import pad_rows
+from mefn_jax.data.tokenizer import UNK
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluator import Evaluator, load
 from mefn_jax.index import build, open_index, search
-from mefn_jax.logs import say
+from mefn_jax.logs import printable, say
+from mefn_jax.matching.tiled import CAPTIONS, parts
+from mefn_jax.ranking import finite
 from mefn_jax.remote import directory
+from mefn_jax.two_stage import shortlisted
 
 SHORTLIST = 1000  # images that the matcher scores, the nearest by their coarse vectors
 
 
 def index_images(workdir: str, step: str, folder: str, index: str, ema: bool = False) -> None:
     """Makes an index of a folder of images (see `index.build`)."""
+    check_local("--index_images", folder)
+    check_local("--index", index)
     evaluator, params, made_by = opened(workdir, step, ema)
     if evaluator.config.image.arch == "regions":
         raise ConfigError("--index_images: this model takes precomputed regions, not images")
@@ -29,24 +36,28 @@ def index_images(workdir: str, step: str, folder: str, index: str, ema: bool = F
 
 
 def query(
-    workdir: str, step: str, index: str, text: str, topk: int, shortlist: int = 0, out: str = "", ema: bool = False
+    workdir: str, step: str, index: str, text: str, topk: int, shortlist: str = "", out: str = "", ema: bool = False
 ) -> list[tuple[float, str]]:
     """Prints the `topk` images of an index that fit a caption best, with their scores, and draws them into `out`.
 
-    The matcher scores the `shortlist` (0: SHORTLIST) images that are nearest by their coarse vectors. Returns scores
-    and file names. Raises ConfigError for another checkpoint's index and for a caption without words.
+    The matcher scores those of the `shortlist` (a number or a share; SHORTLIST if empty), the nearest by their coarse
+    vectors. Returns scores and file names. Raises ConfigError for another checkpoint's index and for a caption without
+    words.
     """
-    start, picture = time.perf_counter(), out and checked_out(out)
+    start, picture = time.perf_counter(), out and pictures.checked(out)
+    check_local("--index", index)
     evaluator, params, made_by = opened(workdir, step, ema)
     found = open_index(index, made_by)
+    number = shortlisted(shortlist, len(found.names)) if shortlist else SHORTLIST
     loaded = time.perf_counter()
     texts = captions_of(evaluator, params, [text], "--query")
     vector = evaluator.coarse(params, texts)[0]
-    number = max(topk, shortlist or SHORTLIST)
+    number = max(topk, number)
     positions, scores = search(found.coarse, vector, number, evaluator.mesh, found.readable)
     if not evaluator.model.coarse_is_score:
-        features = found.features(positions)
-        scores = evaluator.scores(params, features, texts)(slice(0, len(positions)), slice(0, 1))[:, 0]
+        rows, columns = slice(0, len(positions)), slice(0, 1)
+        scores = evaluator.scores(params, found.features(positions), texts)(rows, columns)
+        scores = finite(scores, rows, columns)[:, 0]
         order = np.lexsort((positions, -scores))
         positions, scores = positions[order], scores[order]
     best = [(float(s), found.names[p]) for p, s in zip(positions[:topk], scores[:topk], strict=True)]
@@ -54,14 +65,17 @@ def query(
     table(best, f"{text!r} in {int(found.readable.sum())} images{stages}")
     say(f"loaded in {loaded - start:.1f} s, found in {time.perf_counter() - loaded:.1f} s")
     if picture:
-        pictures.ranked(text, [(score, found.folder / name) for score, name in best]).save(picture)
+        sheet = pictures.ranked(text, [(score, found.folder / name) for score, name in best])
+        pictures.save(sheet, picture)
         say(f"wrote {out}")
     return best
 
 
 def query_image(workdir: str, step: str, file: str, captions: str, topk: int, ema: bool = False):
     """Prints the `topk` lines of a text file that fit an image best, with their scores; returns both."""
-    lines = [line.strip() for line in read_text(Path(captions)).splitlines()]
+    check_local("--query_image", file)
+    check_local("--captions", captions)
+    lines = [line.strip() for line in read_text(Path(captions)).split("\n")]
     evaluator, params, _ = opened(workdir, step, ema)
     if evaluator.config.image.arch == "regions":
         raise ConfigError("--query_image: this model takes precomputed regions, not images")
@@ -71,14 +85,15 @@ def query_image(workdir: str, step: str, file: str, captions: str, topk: int, em
         raise DataError(f"--query_image={file}: {e.strerror}") from None
     except DataError:
         raise DataError(f"--query_image={file}: cannot be decoded; give another image") from None
-    kept = [line for line in lines if evaluator.tokenizer.count(line)]
+    kept = [line for line in lines if has_words(evaluator, line)]
     if not kept:
         raise DataError(f"--captions={captions}: no line with a word in it")
     texts = captions_of(evaluator, params, kept, f"--captions={captions}")
     found = evaluator.of_images(params, pad_rows(pixels, evaluator.mesh.size), 1)
-    scores = evaluator.scores(params, found, texts)(slice(0, 1), slice(0, len(kept)))[0]
+    score, row = evaluator.scores(params, found, texts), slice(0, 1)
+    scores = np.concatenate([finite(score(row, some), row, some)[0] for some in parts(len(kept), CAPTIONS)])
     best = [(float(scores[k]), kept[k]) for k in np.argsort(-scores, kind="stable")[:topk]]
-    table(best, f"{file} in {len(kept)} captions")
+    table(best, f"{printable(file)} in {len(kept)} captions")
     return best
 
 
@@ -95,29 +110,24 @@ def captions_of(evaluator: Evaluator, params, lines: list[str], option: str):
     most = evaluator.config.text.max_words
     if evaluator.config.text.arch == "words":
         raise ConfigError(f"{option}: this model takes cached words, not captions")
-    counts = [evaluator.tokenizer.count(line) for line in lines]
-    if not all(counts):
-        raise ConfigError(f"{option}={lines[counts.index(0)]!r}: a caption without words")
-    for line, count in zip(lines, counts, strict=True):
+    for line in lines:
+        if not has_words(evaluator, line):
+            raise ConfigError(f"{option}={line!r}: a caption without words")
+        if set(evaluator.tokenizer.pieces(line)) == {UNK}:
+            say(f"warning: the model knows no word of it: {line[:60]!r}")
+        count = evaluator.tokenizer.count(line)
         if count > most:
             say(f"warning: {count} wordpieces, of which the model takes the first {most}: {line[:60]!r}...")
     return evaluator.of_captions(params, lines)
+
+
+def has_words(evaluator: Evaluator, line: str) -> bool:
+    """Whether a caption says anything: more than spaces and punctuation, which some tokenizers keep as pieces."""
+    return any(unicodedata.category(c)[0] not in "PZC" for c in line) and evaluator.tokenizer.count(line) > 0
 
 
 def table(rows: list[tuple[float, str]], title: str) -> None:
     """Prints ranks, scores and names."""
     say(f"\n{title}\n{'rank':>4} {'score':>8}")
     for k, (score, name) in enumerate(rows, 1):
-        say(f"{k:4} {score:8.4f}  {name}")
-
-
-def checked_out(out: str) -> Path:
-    """The path of a picture to write. Raises ConfigError if Pillow has no such format or the folder cannot be made."""
-    path = Path(out)
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise ConfigError(f"--out={out}: give a .png or .jpg file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ConfigError(f"--out={out}: {e.strerror}") from None
-    return path
+        say(f"{k:4} {score:8.4f}  {printable(name)}")

@@ -24,11 +24,12 @@ from mefn_jax.sharding import BATCH, by_rows, put_whole, replicated
 TILES = 64  # scored by one call, on each device, at most
 GROUPS = 16  # whose lists are made at once
 NEAR = 8  # captions, about as many as a group holds, among which order does not matter
+SETTLE = 2  # times that halves are made better
 
 
 @dataclasses.dataclass(frozen=True)
 class Shortlists:
-    """The candidates of every caption: `images` int64 `(C, k)`, and their `scores` float32."""
+    """The candidates of every caption: `images` int32 `(C, k)`, and their `scores` float32."""
 
     images: np.ndarray
     scores: np.ndarray
@@ -52,12 +53,14 @@ def compiled(tile, mesh):
         return jax.lax.map(of_group, (images, groups))
 
     rows, everywhere = jax.sharding.PartitionSpec(BATCH), jax.sharding.PartitionSpec()
+    top = jax.lax.approx_max_k if mesh.devices.flat[0].platform == "tpu" else jax.lax.top_k
 
     def split(function, *specs):
         return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rows)
 
     def lists(of_texts, of_images, captions, k):
-        return split(functools.partial(_lists, k=k), everywhere, everywhere, rows)(of_texts, of_images, captions)
+        find = functools.partial(_lists, k=k, top=top)
+        return split(find, everywhere, everywhere, rows)(of_texts, of_images, captions)
 
     replied = {"out_shardings": replicated(mesh)}
     step = jax.jit(split(on_device, everywhere, everywhere, rows, rows, rows, rows), **replied)
@@ -68,13 +71,12 @@ def _rows(tree, at):
     return jax.tree.map(lambda x: x.at[at].get(mode="promise_in_bounds"), tree)
 
 
-def _lists(of_texts, of_images, captions, *, k: int):
+def _lists(of_texts, of_images, captions, *, k: int, top):
     def of_group(captions):
         products = of_texts[captions] @ of_images.T  # (T, I)
         mean, best = jnp.mean(products, 1, keepdims=True), jnp.max(products, 1, keepdims=True)
         near = (products - mean) / jnp.maximum(best - mean, EPS)  # 1 for a caption's nearest
         near = jnp.max(jnp.where(captions[:, None] >= 0, near, -jnp.inf), 0)  # to any of them
-        top = jax.lax.approx_max_k if jax.default_backend() == "tpu" else jax.lax.top_k
         return top(near, k)[1]
 
     return jax.lax.map(of_group, captions, batch_size=GROUPS)
@@ -87,8 +89,8 @@ def score(programs, params, images: Features, texts: Features, of_images, of_tex
     NumPy arrays; `mib` as in `tiled.compiled`.
     """
     step, arrange, lists = programs
-    there, *coarse = put_whole(replicated(mesh), (images, of_texts, of_images))
-    regions = arrange(there)
+    images, *coarse = put_whole(replicated(mesh), (images, of_texts, of_images))
+    regions = arrange(images)
     words, captions, place = layout(texts.mask, near_together(of_texts))
     number, shape = len(words), tile_images(k, images.mask.shape[1], words.shape[1], mib)  # (tiles, I)
     calls = -(-number * shape[0] // (TILES * mesh.size))
@@ -108,14 +110,17 @@ def score(programs, params, images: Features, texts: Features, of_images, of_tex
 
 
 def near_together(vectors: np.ndarray) -> np.ndarray:
-    """An order `(C,)` of vectors `(C, D)` in which neighbours are near: halves on both sides of the middle between two
-    that are far apart, and so on in each half."""
+    """An order `(C,)` of vectors `(C, D)` in which neighbours are near: halves, at first on both sides of the middle
+    between two that are far apart, then of the middle between the halves' means; and so on in each half."""
     if len(vectors) <= NEAR:
         return np.arange(len(vectors))
     one = np.argmin(vectors @ vectors.mean(0))
     other = np.argmin(vectors @ vectors[one])
-    along = np.argsort(vectors @ (vectors[one] - vectors[other]), kind="stable")
-    halves = np.array_split(along, 2)
+    apart = vectors[one] - vectors[other]
+    for _ in range(SETTLE):
+        along = vectors @ apart
+        apart = np.sign(along - np.median(along)) @ vectors
+    halves = np.array_split(np.argsort(vectors @ apart, kind="stable"), 2)
     return np.concatenate([half[near_together(vectors[half])] for half in halves])
 
 

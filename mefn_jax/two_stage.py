@@ -13,50 +13,58 @@ from mefn_jax.matching.features import Features
 from mefn_jax.ranking import rank
 
 
-def share_of(text: str, split: Split) -> float:
-    """The share of the images, for each caption, that `--shortlist` asks for: below 1 a share, from 1 on a number of
-    images; 0 where it does not ask. Raises ConfigError."""
+def shortlisted(text: str, images: int) -> int:
+    """How many of the images `--shortlist` asks for: below 1 it is a share of them, from 1 on a number; 0 where it does
+    not ask. Raises ConfigError."""
     if not text:
-        return 0.0
+        return 0
     try:
         asked = float(text)
     except ValueError:
         asked = 0.0
-    if not 0 < asked <= split.images:
-        raise ConfigError(f"--shortlist={text}: give a share of the gallery as 0.1, or how many images, as 100")
-    return asked if asked < 1 else asked / split.images
+    if not 0 < asked <= images:
+        raise ConfigError(
+            f"--shortlist={text}: give a share of the gallery as 0.1, or how many of its {images} images, as 100"
+        )
+    return round(asked) if asked >= 1 else max(1, round(asked * images))
 
 
 def two_stages(
-    evaluator: Evaluator, params, images: Features, texts: Features, split: Split, share: float, whole: dict
+    evaluator: Evaluator, params, images: Features, texts: Features, split: Split, k: int, whole: dict
 ) -> dict:
-    """Ranks a split by its shortlists and by the coarse vectors alone, beside `whole`, the report of ranking it by all
-    scores, with the `seconds` that these took. Returns `{"shortlist", "exhaustive", "coarse"}`, each of
-    `metrics.summarise` with `seconds` (without compilation; of the shortlists the median of three times), and
-    `share`."""
+    """Ranks a split by shortlists of k images and by the coarse vectors alone, beside `whole`, the report of ranking it
+    by all scores, with the `seconds` that these took. Returns `{"shortlist", "exhaustive", "coarse"}`, each of
+    `metrics.summarise` with `seconds` (without compilation; of the shortlists the median of three times); `images`, k;
+    `share`, of all images; and in percent, how many captions have their own image in their list, `listed`, or would
+    have it among the k nearest to them alone, `nearest`."""
     owner, times = split.caption_image, []
     for _ in range(4):
         start = time.perf_counter()
-        counts = shortlist.counts(evaluator.shortlists(params, images, texts, share), owner)
+        found = evaluator.shortlists(params, images, texts, k)
+        counts = shortlist.counts(found, owner)
         times.append(time.perf_counter() - start)
     short = float(np.median(times[1:]))  # the first time all that is compiled is
     of_images, of_texts = (evaluator.coarse(params, x) for x in (images, texts))
     ranking = rank(lambda rows, columns: of_images[rows] @ of_texts[columns].T, owner)
     coarse = metrics.summarise(*ranking.counts[1], owner) | {"seconds": ranking.seconds}
     return {
-        "share": share,
+        "images": k,
+        "share": k / split.images,
+        "listed": 100.0 * float(np.mean(np.any(found.images == owner[:, None], 1))),
+        "nearest": 100.0 * float(np.mean(ranking.counts[1][1] < k)),
         "shortlist": metrics.summarise(*counts, owner) | {"seconds": short},
         "exhaustive": {key: whole[key] for key in coarse},
         "coarse": coarse,
     }
 
 
-def show(result: dict, split: Split) -> None:
+def show(result: dict) -> None:
     """Prints what is lost and what is saved."""
-    images = max(1, round(result["share"] * split.images))
     say(
-        f"\nshortlists: {images} images for each caption, {100 * result['share']:.1f} % of all pairs: those nearest to "
-        "it or to captions like it; an image is ranked against the captions that list it"
+        f"\nshortlists: {result['images']} images for each caption, {100 * result['share']:.1f} % of all pairs: those "
+        "nearest to it or to captions like it; an image is ranked against the captions that list it\n"
+        f"the list has the own image of {result['listed']:.1f} % of the captions (one of those nearest to it alone "
+        f"would have that of {result['nearest']:.1f} %)"
     )
     titles = "".join(f"{f'{side} R@1':>8} {'R@5':>7} {'R@10':>7} " for side in ("i2t", "t2i"))
     say(f"{'':12} {titles}{'rSum':>7} {'seconds':>8}")

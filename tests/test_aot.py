@@ -6,14 +6,15 @@ import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 import pytest
 from conftest import ROOT
 
 import configs.shapes
-from mefn_jax import optim, state
+from mefn_jax import optim, shortlist, state
 from mefn_jax.model import build, empty_images, empty_texts
-from mefn_jax.sharding import laid_out, make_mesh
+from mefn_jax.sharding import by_rows, laid_out, make_mesh, replicated
 
 pytest.importorskip("libtpu")
 
@@ -90,6 +91,20 @@ def test_unknown_slices_are_refused(target, command):
     assert done.returncode == 1
     assert f"error: --compile_for={target}: " in done.stderr.splitlines()[-1]
     assert "give v4, v5e, v5p or v6e" in done.stderr
+
+
+def test_lists_of_the_nearest_are_approximate_on_tpus_alone():
+    from mefn_jax.aot import devices_of, executable
+
+    def lowered(mesh):
+        whole, rows = replicated(mesh), by_rows(mesh)
+        vectors = jax.ShapeDtypeStruct((1000, 64), np.float32, sharding=whole)
+        captions = jax.ShapeDtypeStruct((32, 16), np.int32, sharding=rows)
+        return shortlist.compiled(None, mesh)[2].lower(vectors, vectors, captions, 100)
+
+    here, there = lowered(make_mesh()), lowered(make_mesh(None, devices_of(TARGET)))
+    assert ["ApproxTopK" in x.as_text() for x in (here, there)] == [False, True]
+    assert executable(there).memory_analysis().output_size_in_bytes >= 4 * 32 * 100
 
 
 def test_where_everything_lies():

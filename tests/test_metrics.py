@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mefn_jax import metrics, ranking
-from mefn_jax.errors import TrainingError
+from mefn_jax.errors import DataError, TrainingError
 
 
 def naive(scores, owner):
@@ -118,6 +118,11 @@ def test_the_best_of_every_query_are_numpys_and_agree_with_the_ranks(gallery, ti
             assert best.positions[query].tolist() == expected
             np.testing.assert_array_equal(best.scores[query], row[expected])
             assert true[query, expected].any() == (rank[query] <= k)
+
+
+def test_an_image_without_captions_has_no_rank():
+    with pytest.raises(DataError, match="image 1 of the gallery has no caption"):
+        ranking.rank(lambda rows, columns: np.zeros((3, 2)), np.array([0, 2]))
 
 
 @settings(deadline=None, max_examples=100)

@@ -1,5 +1,6 @@
 """Packed texts: nothing is lost, groups keep their bounds, and what is scored is what the padded form scores."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from mefn_jax.matching.entropy import ENTROPIES, shannon
 from mefn_jax.matching.features import make_features
-from mefn_jax.matching.mefn import MEFN
+from mefn_jax.matching.mefn import ATTEND, GLOBAL_INPUT, MEFN
 from mefn_jax.matching.packing import NEXT, TEXTS, arrange, layout, pack
 from mefn_jax.matching.sides import packed, regions_of
 from mefn_jax.matching.tiled import FeatureScores, compiled, parts, tile_images
@@ -126,6 +127,37 @@ def test_any_scale_is_that_of_the_readable_form(entropy):
         tile, plain, pairs = forms(params)
         np.testing.assert_allclose(tile, pairs, atol=2e-5, err_msg=scale)
         np.testing.assert_allclose(plain, pairs, atol=2e-5, err_msg=scale)
+
+
+@pytest.mark.parametrize("attend", ATTEND)
+@pytest.mark.parametrize("global_input", GLOBAL_INPUT)
+def test_packed_is_readable_with_all_options(attend, global_input):
+    images, texts, words, place = three_by_three(3)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def forms(name):
+        module = MEFN(entropy=name, attend=attend, global_input=global_input)
+        params = module.init(jax.random.key(0), images, texts)
+
+        def readable(image, text):
+            return module.apply(params, image, text, method="explain")["score"]
+
+        tile = module.apply(params, regions_of(images), words, method="tile")[:, place]
+        return tile, jax.vmap(jax.vmap(readable, (None, 0)), (0, None))(images, texts)
+
+    for name in ENTROPIES:
+        np.testing.assert_allclose(*forms(name), atol=1e-5, err_msg=name)
+
+
+def test_an_image_without_regions_has_a_score():
+    images, texts, words, place = three_by_three(3)
+    mask = images.mask & (np.arange(3) > 0)[:, None]
+    images = dataclasses.replace(images, mask=mask, fragments=images.fragments * mask[..., None])
+    module = MEFN()
+    params = jax.jit(module.init)(jax.random.key(0), images, texts)
+    tile = jax.jit(functools.partial(module.apply, method="tile"))(params, regions_of(images), words)[:, place]
+    np.testing.assert_allclose(tile, jax.jit(module.apply)(params, images, texts), atol=1e-5)
+    assert np.all(np.isfinite(tile))
 
 
 def test_an_entropy_that_is_not_known_here_is_computed_pair_by_pair(monkeypatch):

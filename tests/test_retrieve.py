@@ -1,6 +1,7 @@
 """An index of a folder and queries, by the command and against brute force."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs import shapes
-from mefn_jax import evaluator, index, retrieve, training
+from mefn_jax import evaluator, index, pictures, retrieve, training
 from mefn_jax.data.images import decode, resize_of
-from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.errors import ConfigError, DataError, TrainingError
 from mefn_jax.index import build, open_index, search
 from mefn_jax.sharding import make_mesh
 
@@ -75,8 +76,12 @@ def test_a_query_finds_what_scoring_all_images_finds(name, runs, folder, tmp_pat
 
 def test_a_shortlist_is_what_the_matcher_scores(runs, folder, tmp_path, capsys):
     retrieve.index_images(runs["mefn"], "latest", folder, tmp_path / "index")
-    retrieve.query(runs["mefn"], "latest", tmp_path / "index", CAPTION, 2, shortlist=4)
-    assert "4 of them scored by the matcher" in capsys.readouterr().out
+    for asked in ("4", "0.34"):
+        retrieve.query(runs["mefn"], "latest", tmp_path / "index", CAPTION, 2, shortlist=asked)
+        assert "4 of them scored by the matcher" in capsys.readouterr().out
+    for asked in ("0", "13", "few"):
+        with pytest.raises(ConfigError, match=f"--shortlist={asked}: give a share"):
+            retrieve.query(runs["mefn"], "latest", tmp_path / "index", CAPTION, 2, shortlist=asked)
 
 
 def test_a_stopped_index_goes_on_and_ends_the_same(runs, folder, tmp_path, monkeypatch):
@@ -121,10 +126,110 @@ def test_what_does_not_belong_together_is_refused(runs, folder, tmp_path):
         retrieve.index_images(runs["mefn"], "latest", tmp_path / "empty", tmp_path / "other")
     with pytest.raises(ConfigError, match=r"is not empty and holds no index\.json"):
         retrieve.index_images(runs["mefn"], "latest", folder, tmp_path / "more")
-    with pytest.raises(ConfigError, match="a caption without words"):
-        retrieve.query(runs["mefn"], "latest", built, "  ", 1)
-    with pytest.raises(ConfigError, match=r"give a \.png or \.jpg file"):
-        retrieve.query(runs["mefn"], "latest", built, CAPTION, 1, out=str(tmp_path / "x.doc"))
+    for caption in ("  ", "!!!", "..."):
+        with pytest.raises(ConfigError, match="a caption without words"):
+            retrieve.query(runs["mefn"], "latest", built, caption, 1)
+    (tmp_path / "x.png").mkdir()
+    for out, why in (("x.doc", r"give a \.png or \.jpg file"), ("x.psd", "give a"), ("x.png", "is a directory")):
+        with pytest.raises(ConfigError, match=why):
+            retrieve.query(runs["mefn"], "latest", built, CAPTION, 1, out=str(tmp_path / out))
+    for arguments in ((folder, "gs://bucket/index"), ("gs://bucket/images", tmp_path / "other")):
+        with pytest.raises(ConfigError, match="must be in a local or mounted directory"):
+            retrieve.index_images(runs["mefn"], "latest", *arguments)
+    (folder / "new.png").write_bytes((folder / "0.png").read_bytes())
+    (folder / "0.png").rename(folder / "renamed.png")
+    try:
+        with pytest.raises(ConfigError, match=r"is of other images: .* has 2 more and 1 fewer than when it was begun"):
+            retrieve.index_images(runs["mefn"], "latest", folder, built)
+    finally:
+        (folder / "renamed.png").rename(folder / "0.png")
+        (folder / "new.png").unlink()
+
+
+def test_other_parameters_of_the_same_step_are_refused(runs, folder, tmp_path):
+    model, params, made_by = retrieve.opened(runs["vsepp"], "latest", False)
+    build(model, params, made_by, folder, tmp_path / "index")
+    with pytest.raises(ConfigError, match=r"was made by step 2 of .*, with other parameters \(trained anew"):
+        open_index(tmp_path / "index", made_by | {"parameters": "others"})
+
+
+def test_names_of_any_bytes_stand_beside_their_own_scores(runs, tmp_path, capsys):
+    folder, rng = tmp_path / "names", np.random.default_rng(0)
+    folder.mkdir()
+    names = ["a.png", "b\u2028c.png", "d\re.png", "f\x85g.png", "h\ni.png", os.fsdecode(b"caf\xe9.png"), "k\u202fl.png"]
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(folder / name, "png")
+    retrieve.index_images(runs["vsepp"], "latest", folder, tmp_path / "index")
+    found = retrieve.query(runs["vsepp"], "latest", tmp_path / "index", CAPTION, 10, out=str(tmp_path / "x.png"))
+    model, params, _ = evaluator.load(runs["vsepp"], "latest")
+    texts = model.of_captions(params, [CAPTION])
+    assert sorted(name for _, name in found) == sorted(names)
+    for score, name in found:
+        pixels = decode((folder / name).read_bytes(), resize_of(model.config.image), name)[None]
+        pixels = np.repeat(pixels, model.mesh.size, 0)
+        image = model.of_images(params, pixels, 1)
+        np.testing.assert_allclose(model.coarse(params, image) @ model.coarse(params, texts).T, score, atol=1e-5)
+    said = capsys.readouterr().out
+    assert "7 images" in said
+    assert all(shown in said for shown in ("b\ufffdc.png", "caf\ufffd.png", "k\u202fl.png"))
+    retrieve.index_images(runs["vsepp"], "latest", folder, tmp_path / "index")
+    assert "all 7 images are encoded already" in capsys.readouterr().out
+
+
+def test_a_picture_has_a_place_for_an_image_that_is_gone(runs, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "images")
+    retrieve.index_images(runs["vsepp"], "latest", tmp_path / "images", tmp_path / "index")
+    best = retrieve.query(runs["vsepp"], "latest", tmp_path / "index", CAPTION, 3)
+    (tmp_path / "images" / best[0][1]).unlink()
+    retrieve.query(runs["vsepp"], "latest", tmp_path / "index", CAPTION, 3, out=str(tmp_path / "found.png"))
+    with Image.open(tmp_path / "found.png") as sheet:
+        assert sheet.getpixel((pictures.GAP + 100, 100)) == pictures.PALE
+
+
+def test_a_folder_of_broken_images_is_refused(runs, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "broken.jpg").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="no image in it can be decoded"):
+        retrieve.index_images(runs["vsepp"], "latest", tmp_path / "images", tmp_path / "index")
+    assert "left out 1 images" in capsys.readouterr().out
+    with pytest.raises(DataError, match="none of its images could be decoded"):
+        retrieve.query(runs["vsepp"], "latest", tmp_path / "index", CAPTION, 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("coarse.npy", None, "cannot be read as an array"),
+        ("coarse.npy", b"", "cannot be read as an array"),
+        ("fragments.npy", b"\x93NUMPY\x01\x00v", "cannot be read as an array"),
+        ("mask.npy", None, "cannot be read as an array"),
+        ("images.json", b"[]", "is not a list of 12 names"),
+        ("images.json", None, "no such file"),
+        ("index.json", b"{}", "the key 'checkpoint' is missing"),
+        ("index.json", b"{", "not JSON"),
+    ],
+)
+def test_a_damaged_index_says_which_file(file, content, message, runs, folder, tmp_path):
+    model, params, made_by = retrieve.opened(runs["mefn"], "latest", False)
+    build(model, params, made_by, folder, tmp_path / "index")
+    path = tmp_path / "index" / file
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as refused:
+        open_index(tmp_path / "index", made_by)
+    assert file in str(refused.value)
+
+
+def test_what_is_not_finite_is_an_error(runs, folder, tmp_path):
+    model, params, made_by = retrieve.opened(runs["vsepp"], "latest", False)
+    broken = jax.tree.map(lambda x: x * np.nan, params)
+    with pytest.raises(TrainingError, match=r"0\.png: its features are not finite"):
+        build(model, broken, made_by, folder, tmp_path / "index")
+    vectors = np.ones((5, 3), np.float32)
+    vectors[3, 1] = np.nan
+    with pytest.raises(TrainingError, match="is not finite"):
+        search(vectors, np.ones(3), 2, make_mesh())
+    readable = np.arange(5) != 3  # as what stands for an image that could not be decoded
+    assert search(vectors, np.ones(3), 2, make_mesh(), readable)[0].tolist() == [0, 1]
 
 
 def test_a_caption_that_is_too_long_is_cut_with_a_warning(runs, folder, tmp_path, capsys):
@@ -144,12 +249,16 @@ def test_the_commands(runs, folder, tmp_path, command):
     one = retrieve.query(runs["mefn"], "latest", made, CAPTION, 3)
     assert all(f"{score:.4f}  {name}" in said for score, name in one)
     lines = tmp_path / "captions.txt"
-    lines.write_text("a red circle\n\nblue squares\na large dotted star\n")
+    lines.write_text("a red circle\n\nblue squares\n!!!\na large dotted star\n")
     said = command("eval.py", *options, f"--query_image={folder / '0.png'}", f"--captions={lines}", "--topk=2").stdout
     assert "0.png in 3 captions" in said
     assert len([line for line in said.splitlines() if line.strip()[:1] in ("1", "2")]) == 2
     refused = command("eval.py", *options, f"--query={CAPTION}", check=False)
     assert "--index=INDEX is missing" in refused.stderr
+    refused = command(
+        "eval.py", *options, f"--query_image={lines}", f"--captions={lines}", "--shortlist=5", check=False
+    )
+    assert "--shortlist is of one run's evaluation, or of --query" in refused.stderr
 
 
 @settings(deadline=None, max_examples=60)

@@ -68,7 +68,7 @@ def test_levels_are_taken_from_the_scores_of_both_stages():
     assert min(np.ptp(x) for x in levels) > 1e-3
     scores = evaluator.scores(params, images, texts)(slice(2, 7), slice(3, CAPTIONS))
     np.testing.assert_allclose(scores, expected[2:7, 3:], atol=1e-5)
-    found = evaluator.shortlists(params, images, texts, 0.5)
+    found = evaluator.shortlists(params, images, texts, 4)
     np.testing.assert_allclose(found.scores, np.take_along_axis(expected.T, found.images, 1), atol=1e-5)
 
 

@@ -44,7 +44,7 @@ def all_pairs(
     # Softmaxes of -kappa H but for their normalisers: entropies lie in [0, 1].
     w = jnp.exp(jnp.maximum(-sharpness * H_v, LOWEST)) * regions.mask[..., None]  # (I, N, T)
     u = jnp.exp(jnp.maximum(-sharpness * H_t, LOWEST))  # (I, W)
-    w_sum, u_sum = jnp.sum(w, 1), _positive(words.sum(u))  # (I, T)
+    w_sum, u_sum = _positive(jnp.sum(w, 1)), _positive(words.sum(u))  # (I, T)
 
     local = []
     if attend in ("both", "words"):
