@@ -114,12 +114,12 @@ def near_together(vectors: np.ndarray) -> np.ndarray:
     between two that are far apart, then of the middle between the halves' means; and so on in each half."""
     if len(vectors) <= NEAR:
         return np.arange(len(vectors))
-    one = np.argmin(vectors @ vectors.mean(0))
+    one = np.argmin(vectors @ vectors.sum(0))
     other = np.argmin(vectors @ vectors[one])
-    apart = vectors[one] - vectors[other]
+    apart, middle = vectors[one] - vectors[other], len(vectors) // 2
     for _ in range(SETTLE):
         along = vectors @ apart
-        apart = np.sign(along - np.median(along)) @ vectors
+        apart = np.sign(along - np.partition(along, middle)[middle]) @ vectors
     halves = np.array_split(np.argsort(vectors @ apart, kind="stable"), 2)
     return np.concatenate([half[near_together(vectors[half])] for half in halves])
 
