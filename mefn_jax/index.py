@@ -33,6 +33,7 @@ from mefn_jax.sharding import by_rows, put_whole, replicated
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SAVE_SECONDS = 10.0  # between two notes of how far it has come
 CHUNK = 1 << 15  # vectors searched at once
+BEGUN = {"images.json", ".images.json.new", ".index.json.new"}  # files of an index that was stopped at once
 FACTS = {"checkpoint": dict, "folder": str, "images": int, "done": int, "skipped": list, "arrays": list}  # index.json
 
 
@@ -90,12 +91,17 @@ def build(evaluator: Evaluator, params, made_by: dict, folder, out) -> None:
             noted(out, facts, arrays)
             saved = time.monotonic()
     bar.close()
-    if facts["skipped"]:
-        shown = ", ".join(map(printable, facts["skipped"][:5])) + (", ..." if len(facts["skipped"]) > 5 else "")
-        say(f"left out {len(facts['skipped'])} images that cannot be decoded: {shown} (all in {out}/index.json)")
-    if len(facts["skipped"]) == len(names):
+    conclude(out, folder, len(names), facts["skipped"])
+
+
+def conclude(out: Path, folder: Path, number: int, skipped: list[str]) -> None:
+    """Says what was written and left out. Raises DataError if that is all."""
+    if skipped:
+        shown = ", ".join(map(printable, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
+        say(f"left out {len(skipped)} images that cannot be decoded: {shown} (all in {out}/index.json)")
+    if len(skipped) == number:
         raise DataError(f"--index_images={folder}: no image in it can be decoded")
-    say(f"wrote {out}: {len(names) - len(facts['skipped'])} images")
+    say(f"wrote {out}: {number - len(skipped)} images")
 
 
 def check_finite(found: dict[str, np.ndarray], names: list[str]) -> None:
@@ -122,7 +128,7 @@ def begun(out: Path, facts: dict, names: list[str]) -> dict:
     """The facts of an index, as far as it has come. Raises ConfigError if `out` is that of something else."""
     path = out / "index.json"
     if not path.is_file():
-        if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"images.json"}):
+        if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - BEGUN):
             raise ConfigError(f"--index={out} is not empty and holds no index.json; choose another")
         try:
             out.mkdir(parents=True, exist_ok=True)

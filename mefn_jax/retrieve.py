@@ -52,8 +52,7 @@ def query(
     loaded = time.perf_counter()
     texts = captions_of(evaluator, params, [text], "--query")
     vector = evaluator.coarse(params, texts)[0]
-    number = max(topk, number)
-    positions, scores = search(found.coarse, vector, number, evaluator.mesh, found.readable)
+    positions, scores = search(found.coarse, vector, max(topk, number), evaluator.mesh, found.readable)
     if not evaluator.model.coarse_is_score:
         rows, columns = slice(0, len(positions)), slice(0, 1)
         scores = evaluator.scores(params, found.features(positions), texts)(rows, columns)

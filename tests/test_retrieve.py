@@ -87,6 +87,8 @@ def test_a_shortlist_is_what_the_matcher_scores(runs, folder, tmp_path, capsys):
 def test_a_stopped_index_goes_on_and_ends_the_same(runs, folder, tmp_path, monkeypatch):
     model, params, made_by = retrieve.opened(runs["mefn"], "latest", False)
     build(model, params, made_by, folder, tmp_path / "whole")
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / ".images.json.new").write_text('["hal')  # what a first moment's kill leaves
     monkeypatch.setattr(index, "SAVE_SECONDS", 0.0)
     read = index.batches
 
