@@ -33,7 +33,6 @@ from mefn_jax.sharding import by_rows, put_whole, replicated
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SAVE_SECONDS = 10.0  # between two notes of how far it has come
 CHUNK = 1 << 15  # vectors searched at once
-BEGUN = {"images.json", ".images.json.new", ".index.json.new"}  # files of an index that was stopped at once
 FACTS = {"checkpoint": dict, "folder": str, "images": int, "done": int, "skipped": list, "arrays": list}  # index.json
 
 
@@ -67,7 +66,8 @@ def build(evaluator: Evaluator, params, made_by: dict, folder, out) -> None:
     names = listed(folder)
     facts = begun(out, {"checkpoint": made_by, "folder": str(folder), "images": len(names)}, names)
     if facts["done"] == len(names):
-        say(f"{out}: all {len(names)} images are encoded already")
+        say(f"{out}: all images are encoded already")
+        conclude(out, folder, len(names), facts["skipped"])
         return
     config, arrays = evaluator.config, None
     size = -(-config.eval.batch_size // evaluator.mesh.size) * evaluator.mesh.size
@@ -95,13 +95,13 @@ def build(evaluator: Evaluator, params, made_by: dict, folder, out) -> None:
 
 
 def conclude(out: Path, folder: Path, number: int, skipped: list[str]) -> None:
-    """Says what was written and left out. Raises DataError if that is all."""
+    """Says what there is and what was left out. Raises DataError if that is all."""
     if skipped:
         shown = ", ".join(map(printable, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
         say(f"left out {len(skipped)} images that cannot be decoded: {shown} (all in {out}/index.json)")
     if len(skipped) == number:
         raise DataError(f"--index_images={folder}: no image in it can be decoded")
-    say(f"wrote {out}: {number - len(skipped)} images")
+    say(f"{out} has {number - len(skipped)} images")
 
 
 def check_finite(found: dict[str, np.ndarray], names: list[str]) -> None:
@@ -126,13 +126,13 @@ def listed(folder: Path) -> list[str]:
 
 def begun(out: Path, facts: dict, names: list[str]) -> dict:
     """The facts of an index, as far as it has come. Raises ConfigError if `out` is that of something else."""
-    path = out / "index.json"
-    if not path.is_file():
-        if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - BEGUN):
+    if not (out / "index.json").is_file():
+        data = json.dumps(names, indent=0).encode()
+        if out.exists() and not (out.is_dir() and all(stopped_at_once(path, data) for path in out.iterdir())):
             raise ConfigError(f"--index={out} is not empty and holds no index.json; choose another")
         try:
             out.mkdir(parents=True, exist_ok=True)
-            write_whole(epath.Path(out / "images.json"), json.dumps(names, indent=0).encode())
+            write_whole(epath.Path(out / "images.json"), data)
         except OSError as e:
             raise ConfigError(f"--index={out}: cannot be written ({e.strerror})") from None
         facts |= {"done": 0, "skipped": [], "arrays": []}
@@ -149,6 +149,13 @@ def begun(out: Path, facts: dict, names: list[str]) -> dict:
             "begun; choose another, or remove it"
         )
     return old
+
+
+def stopped_at_once(path: Path, data: bytes) -> bool:
+    """Whether a file is what a process leaves that was killed before `index.json` was there: a half-written one, or
+    the names, `data`."""
+    half = path.name in (".images.json.new", ".index.json.new")
+    return half or (path.name == "images.json" and path.is_file() and path.read_bytes() == data)
 
 
 def read(path: Path) -> tuple[dict, list[str]]:

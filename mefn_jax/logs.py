@@ -24,11 +24,11 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def printable(name: str) -> str:
-    """A file's name as a terminal or a picture can show it: a mark for each byte that is no UTF-8, and each line
-    break."""
-    odd = ("Cc", "Cs", "Zl", "Zp")  # control, of no UTF-8, and what begins lines and paragraphs
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in odd else c for c in name)
+def printable(text: str) -> str:
+    """A text on one line, as a terminal or a picture can show it: a space for a tab, a mark for each byte that is no
+    UTF-8, each line break and other control."""
+    text, odd = text.replace("\t", " "), ("Cc", "Cs", "Zl", "Zp")
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in odd else c for c in text)
 
 
 def header(rows: dict[str, str]) -> None:

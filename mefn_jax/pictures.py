@@ -5,6 +5,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mefn_jax.config import check_local
+from mefn_jax.data.images import rgb
 from mefn_jax.errors import ConfigError
 from mefn_jax.logs import printable
 
@@ -21,7 +22,7 @@ def ranked(title: str, found: list[tuple[float, Path]], columns: int = 5) -> Ima
     width = max(columns, 2) * CELL + GAP
     sheet = Image.new("RGB", (width, rows * height + 2 * GAP + LINE), PAPER)
     pen, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(LINE - 3), ImageFont.load_default(LINE - 6)
-    pen.text((GAP, GAP), fitting(pen, title, width - 2 * GAP, font), INK, font)
+    pen.text((GAP, GAP), fitting(pen, printable(title), width - 2 * GAP, font), INK, font)
     for k, (score, path) in enumerate(found):
         left, top = GAP + k % columns * CELL, 2 * GAP + LINE + k // columns * height
         picture = shrunk(path)
@@ -35,8 +36,8 @@ def shrunk(path: Path) -> Image.Image:
     """An image file's picture for a cell; grey if it can no longer be read."""
     try:
         with Image.open(path) as image:
-            return ImageOps.contain(ImageOps.exif_transpose(image).convert("RGB"), (PICTURE, PICTURE))
-    except OSError:
+            return ImageOps.contain(rgb(ImageOps.exif_transpose(image)), (PICTURE, PICTURE))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return Image.new("RGB", (PICTURE, PICTURE), PALE)
 
 
@@ -59,7 +60,7 @@ def save(picture: Image.Image, path: Path) -> None:
     """Writes a picture. Raises ConfigError."""
     try:
         picture.save(path)
-    except OSError as e:
+    except (OSError, ValueError) as e:
         raise ConfigError(f"--out={path}: cannot be written ({e})") from None
 
 

@@ -73,7 +73,7 @@ def rank(scores: Scores, caption_image: np.ndarray, folds=(1,), best: int = 0, b
     With one number of folds alone, pairs across them are not scored. `keep`, a float32 array `(I, C)`,
     perhaps on disk, is filled with the scores. Tiles that hold a true pair come first and are kept until the others
     are counted (about C times IMAGES numbers). Raises TrainingError for a score that is not finite, and DataError for
-    an image without captions, which has no rank.
+    an image without captions, which has no rank, before the last that has some.
     """
     if not np.all(np.bincount(caption_image)):
         raise DataError(f"image {np.argmin(np.bincount(caption_image))} of the gallery has no caption: leave it out")

@@ -13,12 +13,11 @@ from mefn_jax.data import images
 from mefn_jax.data.files import read_text
 from mefn_jax.data.pipeline import pad_rows
 from mefn_jax.data.tokenizer import UNK
-from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.errors import ConfigError, DataError, TrainingError
 from mefn_jax.evaluator import Evaluator, load
 from mefn_jax.index import build, open_index, search
 from mefn_jax.logs import printable, say
 from mefn_jax.matching.tiled import CAPTIONS, parts
-from mefn_jax.ranking import finite
 from mefn_jax.remote import directory
 from mefn_jax.two_stage import shortlisted
 
@@ -40,9 +39,9 @@ def query(
 ) -> list[tuple[float, str]]:
     """Prints the `topk` images of an index that fit a caption best, with their scores, and draws them into `out`.
 
-    The matcher scores those of the `shortlist` (a number or a share; SHORTLIST if empty), the nearest by their coarse
-    vectors. Returns scores and file names. Raises ConfigError for another checkpoint's index and for a caption without
-    words.
+    The matcher scores those of the `shortlist` (a number, at least `topk`, or a share; SHORTLIST if empty), the nearest
+    by their coarse vectors. Returns scores and file names. Raises ConfigError for another checkpoint's index and for a
+    caption without words.
     """
     start, picture = time.perf_counter(), out and pictures.checked(out)
     check_local("--index", index)
@@ -55,8 +54,8 @@ def query(
     positions, scores = search(found.coarse, vector, max(topk, number), evaluator.mesh, found.readable)
     if not evaluator.model.coarse_is_score:
         rows, columns = slice(0, len(positions)), slice(0, 1)
-        scores = evaluator.scores(params, found.features(positions), texts)(rows, columns)
-        scores = finite(scores, rows, columns)[:, 0]
+        scores = evaluator.scores(params, found.features(positions), texts)(rows, columns)[:, 0]
+        check_finite(scores, [found.names[p] for p in positions])
         order = np.lexsort((positions, -scores))
         positions, scores = positions[order], scores[order]
     best = [(float(s), found.names[p]) for p, s in zip(positions[:topk], scores[:topk], strict=True)]
@@ -89,8 +88,9 @@ def query_image(workdir: str, step: str, file: str, captions: str, topk: int, em
         raise DataError(f"--captions={captions}: no line with a word in it")
     texts = captions_of(evaluator, params, kept, f"--captions={captions}")
     found = evaluator.of_images(params, pad_rows(pixels, evaluator.mesh.size), 1)
-    score, row = evaluator.scores(params, found, texts), slice(0, 1)
-    scores = np.concatenate([finite(score(row, some), row, some)[0] for some in parts(len(kept), CAPTIONS)])
+    score = evaluator.scores(params, found, texts)
+    scores = np.concatenate([score(slice(0, 1), some)[0] for some in parts(len(kept), CAPTIONS)])
+    check_finite(scores, kept)
     best = [(float(scores[k]), kept[k]) for k in np.argsort(-scores, kind="stable")[:topk]]
     table(best, f"{printable(file)} in {len(kept)} captions")
     return best
@@ -110,6 +110,8 @@ def captions_of(evaluator: Evaluator, params, lines: list[str], option: str):
     if evaluator.config.text.arch == "words":
         raise ConfigError(f"{option}: this model takes cached words, not captions")
     for line in lines:
+        if any(unicodedata.category(c) == "Cs" for c in line):
+            raise ConfigError(f"{option}={printable(line)}: is not UTF-8")
         if not has_words(evaluator, line):
             raise ConfigError(f"{option}={line!r}: a caption without words")
         if set(evaluator.tokenizer.pieces(line)) == {UNK}:
@@ -118,6 +120,16 @@ def captions_of(evaluator: Evaluator, params, lines: list[str], option: str):
         if count > most:
             say(f"warning: {count} wordpieces, of which the model takes the first {most}: {line[:60]!r}...")
     return evaluator.of_captions(params, lines)
+
+
+def check_finite(scores: np.ndarray, names: list[str]) -> None:
+    """Raises TrainingError, naming the first, for scores `(n,)` that are not finite."""
+    bad = ~np.isfinite(scores)
+    if bad.any():
+        raise TrainingError(
+            f"{printable(names[np.argmax(bad)])}: its score is not finite; the index is damaged, or the parameters are "
+            "not finite"
+        )
 
 
 def has_words(evaluator: Evaluator, line: str) -> bool:

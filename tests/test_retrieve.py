@@ -131,6 +131,13 @@ def test_what_does_not_belong_together_is_refused(runs, folder, tmp_path):
     for caption in ("  ", "!!!", "..."):
         with pytest.raises(ConfigError, match="a caption without words"):
             retrieve.query(runs["mefn"], "latest", built, caption, 1)
+    with pytest.raises(ConfigError, match="--query=caf\ufffd red: is not UTF-8"):
+        retrieve.query(runs["mefn"], "latest", built, os.fsdecode(b"caf\xe9 red"), 1)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "images.json").write_text('["mine"]')
+    with pytest.raises(ConfigError, match=r"is not empty and holds no index\.json"):
+        retrieve.index_images(runs["mefn"], "latest", folder, tmp_path / "own")
+    assert (tmp_path / "own" / "images.json").read_text() == '["mine"]'
     (tmp_path / "x.png").mkdir()
     for out, why in (("x.doc", r"give a \.png or \.jpg file"), ("x.psd", "give a"), ("x.png", "is a directory")):
         with pytest.raises(ConfigError, match=why):
@@ -175,7 +182,7 @@ def test_names_of_any_bytes_stand_beside_their_own_scores(runs, tmp_path, capsys
     assert "7 images" in said
     assert all(shown in said for shown in ("b\ufffdc.png", "caf\ufffd.png", "k\u202fl.png"))
     retrieve.index_images(runs["vsepp"], "latest", folder, tmp_path / "index")
-    assert "all 7 images are encoded already" in capsys.readouterr().out
+    assert "all images are encoded already" in capsys.readouterr().out
 
 
 def test_a_picture_has_a_place_for_an_image_that_is_gone(runs, folder, tmp_path):
@@ -183,7 +190,8 @@ def test_a_picture_has_a_place_for_an_image_that_is_gone(runs, folder, tmp_path)
     retrieve.index_images(runs["vsepp"], "latest", tmp_path / "images", tmp_path / "index")
     best = retrieve.query(runs["vsepp"], "latest", tmp_path / "index", CAPTION, 3)
     (tmp_path / "images" / best[0][1]).unlink()
-    retrieve.query(runs["vsepp"], "latest", tmp_path / "index", CAPTION, 3, out=str(tmp_path / "found.png"))
+    two_lines = CAPTION.replace(" is", "\n\tis")
+    retrieve.query(runs["vsepp"], "latest", tmp_path / "index", two_lines, 3, out=str(tmp_path / "found.png"))
     with Image.open(tmp_path / "found.png") as sheet:
         assert sheet.getpixel((pictures.GAP + 100, 100)) == pictures.PALE
 
@@ -194,6 +202,8 @@ def test_a_folder_of_broken_images_is_refused(runs, tmp_path, capsys):
     with pytest.raises(DataError, match="no image in it can be decoded"):
         retrieve.index_images(runs["vsepp"], "latest", tmp_path / "images", tmp_path / "index")
     assert "left out 1 images" in capsys.readouterr().out
+    with pytest.raises(DataError, match="no image in it can be decoded"):  # nor is it well when asked again
+        retrieve.index_images(runs["vsepp"], "latest", tmp_path / "images", tmp_path / "index")
     with pytest.raises(DataError, match="none of its images could be decoded"):
         retrieve.query(runs["vsepp"], "latest", tmp_path / "index", CAPTION, 1)
 
@@ -228,6 +238,8 @@ def test_what_is_not_finite_is_an_error(runs, folder, tmp_path):
         build(model, broken, made_by, folder, tmp_path / "index")
     vectors = np.ones((5, 3), np.float32)
     vectors[3, 1] = np.nan
+    with pytest.raises(TrainingError, match=r"b\.png: its score is not finite"):
+        retrieve.check_finite(np.array([1.0, np.inf]), ["a.png", "b.png"])
     with pytest.raises(TrainingError, match="is not finite"):
         search(vectors, np.ones(3), 2, make_mesh())
     readable = np.arange(5) != 3  # as what stands for an image that could not be decoded
