@@ -79,7 +79,8 @@ def build(evaluator: Evaluator, params, made_by: dict, folder, out) -> None:
         found = {"coarse": evaluator.coarse(params, encoded)}
         if not evaluator.model.coarse_is_score:
             found |= {"pooled": encoded.pooled, "fragments": encoded.fragments, "mask": encoded.mask}
-        check_finite(found, names[rows])
+        for x in found.values():
+            check_finite(x, names[rows], "features are")
         arrays = arrays or {name: array_of(out / f"{name}.npy", len(names), x, new) for name, x in found.items()}
         facts["arrays"] = list(arrays)
         for name, x in found.items():
@@ -104,13 +105,12 @@ def conclude(out: Path, folder: Path, number: int, skipped: list[str]) -> None:
     say(f"{out} has {number - len(skipped)} images")
 
 
-def check_finite(found: dict[str, np.ndarray], names: list[str]) -> None:
-    """Raises TrainingError, naming the image, for arrays with a number that is none."""
-    for x in found.values():
-        bad = ~np.isfinite(x.reshape(len(x), -1)).all(1)
-        if bad.any():
-            name = printable(names[np.argmax(bad)])
-            raise TrainingError(f"{name}: its features are not finite; the parameters are not, or the image is extreme")
+def check_finite(values: np.ndarray, names: list[str], what: str = "score is") -> None:
+    """Raises TrainingError, naming the first, if `values (n, ...)`, a row for each name, are not all finite."""
+    bad = ~np.isfinite(values.reshape(len(values), -1)).all(1)
+    if bad.any():
+        name = printable(names[np.argmax(bad)])
+        raise TrainingError(f"{name}: its {what} not finite; the parameters are not, or the index is damaged")
 
 
 def listed(folder: Path) -> list[str]:

@@ -75,8 +75,9 @@ def rank(scores: Scores, caption_image: np.ndarray, folds=(1,), best: int = 0, b
     are counted (about C times IMAGES numbers). Raises TrainingError for a score that is not finite, and DataError for
     an image without captions, which has no rank, before the last that has some.
     """
-    if not np.all(np.bincount(caption_image)):
-        raise DataError(f"image {np.argmin(np.bincount(caption_image))} of the gallery has no caption: leave it out")
+    without = np.flatnonzero(np.bincount(caption_image) == 0)
+    if len(without):
+        raise DataError(f"image {without[0]} of the gallery has no caption: leave it out")
     begun, images, captions = time.perf_counter(), int(caption_image.max()) + 1, len(caption_image)
     own = np.empty(captions, np.float32)
     counts = {number: (np.zeros(captions, np.int64), np.zeros(captions, np.int64)) for number in folds}

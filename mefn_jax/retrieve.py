@@ -13,9 +13,9 @@ from mefn_jax.data import images
 from mefn_jax.data.files import read_text
 from mefn_jax.data.pipeline import pad_rows
 from mefn_jax.data.tokenizer import UNK
-from mefn_jax.errors import ConfigError, DataError, TrainingError
+from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluator import Evaluator, load
-from mefn_jax.index import build, open_index, search
+from mefn_jax.index import build, check_finite, open_index, search
 from mefn_jax.logs import printable, say
 from mefn_jax.matching.tiled import CAPTIONS, parts
 from mefn_jax.remote import directory
@@ -120,16 +120,6 @@ def captions_of(evaluator: Evaluator, params, lines: list[str], option: str):
         if count > most:
             say(f"warning: {count} wordpieces, of which the model takes the first {most}: {line[:60]!r}...")
     return evaluator.of_captions(params, lines)
-
-
-def check_finite(scores: np.ndarray, names: list[str]) -> None:
-    """Raises TrainingError, naming the first, for scores `(n,)` that are not finite."""
-    bad = ~np.isfinite(scores)
-    if bad.any():
-        raise TrainingError(
-            f"{printable(names[np.argmax(bad)])}: its score is not finite; the index is damaged, or the parameters are "
-            "not finite"
-        )
 
 
 def has_words(evaluator: Evaluator, line: str) -> bool:

@@ -24,7 +24,7 @@ from mefn_jax.sharding import BATCH, by_rows, put_whole, replicated
 TILES = 64  # scored by one call, on each device, at most
 GROUPS = 16  # whose lists are made at once
 NEAR = 8  # captions, about as many as a group holds, among which order does not matter
-SETTLE = 2  # times that halves are made better
+SETTLE = 2  # times that the middle is moved between the halves' means
 
 
 @dataclasses.dataclass(frozen=True)
