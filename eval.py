@@ -18,12 +18,12 @@ import sys
 
 from absl import flags
 
-from mefn_jax.config import compile_flags, config_flag, process_flags, run
 from mefn_jax.errors import ConfigError
+from mefn_jax.runtime.cli import define_compile_flags, define_config_flag, define_process_flags, run_command
 
 
 def define_flags() -> None:
-    config_flag(None)
+    define_config_flag(None)
     flags.DEFINE_string("workdir", "", "Directory of the training run, may be gs://BUCKET/PATH; default: runs/shapes.")
     flags.DEFINE_string("data_dir", "", "Prepared data set; by default the one trained on.")
     flags.DEFINE_string("split", "test", "train, val (or dev) or test.")
@@ -46,8 +46,8 @@ def define_flags() -> None:
     flags.DEFINE_string("boxes", "", "For --explain of precomputed regions: their boxes, .npy (images, regions, 4).")
     flags.DEFINE_string("photos", "", "For --explain of precomputed regions: a folder of photographs by image id.")
     flags.DEFINE_integer("topk", 10, "How many are found.", lower_bound=1)
-    process_flags()
-    compile_flags()
+    define_process_flags()
+    define_compile_flags()
     flags.DEFINE_string("out", "", "Where metrics.json and ranks.npz go (WORKDIR/eval/<split>); of a query, a picture.")
 
 
@@ -59,11 +59,12 @@ def main() -> None:
         if f.config is None:
             raise ConfigError("--compile_for needs --config=FILE.py: which model is compiled")
         sys.exit(0 if compile_scoring(f.config, f.compile_for, f.compile_report) else 1)
-    from mefn_jax import compare, evaluate  # JAX is not needed for --help
-    from mefn_jax.distributed import join
+    from mefn_jax.evaluation import ensemble, evaluate  # JAX is not needed for --help
+    from mefn_jax.reports import compare
+    from mefn_jax.runtime.multihost import initialize
 
     if not f.compare:  # which needs no device
-        join()
+        initialize()
     if sum(map(bool, (f.config is not None, f.workdir, f.compare, f.ensemble))) > 1:
         raise ConfigError("give one of --workdir, --config, --compare and --ensemble")
     pairs = f.explain or f.explain_image or f.explain_caption
@@ -85,16 +86,16 @@ def main() -> None:
     elif f.compare:
         compare.compare(f.compare, f.split, f.out)
     elif f.ensemble:
-        evaluate.ensemble(f.ensemble, f.data_dir, f.split, f.step, folds, f.out, keep=f.save_scores)
+        ensemble.evaluate_ensemble(f.ensemble, f.data_dir, f.split, f.step, folds, f.out, keep=f.save_scores)
     elif f.config is not None:
         if f["step"].present:
             raise ConfigError("--config evaluates pretrained towers without a run: leave --step out")
         evaluate.zero_shot(f.config, f.data_dir, f.split, folds, f.out, keep=f.save_scores)
     elif f.report:
-        from mefn_jax import report  # matplotlib and jinja2, which only this needs
+        from mefn_jax.reports import report  # matplotlib and jinja2, which only this needs
 
         keep, short = f.save_scores, f.shortlist
-        report.report(f.workdir or "runs/shapes", f.data_dir, f.split, f.step, folds, f.out, f.ema, keep, short)
+        report.write_report(f.workdir or "runs/shapes", f.data_dir, f.split, f.step, folds, f.out, f.ema, keep, short)
     else:
         evaluate.evaluate(
             f.workdir or "runs/shapes", f.data_dir, f.split, f.step, folds, f.out, f.ema, f.save_scores, f.shortlist
@@ -103,7 +104,7 @@ def main() -> None:
 
 def retrieval(f) -> None:
     """The commands around an index."""
-    from mefn_jax import retrieve
+    from mefn_jax.retrieval import search
 
     run_of = (f.workdir or "runs/shapes", f.step)
     asked = [name for name in ("index_images", "query", "query_image") if f[name].value not in (None, "")]
@@ -116,27 +117,27 @@ def retrieval(f) -> None:
     if f.query_image and not f.captions:
         raise ConfigError("--captions=FILE.txt is missing: the lines to rank")
     if f.index_images:
-        retrieve.index_images(*run_of, f.index_images, f.index, f.ema)
+        search.index_images(*run_of, f.index_images, f.index, f.ema)
     elif f.query_image:
-        retrieve.query_image(*run_of, f.query_image, f.captions, f.topk, f.ema)
+        search.rank_captions(*run_of, f.query_image, f.captions, f.topk, f.ema)
     else:
-        retrieve.query(*run_of, f.index, f.query, f.topk, f.shortlist, f.out, f.ema)
+        search.search_images(*run_of, f.index, f.query, f.topk, f.shortlist, f.out, f.ema)
 
 
 def explanations(f) -> None:
     """The pictures of pairs."""
-    from mefn_jax import explain
+    from mefn_jax.reports import explain
 
     if f.explain and (f.explain_image or f.explain_caption):
         raise ConfigError("give --explain=N, or --explain_image and --explain_caption")
     workdir = f.workdir or "runs/shapes"
     if f.explain:
-        explain.explain(workdir, f.data_dir, f.split, f.step, f.explain, f.out, f.ema, f.boxes, f.photos)
+        explain.draw_captions(workdir, f.data_dir, f.split, f.step, f.explain, f.out, f.ema, f.boxes, f.photos)
     elif f.explain_image and f.explain_caption:
-        explain.explain_image(workdir, f.step, f.explain_image, f.explain_caption, f.out, f.ema)
+        explain.draw_image_file(workdir, f.step, f.explain_image, f.explain_caption, f.out, f.ema)
     else:
         raise ConfigError("--explain_image=FILE and --explain_caption=TEXT need one another")
 
 
 if __name__ == "__main__":
-    run(main, define_flags)
+    run_command(main, define_flags)

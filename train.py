@@ -8,17 +8,23 @@ import sys
 
 from absl import flags
 
-from mefn_jax.config import compile_flags, config_flag, config_path, process_flags, run
+from mefn_jax.runtime.cli import (
+    config_path,
+    define_compile_flags,
+    define_config_flag,
+    define_process_flags,
+    run_command,
+)
 
 
 def define_flags() -> None:
-    config_flag("configs/shapes.py")
+    define_config_flag("configs/shapes.py")
     flags.DEFINE_string(
         "workdir", "", "Directory of checkpoints and logs, may be gs://BUCKET/PATH; default: runs/NAME."
     )
     flags.DEFINE_string("profile", "", "START:N, records a trace of these steps into WORKDIR/profile.")
-    process_flags()
-    compile_flags()
+    define_process_flags()
+    define_compile_flags()
 
 
 def main() -> None:
@@ -27,12 +33,12 @@ def main() -> None:
         from mefn_jax.aot import compile_train
 
         sys.exit(0 if compile_train(f.config, f.compile_for, f.compile_report) else 1)
-    from mefn_jax.distributed import join  # JAX is not needed for --help
-    from mefn_jax.training import train
+    from mefn_jax.runtime.multihost import initialize  # JAX is not needed for --help
+    from mefn_jax.training.loop import train
 
-    join()
+    initialize()
     train(f.config, f.workdir or f"runs/{config_path().stem}", f.profile)
 
 
 if __name__ == "__main__":
-    run(main, define_flags)
+    run_command(main, define_flags)

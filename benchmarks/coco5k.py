@@ -22,11 +22,11 @@ from scoring import drawn  # beside this file
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a checkout need not be installed
 
 from mefn_jax import metrics
-from mefn_jax.evaluator import default_tile_mib
-from mefn_jax.matching.tiled import CAPTIONS, IMAGES, FeatureScores, compiled, parts
+from mefn_jax.evaluation.evaluator import default_score_tile_mib
 from mefn_jax.model import MODELS
-from mefn_jax.ranking import rank
-from mefn_jax.sharding import make_mesh
+from mefn_jax.runtime.sharding import make_mesh
+from mefn_jax.scoring.ranking import rank
+from mefn_jax.scoring.tiles import TILE_CAPTIONS, TILE_IMAGES, TiledScores, compile_tile_scorer, even_slices
 
 PER_IMAGE, FOLDS, BEST = 5, 5, 10
 
@@ -44,22 +44,22 @@ def main() -> None:
     module = kind(**options)
     few = jax.tree.map(lambda x: x[:2], (images, texts))
     params = module.init(jax.random.key(0), *few)
-    step = compiled(functools.partial(module.apply, method="tile"), mesh, default_tile_mib(mesh))
-    scores = FeatureScores(functools.partial(step, params), images, texts, mesh)
+    step = compile_tile_scorer(functools.partial(module.apply, method="tile"), mesh, default_score_tile_mib(mesh))
+    scores = TiledScores(functools.partial(step, params), images, texts, mesh)
     start = time.perf_counter()
-    scores(parts(o.images, IMAGES)[0], parts(captions, CAPTIONS)[0])
+    scores(even_slices(o.images, TILE_IMAGES)[0], even_slices(captions, TILE_CAPTIONS)[0])
     compilation = time.perf_counter() - start
     owner = np.arange(captions) // PER_IMAGE
     start = time.perf_counter()
     found = rank(scores, owner, (1, FOLDS), BEST, bar=True)
-    whole = metrics.summarise(*found.counts[1], owner)
+    whole = metrics.retrieval_metrics(*found.counts[1], owner)
     size = captions // FOLDS
     folds = [
-        metrics.summarise(*(n[k : k + size] for n in found.counts[FOLDS]), owner[k : k + size] - k // PER_IMAGE)
+        metrics.retrieval_metrics(*(n[k : k + size] for n in found.counts[FOLDS]), owner[k : k + size] - k // PER_IMAGE)
         for k in range(0, captions, size)
     ]
     seconds = time.perf_counter() - start
-    fifth = metrics.mean_of(folds)
+    fifth = metrics.average_metrics(folds)
     gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     pairs = o.images * captions
     print(

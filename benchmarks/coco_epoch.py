@@ -37,7 +37,7 @@ def caption(k: int) -> str:
 def make_prepared(out: Path, number: int) -> None:
     """A data set as `prepare` writes it."""
     from mefn_jax.data import tokenizer
-    from mefn_jax.data.writing import write
+    from mefn_jax.data.formats.tfds_writer import write_dataset
 
     photographs = [jpeg(seed) for seed in range(64)]
 
@@ -49,9 +49,9 @@ def make_prepared(out: Path, number: int) -> None:
     facts = {"source": "synthetic", "lower_case": True, "punctuation": "keep", "vocab_size": 8000}
     splits = {"train": (number, functools.partial(examples, number)), "val": (5, functools.partial(examples, 5))}
     out.mkdir()
-    write(splits, facts, out)
+    write_dataset(splits, facts, out)
     texts = [caption(k) for k in range(20_000)]
-    (out / tokenizer.FILE).write_text(tokenizer.train(texts, 8000, True, "keep"), encoding="utf-8")
+    (out / tokenizer.TOKENIZER_FILE).write_text(tokenizer.train_tokenizer(texts, 8000, True, "keep"), encoding="utf-8")
 
 
 def make_regions(out: Path, number: int) -> None:
@@ -62,7 +62,7 @@ def make_regions(out: Path, number: int) -> None:
     np.lib.format.open_memmap(out / "train_ims.npy", "w+", np.float32, (number, 36, 2048))
     (out / "train_caps.txt").write_text("".join(caption(k) + "\n" for k in range(5 * number)))
     texts = [caption(k) for k in range(20_000)]
-    (out / tokenizer.FILE).write_text(tokenizer.train(texts, 8000, True, "keep"), encoding="utf-8")
+    (out / tokenizer.TOKENIZER_FILE).write_text(tokenizer.train_tokenizer(texts, 8000, True, "keep"), encoding="utf-8")
 
 
 def jpeg(seed: int) -> bytes:

@@ -89,7 +89,7 @@ def make_jpegs(folder: Path | None, number: int) -> list[bytes]:
 
 def trained(number: int) -> tokenizer.Tokenizer:
     """A tokenizer of the captions."""
-    text = tokenizer.train([CAPTION.format(k) for k in range(number)], 1000, True, "keep")
+    text = tokenizer.train_tokenizer([CAPTION.format(k) for k in range(number)], 1000, True, "keep")
     return tokenizer.Tokenizer(text, 32, True, "keep")
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a checkout need not be installed
 
-from mefn_jax.encoders import pretrained
+from mefn_jax.encoders.pretrained import weights
 
 # Name: (class and options of its configuration, class of the model, our kind of tower, items in a batch).
 MODELS = {
@@ -108,7 +108,7 @@ def torch_passes(name: str, model, inputs: tuple) -> dict[str, Callable]:
     return {"forward": forward, "train": train}
 
 
-def our_passes(tower: pretrained.Tower, inputs: tuple) -> dict[str, Callable]:
+def our_passes(tower: weights.Tower, inputs: tuple) -> dict[str, Callable]:
     """Our side of `torch_passes`. Parameters and inputs are arguments of what is compiled, as in training, so that
     nothing is folded into constants."""
     params, given = jax.device_put((tower.params, inputs))
@@ -134,7 +134,7 @@ def serve(side: str, name: str, batch: int, directory: str, connection) -> None:
     kind = MODELS[name][2]
     if side == "ours":
         jax.config.update("jax_platforms", "cpu")
-        tower = pretrained.load(directory, kind)
+        tower = weights.load_tower(directory, kind)
         passes = our_passes(tower, inputs_of(name, batch))
     else:
         passes = torch_passes(name, load_torch(name, directory), inputs_of(name, batch))

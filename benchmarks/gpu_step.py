@@ -25,11 +25,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a checkout need not be installed
 
 from configs import flickr30k
-from mefn_jax import flops, losses, optim, state, step
-from mefn_jax.chips import chip_of
-from mefn_jax.matching.ring import all_rows
-from mefn_jax.model import batch_shapes, build, empty_images, empty_texts
-from mefn_jax.sharding import by_rows, make_mesh, put_whole
+from mefn_jax import losses, optim
+from mefn_jax.model import batch_shapes, build_model, dummy_images, dummy_texts
+from mefn_jax.runtime import flops
+from mefn_jax.runtime.chips import chip_of
+from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, make_mesh
+from mefn_jax.scoring.ring import ring_scores
+from mefn_jax.training import state, step
 
 VOCABULARY = 30522
 TINY = {"width": 64, "layers": 1, "heads": 4, "mlp_width": 128}
@@ -75,13 +77,13 @@ def ours(name: str, batch: int, steps: int, tiny: bool) -> dict:
     """Our step."""
     config = config_of(name, batch, tiny)
     mesh = make_mesh(None, jax.devices()[:1])
-    model = build(config, VOCABULARY)
-    init = functools.partial(model.init, jax.random.key(0), empty_images(config), *empty_texts(config))
-    factors = optim.rate_factors(jax.eval_shape(init), (), 1.0)
+    model = build_model(config, VOCABULARY)
+    init = functools.partial(model.init, jax.random.key(0), dummy_images(config), *dummy_texts(config))
+    factors = optim.lr_multipliers(jax.eval_shape(init), (), 1.0)
     optimizer = optim.adamw(lambda step: 1e-5, config.train.weight_decay, config.train.clip_norm, factors)
-    current = state.create(init, optimizer, factors, mesh)
-    recipe = step.recipe(config, model, optimizer, factors)
-    run, given = step.compile_step(mesh, current, recipe), put_whole(by_rows(mesh), batch_of(config))
+    current = state.create_state(init, optimizer, factors, mesh)
+    recipe = step.make_step_config(config, model, optimizer, factors)
+    run, given = step.compile_step(mesh, current, recipe), from_full_copy(batch_sharding(mesh), batch_of(config))
 
     def one():
         nonlocal current
@@ -91,7 +93,7 @@ def ours(name: str, batch: int, steps: int, tiny: bool) -> dict:
     milliseconds = timed(one, steps)
     device = mesh.devices.flat[0]
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    work = flops.of_step(recipe, mesh, current.params, batch_shapes(config))
+    work = flops.step_flops(recipe, mesh, current.params, batch_shapes(config))
     scores = of_scores(model, current.params, given, config, mesh, steps)
     return {"milliseconds": milliseconds, "bytes": memory, "scores": scores / milliseconds, "flops": sum(work.values())}
 
@@ -100,13 +102,13 @@ def of_scores(model, params, given, config, mesh, steps: int) -> float:
     """Milliseconds of the scores, the loss and its gradients by features and parameters."""
     images = jax.jit(model.encode_images)(params, given["images"])
     texts = jax.jit(model.encode_texts)(params, given["ids"], given["mask"])
-    loss = losses.build(config.loss)(0)
+    loss = losses.make_loss(config.loss)(0)
     scored = {"matcher": params["matcher"], "loss": params["loss"]}
 
     def value(scored, of_images, of_texts):
         with_them = images.replace(fragments=of_images[0], pooled=of_images[1])
         and_texts = texts.replace(fragments=of_texts[0], pooled=of_texts[1])
-        scores = all_rows(model.score, scored, with_them, and_texts, mesh, config.train.tile_mib)
+        scores = ring_scores(model.score, scored, with_them, and_texts, mesh, config.train.tile_mib)
         return loss(scores, losses.positives_mask(given["owner"]), scored["loss"].get("scale"), None)
 
     run = jax.jit(jax.grad(value, (0, 1, 2)))

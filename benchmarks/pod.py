@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a che
 
 from configs import flickr30k
 from mefn_jax import aot, losses
-from mefn_jax.matching.ring import all_rows
-from mefn_jax.model import batch_shapes, build, empty_images, empty_texts
-from mefn_jax.sharding import abstract, by_rows, make_mesh
+from mefn_jax.model import batch_shapes, build_model, dummy_images, dummy_texts
+from mefn_jax.runtime.sharding import abstract_params, batch_sharding, make_mesh
+from mefn_jax.scoring.ring import ring_scores
 
 LARGE = {"width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096}
 SLICES = ("2x4", "8x8", "16x16")
@@ -42,25 +42,25 @@ def config_of(batch, remat="none", large=False, **mesh):
 
 def of_scores(config, target) -> int:
     """Bytes a chip of temporaries that the loss and its gradients by the features need."""
-    mesh = make_mesh(config.mesh, aot.devices_of(target))
-    model = build(config, aot.VOCABULARY)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), empty_images(config), *empty_texts(config))
-    params, batch = abstract(mesh, shapes), batch_shapes(config)
-    rows = by_rows(mesh)
-    images = aot.of_rows(jax.eval_shape(model.encode_images, params, batch["images"]), rows)
-    texts = aot.of_rows(jax.eval_shape(model.encode_texts, params, batch["ids"], batch["mask"]), rows)
-    loss = losses.build(config.loss)(0)
+    mesh = make_mesh(config.mesh, aot.topology_devices(target))
+    model = build_model(config, aot.DEFAULT_VOCABULARY)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), dummy_images(config), *dummy_texts(config))
+    params, batch = abstract_params(mesh, shapes), batch_shapes(config)
+    rows = batch_sharding(mesh)
+    images = aot.with_batch_sharding(jax.eval_shape(model.encode_images, params, batch["images"]), rows)
+    texts = aot.with_batch_sharding(jax.eval_shape(model.encode_texts, params, batch["ids"], batch["mask"]), rows)
+    loss = losses.make_loss(config.loss)(0)
 
     def value(matcher, of_images, of_texts, images, texts, owner):
         images = images.replace(fragments=of_images[0], pooled=of_images[1])
         texts = texts.replace(fragments=of_texts[0], pooled=of_texts[1])
-        scores = all_rows(model.score, {"matcher": matcher}, images, texts, mesh, config.train.tile_mib)
+        scores = ring_scores(model.score, {"matcher": matcher}, images, texts, mesh, config.train.tile_mib)
         return loss(scores, losses.positives_mask(owner), None, None)
 
     both = [(x.fragments, x.pooled) for x in (images, texts)]
-    owner = aot.of_rows(batch["owner"], rows)
+    owner = aot.with_batch_sharding(batch["owner"], rows)
     lowered = jax.jit(jax.grad(value, (0, 1, 2))).lower(params["matcher"], *both, images, texts, owner)
-    return aot.executable(lowered).memory_analysis().temp_size_in_bytes
+    return aot.compile_lowered(lowered).memory_analysis().temp_size_in_bytes
 
 
 def row(name, target, config) -> dict:

@@ -39,8 +39,8 @@ def write(folder: Path, images: int, width: int) -> None:
 
 def timed(folder: Path, width: int) -> dict:
     """Opens and searches, in a process of its own."""
-    from mefn_jax.index import open_index, search
-    from mefn_jax.sharding import make_mesh
+    from mefn_jax.retrieval.index import open_index, search_embeddings
+    from mefn_jax.runtime.sharding import make_mesh
 
     mesh, times = make_mesh(), []
     start = time.perf_counter()
@@ -51,7 +51,7 @@ def timed(folder: Path, width: int) -> dict:
         query = rng.normal(size=width).astype(np.float32)
         query /= np.linalg.norm(query)
         start = time.perf_counter()
-        positions, products = search(index.coarse, query, 10, mesh, index.readable)
+        positions, products = search_embeddings(index.coarse, query, 10, mesh, index.readable)
         times.append(time.perf_counter() - start)
     sample = np.unique(np.concatenate([np.arange(0, len(index.coarse), 97), positions]))
     brute = np.asarray(index.coarse[sample]) @ query

@@ -28,16 +28,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a checkout need not be installed
 
-from mefn_jax.evaluator import default_tile_mib
-from mefn_jax.flops import of_program
-from mefn_jax.matching.features import Features
+from mefn_jax.evaluation.evaluator import default_score_tile_mib
+from mefn_jax.features import Features
 from mefn_jax.matching.mefn import MEFN
-from mefn_jax.matching.packing import pack
 from mefn_jax.matching.scan import SCAN
-from mefn_jax.matching.sides import packed, regions_of
-from mefn_jax.matching.tiled import CAPTIONS, IMAGES, FeatureScores, compiled, parts
 from mefn_jax.model import MODELS
-from mefn_jax.sharding import make_mesh
+from mefn_jax.runtime.flops import count_flops
+from mefn_jax.runtime.sharding import make_mesh
+from mefn_jax.scoring.layouts import region_block, to_packed
+from mefn_jax.scoring.packing import pack
+from mefn_jax.scoring.tiles import TILE_CAPTIONS, TILE_IMAGES, TiledScores, compile_tile_scorer, even_slices
 
 SHORTEST, LONGEST, MEAN = 8, 21, 14.7
 REPEATS = 3
@@ -94,17 +94,17 @@ def ours(matcher, images: Features, texts: Features) -> tuple[float, float]:
     def tile(params, regions, words):
         return matcher.apply(params, regions, words, method="tile")
 
-    step = functools.partial(compiled(tile, mesh, default_tile_mib(mesh)), params)
-    rows, columns = parts(len(images.mask), IMAGES), parts(len(texts.mask), CAPTIONS)
+    step = functools.partial(compile_tile_scorer(tile, mesh, default_score_tile_mib(mesh)), params)
+    rows, columns = even_slices(len(images.mask), TILE_IMAGES), even_slices(len(texts.mask), TILE_CAPTIONS)
 
     def run():
-        scores = FeatureScores(step, images, texts, mesh)  # new, so that packing is timed
+        scores = TiledScores(step, images, texts, mesh)  # new, so that packing is timed
         for r in rows:
             for c in columns:
                 scores(r, c)
 
     start = time.perf_counter()
-    FeatureScores(step, images, texts, mesh)(rows[0], columns[0])
+    TiledScores(step, images, texts, mesh)(rows[0], columns[0])
     first = time.perf_counter() - start
     return best(run), first
 
@@ -113,9 +113,9 @@ def arithmetic(matcher, images: Features, texts: Features) -> float:
     """FLOPs of the products that score all pairs of packed captions."""
     groups, number, _ = pack(texts)
     params = matcher.init(jax.random.key(0), *jax.tree.map(lambda x: x[:1], (images, texts)))
-    words = jax.tree.map(lambda x: x[0], packed(*(jnp.asarray(x[:1]) for x in groups)))
+    words = jax.tree.map(lambda x: x[0], to_packed(*(jnp.asarray(x[:1]) for x in groups)))
     tile = functools.partial(matcher.apply, params, method="tile")
-    return number * of_program(tile, jax.eval_shape(regions_of, images), words)
+    return number * count_flops(tile, jax.eval_shape(region_block, images), words)
 
 
 def growth(images: int, captions: int, regions: int, width: int) -> dict:

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a che
 
 from configs import flickr30k
 from mefn_jax import aot
-from mefn_jax.chips import chip_of
-from mefn_jax.matching.packing import TEXTS
+from mefn_jax.runtime.chips import chip_of
+from mefn_jax.scoring.packing import GROUP_TEXTS
 
 WIDTH = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
 # What moves nothing, or is counted where it happens.
@@ -66,11 +66,11 @@ def moved(lines: list[str]) -> list[tuple[str, int, bool]]:
 
 
 def of_tile(name: str, target: str) -> dict:
-    config = aot.checked(flickr30k.get_config(f"model={name},image=vit_b16"), "")
+    config = aot.resolve_config(flickr30k.get_config(f"model={name},image=vit_b16"), "")
     lowered, mesh, tile, _, work = aot.lower_scoring(config, target)
     program = lowered.compile().as_text()
     chip = chip_of(mesh.devices.flat[0])
-    block = rf"\w+\[{tile['images']},{tile['regions']},({tile['words']}|{tile['words'] + TEXTS})\]"
+    block = rf"\w+\[{tile['images']},{tile['regions']},({tile['words']}|{tile['words'] + GROUP_TEXTS})\]"
 
     def blocks(arrays):
         return [shape for shape, *_ in arrays if re.fullmatch(block, shape)]

@@ -1,16 +1,12 @@
 """Configuration: the arguments of `get_config`, the command line's flags, and checks that name the option."""
 
 import difflib
-import os
-import sys
-from pathlib import Path
 
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from mefn_jax.errors import ConfigError, UserError
+from mefn_jax.errors import ConfigError
 
-CHOICES = {
+BASE_CHOICES = {
     "image.arch": ("resnet", "vit", "regions"),
     "text.punctuation": ("keep", "drop"),
     "train.dtype": ("float32", "bfloat16"),
@@ -37,7 +33,7 @@ POSITIVE = (
     "matcher.init_background_scale",
 )
 # Chances and shares: in [0, 1).
-BELOW_ONE = (
+PROBABILITIES = (
     "image.resnet.stochastic_depth",
     "image.vit.dropout",
     "image.vit.stochastic_depth",
@@ -70,7 +66,11 @@ NOT_NEGATIVE = (
     "eval.tile_mib",
     "eval.explained",
 )
-PIXELS = {"augment.crop": 1.0, "augment.flip": 0.0, "augment.colour": 0.0}  # what changes pixels, and its off
+PIXEL_AUGMENTATIONS = {
+    "augment.crop": 1.0,
+    "augment.flip": 0.0,
+    "augment.colour": 0.0,
+}  # what changes pixels, and its off
 # What the shape and meaning of the parameters depend on: a checkpoint is only continued with the same.
 MODEL_KEYS = ("model", "embed_dim", "image", "text", "matcher")
 
@@ -85,7 +85,7 @@ def parse_arg(arg: str | None, **options):
         name, has_value, value = part.partition("=")
         if name not in options:
             raise ConfigError(
-                f"unknown configuration argument {name!r}{nearest(name, options)}; there are {_list(options)}"
+                f"unknown configuration argument {name!r}{suggest(name, options)}; there are {_list(options)}"
             )
         if isinstance(options[name], bool):
             if has_value:
@@ -98,25 +98,25 @@ def parse_arg(arg: str | None, **options):
     return values
 
 
-def nearest(name: str, names) -> str:
+def suggest(name: str, names) -> str:
     """ ", did you mean 'x'?" for the closest of `names`, or nothing."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def check(config: ConfigDict, choices: dict) -> None:
+def check_config(config: ConfigDict, choices: dict) -> None:
     """Raises ConfigError, naming the option, for values that cannot work. `choices` are the names that the model and
     the loss know, by option."""
-    for key, names in (CHOICES | choices).items():
-        value = get(config, key)
+    for key, names in (BASE_CHOICES | choices).items():
+        value = get_dotted(config, key)
         if value not in names:
-            raise ConfigError(f"{key}: {value!r} is not one of {_list(names)}{nearest(value, names)}")
+            raise ConfigError(f"{key}: {value!r} is not one of {_list(names)}{suggest(value, names)}")
     for key in POSITIVE:
-        if not get(config, key) > 0:
-            raise ConfigError(f"{key}: {get(config, key)!r} must be greater than 0")
+        if not get_dotted(config, key) > 0:
+            raise ConfigError(f"{key}: {get_dotted(config, key)!r} must be greater than 0")
     for key in NOT_NEGATIVE:
-        if get(config, key) < 0:
-            raise ConfigError(f"{key}: {get(config, key)!r} must not be negative")
+        if get_dotted(config, key) < 0:
+            raise ConfigError(f"{key}: {get_dotted(config, key)!r} must not be negative")
     if len(config.data.scenes) != 3 or min(config.data.scenes) < 1:
         raise ConfigError(f"data.scenes: {tuple(config.data.scenes)} must be three numbers: train, val, test")
     if config.data.hold_out and not config.data.dir:
@@ -125,15 +125,15 @@ def check(config: ConfigDict, choices: dict) -> None:
         raise ConfigError(
             f"train.steps={config.train.steps} and train.epochs={config.train.epochs}: set exactly one, the other to 0"
         )
-    for key in BELOW_ONE:
-        if not 0 <= get(config, key) < 1:
-            raise ConfigError(f"{key}: {get(config, key)!r} must be in [0, 1)")
+    for key in PROBABILITIES:
+        if not 0 <= get_dotted(config, key) < 1:
+            raise ConfigError(f"{key}: {get_dotted(config, key)!r} must be in [0, 1)")
     for key in ("image.crop", "augment.crop", "train.layer_decay"):
-        if not 0 < get(config, key) <= 1:
-            raise ConfigError(f"{key}: {get(config, key)!r} must be in (0, 1]")
+        if not 0 < get_dotted(config, key) <= 1:
+            raise ConfigError(f"{key}: {get_dotted(config, key)!r} must be in (0, 1]")
     for key in ("image.mean", "image.std"):
-        if len(get(config, key)) != 3:
-            raise ConfigError(f"{key}: {tuple(get(config, key))} must be three numbers, one a channel")
+        if len(get_dotted(config, key)) != 3:
+            raise ConfigError(f"{key}: {tuple(get_dotted(config, key))} must be three numbers, one a channel")
     if not 0 <= config.augment.flip <= 1:
         raise ConfigError(f"augment.flip: {config.augment.flip!r} must be in [0, 1]")
     for kind, check_tower in (("image", check_image_tower), ("text", check_text_tower)):
@@ -148,9 +148,11 @@ def check_image_tower(config: ConfigDict) -> None:
     if c.arch == "regions":
         if c.pretrained:
             raise ConfigError(f"image.pretrained={c.pretrained} is an image tower, but image.arch=regions has none")
-        changed = [key for key, off in PIXELS.items() if get(config, key) != off]
+        changed = [key for key, off in PIXEL_AUGMENTATIONS.items() if get_dotted(config, key) != off]
         if changed:
-            raise ConfigError(f"{changed[0]}={get(config, changed[0])} changes pixels, but image.arch=regions has none")
+            raise ConfigError(
+                f"{changed[0]}={get_dotted(config, changed[0])} changes pixels, but image.arch=regions has none"
+            )
         return
     size = c.size or DEFAULT_SIZE
     if not c.scales or min(c.scales) < 1:
@@ -193,7 +195,7 @@ def _check_heads(section: str, tower: ConfigDict) -> None:
         raise ConfigError(f"{section}.width={tower.width} is not a multiple of {section}.heads={tower.heads}")
 
 
-def check_local(name: str, path) -> None:
+def require_local(name: str, path) -> None:
     """Raises ConfigError if the option's path, of data, is a URL: data is read at random, which takes a disk."""
     if "://" in str(path):
         raise ConfigError(
@@ -201,7 +203,7 @@ def check_local(name: str, path) -> None:
         )
 
 
-def get(config: ConfigDict, key: str):
+def get_dotted(config: ConfigDict, key: str):
     """The value at a dotted key."""
     for part in key.split("."):
         config = config[part]
@@ -219,83 +221,10 @@ def flatten(config: dict, prefix="") -> dict:
     return flat
 
 
-def differences(old: dict, new: dict) -> dict[str, tuple]:
+def diff_configs(old: dict, new: dict) -> dict[str, tuple]:
     """The dotted keys at which two configurations differ, with (old, new) values; None where a key is missing."""
     a, b = flatten(old), flatten(new)
     return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
-
-
-def run(main, define_flags) -> None:
-    """Runs a command: `define_flags()` defines its flags, `main()` does the work. A UserError or a flag that cannot be
-    parsed is printed in one line, without a traceback; the exit status is then 1 or 2."""
-
-    def parse(argv):
-        try:
-            define_flags()
-            for flag in flags.FLAGS.get_flags_for_module(__name__):  # so that --help lists those defined here too
-                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-            rest = flags.FLAGS(argv)
-            if "config" in flags.FLAGS and flags.FLAGS.config is not None and not config_path().is_file():
-                raise ConfigError(f"--config={config_path()}: no such file")
-            return rest
-        except (flags.Error, UserError, AttributeError, KeyError, FileNotFoundError, ValueError) as e:
-            _fail(_flag_message(e), 2)
-
-    def guarded(argv):
-        if len(argv) > 1:
-            _fail(f"unexpected argument {argv[1]!r}; options start with --", 2)
-        try:
-            main()
-        except UserError as e:
-            _fail(str(e), 1)
-        except BrokenPipeError:  # what reads the output has enough, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would say it again at exit
-            sys.exit(1)
-
-    logging.set_verbosity(logging.WARNING)
-    app.run(guarded, flags_parser=parse)
-
-
-def config_flag(default: str | None) -> None:
-    """Defines `--config=FILE.py[:arguments]` and its `--config.key=value` overrides; without a default it may be left
-    out, and is then None."""
-    config_flags.DEFINE_config_file(
-        "config", default, "Configuration file, with arguments after a colon.", lock_config=True
-    )
-
-
-def process_flags() -> None:
-    """Defines the flags of a command that several processes may run together."""
-    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where neither TPUs nor Slurm say it.")
-    flags.DEFINE_integer("processes", 0, "With --coordinator: how many processes there are.", lower_bound=0)
-    flags.DEFINE_integer("process", -1, "With --coordinator: which of them this is, from 0.")
-    flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the other processes at the start.", lower_bound=1)
-
-
-def compile_flags() -> None:
-    """Defines the flags of compiling for a TPU slice instead of running."""
-    flags.DEFINE_string("compile_for", "", "Only compile, for a TPU slice such as v5e:16x16, and report.")
-    flags.DEFINE_string("compile_report", "", "With --compile_for: a file that gets the report as JSON.")
-
-
-def config_path() -> Path:
-    """The file that `--config` names, without its arguments."""
-    flag = flags.FLAGS["config"]
-    return Path(getattr(flag, "config_filename", flag.value).partition(":")[0])  # or a plain string
-
-
-def _flag_message(error: Exception) -> str:
-    text = str(error.args[0] if error.args else error)
-    if not isinstance(error, AttributeError | KeyError):
-        return " ".join(text.split("\n"))
-    # ml_collections hands on the repr of a KeyError; its second line holds the nearest name.
-    lines = [line.strip("'\" ") for line in text.replace("\\n", "\n").replace("\\'", "'").split("\n")]
-    return f"unknown configuration key {lines[0]!r}. {' '.join(lines[1:])}".strip()
-
-
-def _fail(message: str, status: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(status)
 
 
 def _list(names) -> str:

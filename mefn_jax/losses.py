@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 # The names that an option may have.
-CHOICES = {
+LOSS_CHOICES = {
     "loss.name": ("triplet", "info_nce", "siglip"),
     "loss.anchors": ("both", "image", "text"),
     "loss.negatives": ("global", "local"),
@@ -22,20 +22,20 @@ CLIP = {"scale": math.log(1 / 0.07)}  # Radford et al. 2021, section 2.5: a temp
 SIGLIP = {"scale": math.log(10.0), "bias": -10.0}  # Zhai et al. 2023, Algorithm 1
 
 
-def build(config):
+def make_loss(config):
     """The loss of `config.loss` as it is at a step: a function `step -> loss(scores, positives, scale, bias)`."""
     without_options = {"info_nce": info_nce, "siglip": siglip}
     if config.name in without_options:
         return lambda step: without_options[config.name]
 
     def at(step):
-        hardest = hardest_share(step, config.warmup_steps)
+        hardest = hard_negative_weight(step, config.warmup_steps)
         return functools.partial(triplet, margin=config.margin, hardest=hardest, anchors=config.anchors)
 
     return at
 
 
-def initial(config) -> dict[str, float]:
+def initial_params(config) -> dict[str, float]:
     """The loss's own parameters as they begin: `scale`, a logarithm, and SigLIP's `bias`."""
     return {"triplet": {}, "info_nce": CLIP, "siglip": SIGLIP}[config.name]
 
@@ -64,9 +64,9 @@ def triplet(scores, positives, scale, bias, *, margin, hardest, anchors):
 def info_nce(scores, positives, scale, bias):
     """Cross entropy of each pair among the batch, both directions averaged (CLIP, Radford et al. 2021). The logits are
     `exp(scale) * scores`, the factor at most 100; bias is not used. Returns a scalar."""
-    logits = jnp.exp(_limited(scale)) * scores
+    logits = jnp.exp(_clamp(scale)) * scores
     own = jnp.diagonal(logits)  # (B,)
-    logits = jnp.where(_others(positives), -1e30, logits)
+    logits = jnp.where(_other_positives(positives), -1e30, logits)
     return sum(jnp.mean(jax.nn.logsumexp(logits, axis) - own) for axis in (0, 1)) / 2
 
 
@@ -74,18 +74,18 @@ def siglip(scores, positives, scale, bias):
     """Each pair a yes or no of its own (SigLIP, Zhai et al. 2023, Algorithm 1): `-ln sigmoid(z (exp(scale) scores +
     bias))`, z = 1 on the diagonal and -1 elsewhere, summed over the texts and averaged over the images. The factor is
     at most 100. Returns a scalar."""
-    logits = jnp.exp(_limited(scale)) * scores + bias
+    logits = jnp.exp(_clamp(scale)) * scores + bias
     costs = jnp.where(jnp.eye(len(scores), dtype=bool), jax.nn.softplus(-logits), jax.nn.softplus(logits))
-    return jnp.mean(jnp.sum(jnp.where(_others(positives), 0.0, costs), 1))
+    return jnp.mean(jnp.sum(jnp.where(_other_positives(positives), 0.0, costs), 1))
 
 
-def _limited(scale):
+def _clamp(scale):
     """The logarithm of a factor of at most 100: cut in value but not in gradient, so that a scale beyond the limit
     finds its way back."""
     return scale - jax.lax.stop_gradient(jnp.maximum(scale - math.log(100.0), 0.0))
 
 
-def _others(positives):
+def _other_positives(positives):
     """The true pairs off the diagonal, which are neither this row's positive nor its negatives."""
     return positives & ~jnp.eye(len(positives), dtype=bool)
 
@@ -95,7 +95,7 @@ def _hinges(cost, hardest):
     return jnp.mean((1 - hardest) * jnp.sum(cost, 1) + hardest * jnp.max(cost, 1))
 
 
-def hardest_share(step, warmup_steps: int):
+def hard_negative_weight(step, warmup_steps: int):
     """How much of the hardest-negative form to use at `step`: rises linearly from 0 to 1 in `warmup_steps`.
 
     Hardest negatives from step 0 collapse (PEERS.md 3). `warmup_steps < 0` keeps the sum of hinges for good.

@@ -34,7 +34,7 @@ def recalls(ranks: np.ndarray) -> dict:
     return values | {"medr": float(np.median(ranks)), "meanr": float(np.mean(ranks))}
 
 
-def summarise(n_i2t: np.ndarray, n_t2i: np.ndarray, caption_image: np.ndarray) -> dict:
+def retrieval_metrics(n_i2t: np.ndarray, n_t2i: np.ndarray, caption_image: np.ndarray) -> dict:
     """`{"i2t": {r1, r5, r10, medr, meanr, map}, "t2i": {...}, "rsum"}`, recalls, map and rsum in percent."""
     i2t, t2i = best_ranks(n_i2t, n_t2i, caption_image)
     result = {
@@ -45,18 +45,18 @@ def summarise(n_i2t: np.ndarray, n_t2i: np.ndarray, caption_image: np.ndarray) -
     return result | {"rsum": sum(result[d][f"r{k}"] for d in ("i2t", "t2i") for k in RECALLS)}
 
 
-def mean_of(results: list[dict]) -> dict:
+def average_metrics(results: list[dict]) -> dict:
     """The mean of several results of `summarise`, number by number (the folds of COCO 1K)."""
     first = results[0]
     return {
-        key: mean_of([r[key] for r in results])
+        key: average_metrics([r[key] for r in results])
         if isinstance(value, dict)
         else float(np.mean([r[key] for r in results]))
         for key, value in first.items()
     }
 
 
-def chance(images: int, caption_image: np.ndarray) -> dict:
+def chance_recalls(images: int, caption_image: np.ndarray) -> dict:
     """Expected recalls of a random order, in percent: `{"i2t": {r1, r5, r10}, "t2i": {...}}`."""
     captions = len(caption_image)
     t2i = {f"r{k}": 100.0 * min(1.0, k / images) for k in RECALLS}

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mefn_jax import losses
-from mefn_jax.data.images import FITS, RESAMPLE
+from mefn_jax.data.images import RESAMPLE, RESIZE_MODES
 from mefn_jax.encoders.bert import BERT
 from mefn_jax.encoders.clip_text import CLIPText
 from mefn_jax.encoders.grids import grid_boxes
@@ -22,12 +22,12 @@ from mefn_jax.encoders.resnet import ResNet
 from mefn_jax.encoders.text import CachedTextEncoder, TextEncoder
 from mefn_jax.encoders.transformer import ACTIVATIONS, REMAT
 from mefn_jax.encoders.vit import ViT
+from mefn_jax.features import Features
 from mefn_jax.matching.cosine import PooledCosine
 from mefn_jax.matching.entropy import ENTROPIES
-from mefn_jax.matching.features import Features
-from mefn_jax.matching.mefn import ATTEND, GLOBAL_INPUT, MEFN
+from mefn_jax.matching.mefn import DIRECTIONS, GLOBAL_INPUTS, MEFN
 from mefn_jax.matching.scan import SCAN
-from mefn_jax.matching.sides import Packed, Padded, Regions
+from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock
 
 # A name's matcher class, and the arguments that make it that system; MEFN's others come from `config.matcher`. SCAN's
 # are those of its authors on Flickr30K.
@@ -43,11 +43,11 @@ MODELS = {
     "scan_i2t_avg": (SCAN, {"direction": "i2t", "aggregate": "avg", "scale": 4.0}),
     "clip": (PooledCosine, {}),
 }
-REGIONS = 36  # of an image, where they are precomputed and only shapes are asked for (SCAN's)
+DEFAULT_NUM_REGIONS = 36  # of an image, where they are precomputed and only shapes are asked for (SCAN's)
 # The names that an option may have.
-CHOICES = {
+MODEL_CHOICES = {
     "model": tuple(MODELS),
-    "image.fit": FITS,
+    "image.fit": RESIZE_MODES,
     "image.resample": tuple(RESAMPLE),
     "image.pooling": ("tower", *POOLINGS),
     "image.regions.projection": PROJECTIONS,
@@ -59,8 +59,8 @@ CHOICES = {
     "text.arch": ("bert", "clip", "gru", "words"),
     "text.pooling": ("tower", *POOLINGS),
     "matcher.entropy": tuple(ENTROPIES),
-    "matcher.attend": ATTEND,
-    "matcher.global_input": GLOBAL_INPUT,
+    "matcher.attend": DIRECTIONS,
+    "matcher.global_input": GLOBAL_INPUTS,
 }
 
 
@@ -97,7 +97,7 @@ class Model:
         """All pairs, float32 `(I, T)`, cosine scale, higher is better."""
         return self.matcher.apply({"params": params["matcher"]}, images, texts)
 
-    def tile(self, params, regions: Regions, words: Padded | Packed) -> jax.Array:
+    def tile(self, params, regions: RegionBlock, words: PaddedTexts | PackedTexts) -> jax.Array:
         """The same of images and texts arranged for it (`matching/sides.py`), but for `levels`, for a matcher that
         `has_tile`."""
         return self.matcher.apply({"params": params["matcher"]}, regions, words, method="tile")
@@ -140,15 +140,15 @@ def _encode(encoder, params, dropout_key, *inputs, **options) -> Features:
     return encoder.apply({"params": params}, *inputs, deterministic=False, rngs=rngs, **options)
 
 
-def build(config: ConfigDict, vocab_size: int) -> Model:
+def build_model(config: ConfigDict, vocab_size: int) -> Model:
     """The model that a configuration describes."""
     matcher, fixed = MODELS[config.model]
     options = (config.matcher.to_dict() | fixed) if matcher is MEFN else fixed
-    loss = losses.initial(config.loss)
-    return Model(image_encoder(config), text_encoder(config, vocab_size), matcher(**options), loss)
+    loss = losses.initial_params(config.loss)
+    return Model(build_image_encoder(config), build_text_encoder(config, vocab_size), matcher(**options), loss)
 
 
-def image_encoder(config: ConfigDict) -> ImageEncoder | RegionEncoder:
+def build_image_encoder(config: ConfigDict) -> ImageEncoder | RegionEncoder:
     """The image encoder that a configuration describes."""
     c, dropout = config.image, config.augment.regions
     if c.arch == "regions":
@@ -161,7 +161,7 @@ def image_encoder(config: ConfigDict) -> ImageEncoder | RegionEncoder:
     return ImageEncoder(backbone, config.embed_dim, scales, mean, std, c.pooling, dropout)
 
 
-def empty_images(config: ConfigDict, number: int = 1):
+def dummy_images(config: ConfigDict, number: int = 1):
     """Images of nothing, as the image encoder takes them: uint8 `(number, H, W, 3)`, or float32 `(number, 1, C)`."""
     if config.image.arch == "regions":
         return jnp.zeros((number, 1, config.image.regions.width), jnp.float32)
@@ -173,13 +173,13 @@ def region_boxes(config: ConfigDict, model: Model):
     encoder has no grids: precomputed regions come without boxes."""
     if config.image.arch == "regions" or not hasattr(model.image, "states"):
         return None
-    shapes = jax.eval_shape(model.image.init, jax.random.key(0), empty_images(config))
+    shapes = jax.eval_shape(model.image.init, jax.random.key(0), dummy_images(config))
     states = functools.partial(model.image.apply, method="states")
-    grids, _ = jax.eval_shape(states, shapes, empty_images(config))
+    grids, _ = jax.eval_shape(states, shapes, dummy_images(config))
     return np.concatenate([grid_boxes(*grid.shape[1:3]) for grid in grids])
 
 
-def empty_texts(config: ConfigDict, number: int = 1):
+def dummy_texts(config: ConfigDict, number: int = 1):
     """Texts of nothing, as the text encoder takes them: ids int32 or cached words float16, and mask bool."""
     if config.text.arch == "words":
         shape = number, config.text.max_words
@@ -191,15 +191,15 @@ def empty_texts(config: ConfigDict, number: int = 1):
 def batch_shapes(config: ConfigDict) -> dict:
     """The shapes of a batch of `pipeline.training_dataset`; precomputed regions are taken to be REGIONS an image."""
     size = config.train.batch_size
-    images = jax.eval_shape(lambda: empty_images(config, size))
+    images = jax.eval_shape(lambda: dummy_images(config, size))
     if config.image.arch == "regions":
-        images = jax.ShapeDtypeStruct((size, REGIONS, images.shape[2]), images.dtype)
-    ids, mask = jax.eval_shape(lambda: empty_texts(config, size))
+        images = jax.ShapeDtypeStruct((size, DEFAULT_NUM_REGIONS, images.shape[2]), images.dtype)
+    ids, mask = jax.eval_shape(lambda: dummy_texts(config, size))
     shapes = {"images": images, "ids": ids, "mask": mask}
     return shapes | {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("owner", "caption", "epoch")}
 
 
-def text_encoder(config: ConfigDict, vocab_size: int) -> TextEncoder | CachedTextEncoder:
+def build_text_encoder(config: ConfigDict, vocab_size: int) -> TextEncoder | CachedTextEncoder:
     """The text encoder that a configuration describes; `vocab_size` is the tokenizer's."""
     c, run = config.text, {"dtype": config.train.dtype, "remat": config.train.remat}
     vocab_size = c.vocab_size or vocab_size

@@ -8,7 +8,7 @@ import optax
 from mefn_jax.errors import ConfigError
 
 
-def schedule(learning_rate: float, steps: int, warmup: float) -> optax.Schedule:
+def lr_schedule(learning_rate: float, steps: int, warmup: float) -> optax.Schedule:
     """Rises linearly over `warmup * steps` steps, then falls as a cosine to 0 at `steps`."""
     warm = max(1, round(warmup * steps))
     return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warm, max(steps, warm + 1))
@@ -35,7 +35,7 @@ def adamw(
     )
 
 
-def rate_factors(params, multipliers: tuple[str, ...], layer_decay: float) -> dict:
+def lr_multipliers(params, multipliers: tuple[str, ...], layer_decay: float) -> dict:
     """Each parameter's factor of the learning rate, a tree like `params` of Python numbers.
 
     `multipliers` are "regex:factor"; the first whose regex is found in a path ("image/backbone/layer_0/norm_1/scale")
@@ -90,7 +90,7 @@ def _decay(name: str, towers: dict, layer_decay: float) -> float:
     return 1.0 if found[3] in last else layer_decay**depth
 
 
-def moves(factors) -> bool:
+def is_trained(factors) -> bool:
     """Is any parameter of this part of the tree trained?"""
     return any(f > 0 for f in jax.tree.leaves(factors))
 

@@ -24,26 +24,30 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mefn_jax import evaluator, losses, towers
-from mefn_jax.checkpoint import digest, versions
-from mefn_jax.config import check, check_local, config_flag, run
+from mefn_jax import losses
+from mefn_jax.config import check_config, require_local
 from mefn_jax.data import pipeline
 from mefn_jax.data.dataset import ALIASES
-from mefn_jax.data.images import resize_of
-from mefn_jax.data.precomputed import FILES
+from mefn_jax.data.formats.precomputed import SPLIT_FILES
+from mefn_jax.data.from_config import open_dataset
+from mefn_jax.data.images import resize_from_config
 from mefn_jax.data.split import Split
-from mefn_jax.data.tokenizer import FILE, Tokenizer
+from mefn_jax.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import ConfigError, DataError
-from mefn_jax.logs import say
-from mefn_jax.model import CHOICES, image_encoder, text_encoder
-from mefn_jax.remote import directory
-from mefn_jax.sharding import by_rows, make_mesh, put_rows, replicated
+from mefn_jax.evaluation import evaluator
+from mefn_jax.model import MODEL_CHOICES, build_image_encoder, build_text_encoder
+from mefn_jax.runtime.checkpoint import params_digest, versions
+from mefn_jax.runtime.cli import define_config_flag, run_command
+from mefn_jax.runtime.console import print0
+from mefn_jax.runtime.sharding import batch_sharding, from_local_rows, make_mesh, replicated
+from mefn_jax.runtime.storage import resolve_directory
 
 SAVE_SECONDS = 10.0  # between two notes of how far it has come
 
 
 @dataclasses.dataclass(frozen=True)
-class Towers:
+class FrozenTowers:
     """What is computed: Linen encoders with a method `states`, their parameters, and the tokenizer; None for a tower
     whose features are not wanted."""
 
@@ -54,57 +58,57 @@ class Towers:
     tokenizer: Tokenizer | None
 
 
-def of_config(config: ConfigDict) -> Towers:
+def from_config(config: ConfigDict) -> FrozenTowers:
     """The pretrained towers that a configuration names. Raises ConfigError without any."""
-    check(config, CHOICES | losses.CHOICES)
-    config, found, text = towers.load(config)
+    check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
+    config, found, text = towers.load_pretrained(config)
     if not found:
         raise ConfigError("give image.pretrained, text.pretrained or both: only trained towers are worth keeping")
     t = config.text
     tokenizer = Tokenizer(text, t.max_words, t.lower_case, t.punctuation) if text else None
     if tokenizer:
         towers.check_vocabulary(config, tokenizer.vocab_size)
-    image = image_encoder(config) if "image" in found else None
-    words = text_encoder(config, tokenizer.vocab_size) if tokenizer else None
-    return Towers(config, image, words, {k: {"backbone": tower.params} for k, tower in found.items()}, tokenizer)
+    image = build_image_encoder(config) if "image" in found else None
+    words = build_text_encoder(config, tokenizer.vocab_size) if tokenizer else None
+    return FrozenTowers(config, image, words, {k: {"backbone": tower.params} for k, tower in found.items()}, tokenizer)
 
 
-def of_run(workdir) -> Towers:
+def from_run(workdir) -> FrozenTowers:
     """Both towers of a training run's best checkpoint."""
-    loaded, params, _ = evaluator.load(workdir, "best")
+    loaded, params, _ = evaluator.load_checkpoint(workdir, "best")
     if loaded.config.image.arch == "regions":
         raise ConfigError(f"--workdir={workdir}: was trained on precomputed regions; it has no image tower")
     if loaded.config.text.arch == "words":
         raise ConfigError(f"--workdir={workdir}: was trained on cached words; it has no text tower")
-    return Towers(loaded.config, loaded.model.image, loaded.model.text, params, loaded.tokenizer)
+    return FrozenTowers(loaded.config, loaded.model.image, loaded.model.text, params, loaded.tokenizer)
 
 
-def precompute(found: Towers, out: Path, splits: list[str]) -> None:
+def precompute(found: FrozenTowers, out: Path, splits: list[str]) -> None:
     """Writes the features of these splits into the directory `out`. Raises ConfigError if it holds others."""
     if jax.process_count() > 1:
         raise ConfigError("features are written by one process; run the command on one machine")
     mesh = make_mesh()
     params = jax.device_put(found.params, replicated(mesh))
-    progress = Progress(out, settings_of(found))
-    dataset = evaluator.open_dataset(found.config)
+    progress = Progress(out, feature_settings(found))
+    dataset = open_dataset(found.config)
     opened = [dataset.split(name) for name in splits]
     if found.image and any(split.region_width for split in opened):
         raise ConfigError(f"data.dir={found.config.data.dir} holds precomputed regions; an image tower needs images")
     for split in opened:
         texts = [(r["image_id"], r["captions"]) for r in map(split.record, range(split.images))]
         progress.begin(split.name, texts)
-        prefix = out / FILES.get(split.name, split.name)
+        prefix = out / SPLIT_FILES.get(split.name, split.name)
         write_lines(split, texts, prefix)
         if found.image:
             write_regions(found, params, mesh, split, prefix, progress)
         if found.text:
             write_words(found, params, mesh, [c for _, captions in texts for c in captions], prefix, progress)
     if found.tokenizer:
-        (out / FILE).write_text(found.tokenizer.json, encoding="utf-8")
-    say(f"wrote {', '.join(splits)} into {out}")
+        (out / TOKENIZER_FILE).write_text(found.tokenizer.json, encoding="utf-8")
+    print0(f"wrote {', '.join(splits)} into {out}")
 
 
-def settings_of(found: Towers) -> dict:
+def feature_settings(found: FrozenTowers) -> dict:
     """What the features follow from: a run goes on only with the same. Weights count by their digest, wherever they
     came from."""
     c = found.config
@@ -114,7 +118,7 @@ def settings_of(found: Towers) -> dict:
         "text": sections["text"] if found.text else None,
         "dtype": c.train.dtype,
         "batch_size": c.eval.batch_size,
-        "weights": digest(found.params),
+        "weights": params_digest(found.params),
     }
 
 
@@ -170,17 +174,17 @@ def write_lines(split: Split, texts: list[tuple[str, list[str]]], prefix: Path) 
     captions, ids = [], []
     for k, (_, of_image) in enumerate(texts):
         captions += [" ".join(c.split()) for c in of_image]
-        ids += [k] * (1 if one_row_an_image(split) else len(of_image))
+        ids += [k] * (1 if one_row_per_image(split) else len(of_image))
     for suffix, lines in (("caps", captions), ("ids", ids)):
         Path(f"{prefix}_{suffix}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def one_row_an_image(split: Split) -> bool:
+def one_row_per_image(split: Split) -> bool:
     """SCAN's readers take row k // 5 for caption k, or row k where there are as many rows as captions."""
     return bool(np.all(np.diff(split.first) == 5))
 
 
-def write_regions(found: Towers, params, mesh, split: Split, prefix: Path, progress: Progress) -> None:
+def write_regions(found: FrozenTowers, params, mesh, split: Split, prefix: Path, progress: Progress) -> None:
     """`_ims.npy`: the image tower's grids, scale after scale, before any projection."""
     c = found.config
     size = -(-c.eval.batch_size // mesh.size) * mesh.size
@@ -194,19 +198,19 @@ def write_regions(found: Towers, params, mesh, split: Split, prefix: Path, progr
         shape = jax.eval_shape(regions, params, pixels).shape
     except TypeError as e:  # widths that differ
         raise ConfigError(f"image.scales={tuple(c.image.scales)}: the scales' widths differ; choose one scale") from e
-    encode = jax.jit(regions, in_shardings=(replicated(mesh), by_rows(mesh)), out_shardings=by_rows(mesh))
-    first = np.arange(split.images + 1) if one_row_an_image(split) else split.first
+    encode = jax.jit(regions, in_shardings=(replicated(mesh), batch_sharding(mesh)), out_shardings=batch_sharding(mesh))
+    first = np.arange(split.images + 1) if one_row_per_image(split) else split.first
 
     def batches(start):
-        for batch, number in pipeline.image_batches(split, resize_of(c.image), size, c.data.threads, start):
-            features = np.asarray(encode(params, put_rows(mesh, batch)))[:number]
+        for batch, number in pipeline.image_batches(split, resize_from_config(c.image), size, c.data.threads, start):
+            features = np.asarray(encode(params, from_local_rows(mesh, batch)))[:number]
             yield np.repeat(features, np.diff(first[start : start + number + 1]), 0), number
             start += number
 
     _write(f"{prefix}_ims.npy", (int(first[-1]), *shape[1:]), np.float32, first, batches, progress, " images")
 
 
-def write_words(found: Towers, params, mesh, captions: list[str], prefix: Path, progress: Progress) -> None:
+def write_words(found: FrozenTowers, params, mesh, captions: list[str], prefix: Path, progress: Progress) -> None:
     """`_words.npy` and `_word_offsets.npy`: the text tower's states of each caption's words, one behind the other."""
     c = found.config
     size = -(-c.eval.batch_size // mesh.size) * mesh.size
@@ -216,12 +220,12 @@ def write_words(found: Towers, params, mesh, captions: list[str], prefix: Path, 
     def words(params, ids, mask):
         return found.text.apply({"params": params["text"]}, ids, mask, method="states")[0].astype(jnp.float16)
 
-    rows = by_rows(mesh)
+    rows = batch_sharding(mesh)
     encode = jax.jit(words, in_shardings=(replicated(mesh), rows, rows), out_shardings=rows)
 
     def batches(start):
         for ids, mask, number in pipeline.text_batches(captions[start:], found.tokenizer, size):
-            states = np.asarray(encode(params, *put_rows(mesh, (ids, mask))))[:number][mask[:number, 2:]]
+            states = np.asarray(encode(params, *from_local_rows(mesh, (ids, mask))))[:number][mask[:number, 2:]]
             if not np.all(np.isfinite(states)):
                 raise DataError(f"{prefix}_words.npy: the text tower's states do not fit float16, or are not finite")
             yield states, number
@@ -260,7 +264,7 @@ def _write(path: str, shape, dtype, first: np.ndarray, batches, progress: Progre
 
 
 def define_flags() -> None:
-    config_flag(None)
+    define_config_flag(None)
     flags.DEFINE_string("workdir", "", "Training run whose towers to use, instead of --config.")
     flags.DEFINE_string("data_dir", "", "Prepared data set; by default the configuration's.")
     flags.DEFINE_string("out", None, "Directory to write.", required=True)
@@ -270,14 +274,14 @@ def define_flags() -> None:
 def main() -> None:
     f = flags.FLAGS
     for name in ("out", "data_dir"):
-        check_local(f"--{name}", f[name].value)
+        require_local(f"--{name}", f[name].value)
     if (f.config is None) == (not f.workdir):
         raise ConfigError("give either --config=FILE.py with pretrained towers, or --workdir=RUN")
     if not any(f.splits):
         raise ConfigError("--splits is empty; name at least one of train, val, test")
     if f.config is not None:
-        check_local("data.dir", f.config.data.dir)
-    found = of_run(directory("--workdir", f.workdir)) if f.workdir else of_config(f.config)
+        require_local("data.dir", f.config.data.dir)
+    found = from_run(resolve_directory("--workdir", f.workdir)) if f.workdir else from_config(f.config)
     if f.data_dir:
         found.config.data.dir = f.data_dir
     try:
@@ -287,4 +291,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, define_flags)
+    run_command(main, define_flags)

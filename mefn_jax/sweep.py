@@ -15,10 +15,10 @@ from pathlib import Path
 
 from absl import flags
 
-from mefn_jax.config import run
 from mefn_jax.data.dataset import ALIASES
 from mefn_jax.errors import ConfigError
-from mefn_jax.logs import duration
+from mefn_jax.runtime.cli import run_command
+from mefn_jax.runtime.console import format_duration
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +33,7 @@ def sweep(config: str, models: list[str], seeds: list[int], out: Path, split: st
             report, start = workdir / "eval" / split / "metrics.json", time.perf_counter()
             name = f"{model} seed {seed}"
             if report.is_file():
-                print(f"{name}: {described(report, split)} (was done)", flush=True)
+                print(f"{name}: {recall_line(report, split)} (was done)", flush=True)
                 continue
             workdir.mkdir(parents=True, exist_ok=True)
             chosen = f"{config}{',' if ':' in config else ':'}model={model}"
@@ -42,8 +42,8 @@ def sweep(config: str, models: list[str], seeds: list[int], out: Path, split: st
                 ["eval.py", f"--workdir={workdir}", f"--split={split}"],
             )
             if all(_succeeds(command, workdir / "log.txt") for command in commands):
-                took = duration(time.perf_counter() - start)
-                print(f"{name}: {described(report, split)} ({took})", flush=True)
+                took = format_duration(time.perf_counter() - start)
+                print(f"{name}: {recall_line(report, split)} ({took})", flush=True)
             else:
                 failed += 1
                 print(f"{name}: failed, {last_line(workdir / 'log.txt')}; see {workdir / 'log.txt'}", flush=True)
@@ -55,7 +55,7 @@ def _succeeds(command: list[str], log: Path) -> bool:
         return subprocess.run([sys.executable, *command], cwd=ROOT, stdout=file, stderr=file).returncode == 0
 
 
-def described(report: Path, split: str) -> str:
+def recall_line(report: Path, split: str) -> str:
     """The recalls in a `metrics.json`, in words."""
     found = json.loads(report.read_text(encoding="utf-8"))
     i2t, t2i = (" ".join(f"{found[side][r]:.1f}" for r in ("r1", "r5", "r10")) for side in ("i2t", "t2i"))
@@ -94,4 +94,4 @@ def main(overrides: list[str]) -> None:
 if __name__ == "__main__":
     overrides = [word for word in sys.argv[1:] if word.startswith("--config.")]
     sys.argv = [word for word in sys.argv if word not in overrides]
-    run(lambda: main(overrides), define_flags)
+    run_command(lambda: main(overrides), define_flags)

@@ -12,9 +12,11 @@ import pytest
 from conftest import ROOT
 
 import configs.shapes
-from mefn_jax import optim, shortlist, state
-from mefn_jax.model import build, empty_images, empty_texts
-from mefn_jax.sharding import by_rows, laid_out, make_mesh, replicated
+from mefn_jax import optim
+from mefn_jax.model import build_model, dummy_images, dummy_texts
+from mefn_jax.runtime.sharding import batch_sharding, make_mesh, param_shardings, replicated
+from mefn_jax.scoring import rerank
+from mefn_jax.training import state
 
 pytest.importorskip("libtpu")
 
@@ -94,17 +96,17 @@ def test_unknown_slices_are_refused(target, command):
 
 
 def test_lists_of_the_nearest_are_approximate_on_tpus_alone():
-    from mefn_jax.aot import devices_of, executable
+    from mefn_jax.aot import compile_lowered, topology_devices
 
     def lowered(mesh):
-        whole, rows = replicated(mesh), by_rows(mesh)
+        whole, rows = replicated(mesh), batch_sharding(mesh)
         vectors = jax.ShapeDtypeStruct((1000, 64), np.float32, sharding=whole)
         captions = jax.ShapeDtypeStruct((32, 16), np.int32, sharding=rows)
-        return shortlist.compiled(None, mesh)[2].lower(vectors, vectors, captions, 100)
+        return rerank.compile_reranker(None, mesh)[2].lower(vectors, vectors, captions, 100)
 
-    here, there = lowered(make_mesh()), lowered(make_mesh(None, devices_of(TARGET)))
+    here, there = lowered(make_mesh()), lowered(make_mesh(None, topology_devices(TARGET)))
     assert ["ApproxTopK" in x.as_text() for x in (here, there)] == [False, True]
-    assert executable(there).memory_analysis().output_size_in_bytes >= 4 * 32 * 100
+    assert compile_lowered(there).memory_analysis().output_size_in_bytes >= 4 * 32 * 100
 
 
 def test_where_everything_lies():
@@ -113,24 +115,26 @@ def test_where_everything_lies():
 
 
 def listing() -> str:
-    from mefn_jax.aot import devices_of
+    from mefn_jax.aot import topology_devices
 
     config = configs.shapes.get_config()
-    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, devices_of(TARGET))
-    model = build(config, 1000)
-    init = functools.partial(model.init, jax.random.key(0), empty_images(config), *empty_texts(config))
-    factors = optim.rate_factors(jax.eval_shape(init), (), 1.0)
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, topology_devices(TARGET))
+    model = build_model(config, 1000)
+    init = functools.partial(model.init, jax.random.key(0), dummy_images(config), *dummy_texts(config))
+    factors = optim.lr_multipliers(jax.eval_shape(init), (), 1.0)
     optimizer = optim.adamw(optax.constant_schedule(0.1), 0.1, 1.0, factors)
-    shapes = jax.eval_shape(functools.partial(state.create, init, optimizer, factors, mesh))
-    leaves = zip(jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(laid_out(mesh, shapes)), strict=True)
+    shapes = jax.eval_shape(functools.partial(state.create_state, init, optimizer, factors, mesh))
+    leaves = zip(
+        jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(param_shardings(mesh, shapes)), strict=True
+    )
     named = [(jax.tree_util.keystr(path, simple=True, separator="/"), x.shape, s.spec) for (path, x), s in leaves]
     return "".join(f"{name:70} {shape!s:18} {spec}\n" for name, shape, spec in named)
 
 
 def test_slices_are_joined_along_data():
-    from mefn_jax.aot import devices_of
+    from mefn_jax.aot import topology_devices
 
-    devices = devices_of("v5e:2x2:2")
+    devices = topology_devices("v5e:2x2:2")
     mesh = make_mesh({"data": 2, "fsdp": 4}, devices)
     assert [{d.slice_index for d in row.flat} for row in mesh.devices] == [{0}, {1}]
 

@@ -45,7 +45,7 @@ def jpeg(image, **options):
 
 @given(sides, sides, shares, seeds)
 def test_a_box_lies_in_the_image_and_has_the_share_and_ratio_asked_for(width, height, smallest, seed):
-    left, top, right, bottom = augmentation.crop_box(rng(seed), (width, height), smallest)
+    left, top, right, bottom = augmentation.draw_crop_box(rng(seed), (width, height), smallest)
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
     w, h = right - left, bottom - top
@@ -57,7 +57,7 @@ def test_a_box_lies_in_the_image_and_has_the_share_and_ratio_asked_for(width, he
 
 def test_boxes_have_uniform_shares_ratios_and_places():
     generator = rng()
-    boxes = np.array([augmentation.crop_box(generator, (1000, 1000), 0.1) for _ in range(4000)])
+    boxes = np.array([augmentation.draw_crop_box(generator, (1000, 1000), 0.1) for _ in range(4000)])
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     # Where every box fits (no side of 0.6 area exceeds 1), both are uniform; the largest ones are rejected at times.
     small = w * h < 0.6e6
@@ -73,14 +73,14 @@ def test_boxes_have_uniform_shares_ratios_and_places():
 
 @pytest.mark.parametrize(("shape", "box"), [((1000, 90), (440, 0, 560, 90)), ((90, 1000), (0, 440, 90, 560))])
 def test_where_no_box_fits_it_is_the_largest_in_the_centre(shape, box):
-    assert augmentation.crop_box(rng(), shape, 0.99) == box
+    assert augmentation.draw_crop_box(rng(), shape, 0.99) == box
 
 
 def test_flips_and_colours_are_drawn_as_often_and_as_far_as_asked():
     generator = rng()
-    assert abs(np.mean([augmentation.flips(generator, 0.3) for _ in range(4000)]) - 0.3) < 0.03
-    assert not any(augmentation.flips(generator, 0.0) for _ in range(100))
-    factors = np.array([augmentation.colour_factors(generator, 0.4) for _ in range(4000)])
+    assert abs(np.mean([augmentation.draw_flip(generator, 0.3) for _ in range(4000)]) - 0.3) < 0.03
+    assert not any(augmentation.draw_flip(generator, 0.0) for _ in range(100))
+    factors = np.array([augmentation.draw_color_factors(generator, 0.4) for _ in range(4000)])
     assert factors.shape == (4000, 3)
     assert factors.min() >= 0.6
     assert factors.max() <= 1.4
@@ -92,9 +92,9 @@ def test_flips_and_colours_are_drawn_as_often_and_as_far_as_asked():
 def test_draws_take_the_same_numbers_whatever_the_options(seed, crop, flip, colour):
     generator, other = rng(seed), rng(seed)
     for g, c, f, s in ((generator, crop, flip, colour), (other, 1.0, 0.0, 0.0)):
-        augmentation.flips(g, f)
-        augmentation.colour_factors(g, s)
-        augmentation.crop_box(g, (400, 300), c)
+        augmentation.draw_flip(g, f)
+        augmentation.draw_color_factors(g, s)
+        augmentation.draw_crop_box(g, (400, 300), c)
     assert generator.random() == other.random()
 
 
@@ -109,7 +109,7 @@ def test_jitter_is_the_three_steps_in_turn_without_clipping_between(seed, bright
     x = pixels * brightness
     x = contrast * x + (1 - contrast) * (x @ grey).mean()
     x = saturation * x + (1 - saturation) * (x @ grey)[..., None]
-    found = augmentation.jitter(pixels, np.array([brightness, contrast, saturation]))
+    found = augmentation.apply_color_jitter(pixels, np.array([brightness, contrast, saturation]))
     assert found.dtype == np.uint8
     assert np.abs(found - x.clip(0, 255)).max() <= 1  # half for rounding, and OpenCV's factors in fixed point
 
@@ -132,7 +132,7 @@ def test_a_random_crop_is_pillows_decode_crop_and_resize(size, sides, resample):
     for seed in range(5):
         draws = rng(seed)
         draws.random(4)  # flip and colours come first
-        box = augmentation.crop_box(draws, sides, 0.3)
+        box = augmentation.draw_crop_box(draws, sides, 0.3)
         found = images.decode(data, images.Resize(size, resample=resample), "x", Augment(crop=0.3), rng(seed))
         expected = whole.crop(box).resize((size, size), images.RESAMPLE[resample])
         difference = np.abs(found.astype(int) - np.asarray(expected, int))
@@ -187,7 +187,7 @@ def through_pillow(data, resize, monkeypatch):
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_both_ways_of_decoding_agree(size, options, mode, monkeypatch):
     data, resize = jpeg(photograph().convert(mode), **options), images.Resize(size)
-    assert images._plain_jpeg(data) == (500, 375)
+    assert images._plain_jpeg_size(data) == (500, 375)
     cropped, whole = through_pillow(data, resize, monkeypatch)
     np.testing.assert_allclose(images.decode(data, resize, "x").astype(int), whole, atol=2)
     np.testing.assert_allclose(images.decode(data, resize, "x", Augment(crop=0.4), rng(3)).astype(int), cropped, atol=3)

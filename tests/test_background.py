@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_mefn import D, M, N, features
 
-from mefn_jax.matching.background import Background, level
-from mefn_jax.matching.features import make_features
+from mefn_jax.features import make_features
+from mefn_jax.matching.hubness import HubnessBank, log_mean_exp_similarity
 from mefn_jax.matching.mefn import MEFN
 
 
@@ -18,9 +18,11 @@ def test_a_level_is_the_free_energy_over_the_background():
     for k, x in enumerate(pooled):
         cosines = [x @ b / np.linalg.norm(b) for b in background]
         expected = np.log(np.mean(np.exp(7.0 * np.array(cosines)))) / 7.0
-        assert float(level(pooled, jnp.float32(background), 7.0)[k]) == pytest.approx(expected, abs=1e-5)
+        assert float(log_mean_exp_similarity(pooled, jnp.float32(background), 7.0)[k]) == pytest.approx(
+            expected, abs=1e-5
+        )
     nearest = np.max(pooled @ (background / np.linalg.norm(background, axis=1, keepdims=True)).T, 1)
-    np.testing.assert_allclose(level(pooled, jnp.float32(background), 1e4), nearest, atol=1e-3)
+    np.testing.assert_allclose(log_mean_exp_similarity(pooled, jnp.float32(background), 1e4), nearest, atol=1e-3)
 
 
 def test_scores_are_less_the_levels_of_either_side_alone():
@@ -30,7 +32,7 @@ def test_scores_are_less_the_levels_of_either_side_alone():
     plain = {k: v for k, v in params["params"].items() if "background" not in k}
     scores, cosines = with_it.apply(params, images, texts), without.apply({"params": plain}, images, texts)
     backgrounds = {"params": params["params"]["backgrounds"]}
-    of_images, of_texts = Background(4).apply(backgrounds, images.pooled, texts.pooled, 20.0)
+    of_images, of_texts = HubnessBank(4).apply(backgrounds, images.pooled, texts.pooled, 20.0)
     np.testing.assert_allclose(scores, cosines - of_images[:, None] - of_texts[None], atol=1e-5)
     for i, t in ((0, 0), (2, 1)):
         one = jax.tree.map(lambda x, i=i: x[i], images), jax.tree.map(lambda x, t=t: x[t], texts)
@@ -49,7 +51,7 @@ def test_a_hub_loses_its_places():
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     cosines = images.pooled @ texts.T
     assert np.all(np.argmax(cosines, 1) == 3)
-    scores = cosines - level(texts, images.pooled, 20.0)[None]
+    scores = cosines - log_mean_exp_similarity(texts, images.pooled, 20.0)[None]
     assert np.all(np.argmax(np.asarray(scores), 1) == [0, 1, 2])
 
 

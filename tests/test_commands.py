@@ -16,13 +16,13 @@ import tensorflow_datasets as tfds
 import tokenizers
 from conftest import ROOT, environment, write_flickr8k
 
-from mefn_jax import evaluator
-from mefn_jax.checkpoint import Checkpoints, v1
 from mefn_jax.data import images
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.tokenizer import Tokenizer
-from mefn_jax.encoders import pretrained
+from mefn_jax.encoders.pretrained import weights
 from mefn_jax.errors import CheckpointError
+from mefn_jax.evaluation import evaluator
+from mefn_jax.runtime.checkpoint import Checkpoints, v1
 
 SMOKE = "--config=configs/shapes.py:smoke"
 
@@ -132,7 +132,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_with_its_commit(trained, 
 
     monkeypatch.setattr(Checkpoints, "meta", without)
     with pytest.raises(CheckpointError, match=r"of an earlier version \(commit 1234abc\)"):
-        evaluator.load(trained[0], "latest")
+        evaluator.load_checkpoint(trained[0], "latest")
 
 
 @pytest.mark.parametrize("model", ["mefn_no_entropy", "mefn_no_local", "mefn_no_global", "vsepp", "clip"])
@@ -315,13 +315,13 @@ def test_pretrained_towers_are_trained_kept_frozen_and_evaluated(towers, command
         '--config.train.multipliers=("text/backbone:0", "image/backbone:0.1")',
     )
     text = command("train.py", SMOKE, f"--workdir={workdir}", *options).stdout
-    size = sum(leaf.size for leaf in jax.tree.leaves(pretrained.load(towers / "bert", "text").params))
+    size = sum(leaf.size for leaf in jax.tree.leaves(weights.load_tower(towers / "bert", "text").params))
     constants = 2 * 16  # the statistics by which the tower's states are centred and scaled
     assert f"parameters, {size + constants:,} of them frozen" in text
     _, found = parameters(workdir)
     moved = {}
     for kind, name in (("text", "bert"), ("image", "vit")):
-        before = jax.tree_util.tree_leaves_with_path(pretrained.load(towers / name, kind).params)
+        before = jax.tree_util.tree_leaves_with_path(weights.load_tower(towers / name, kind).params)
         now = [found[f"/params/{kind}/backbone/" + "/".join(part.key for part in path)] for path, _ in before]
         moved[kind] = max(float(np.abs(a - b).max()) for a, (_, b) in zip(now, before, strict=True))
     assert moved["text"] == 0
@@ -365,14 +365,14 @@ def test_clip_is_evaluated_zero_shot(clip, prepared, tmp_path, command):
     # The same, written out: cosines of the projected pooled states.
     split = Dataset(prepared).split("val")
     captions = [c for k in range(split.images) for c in split.record(k)["captions"]]
-    ids, mask = Tokenizer(pretrained.tokenizer_json(clip), 10, False, "keep")(captions)
+    ids, mask = Tokenizer(weights.read_tokenizer(clip), 10, False, "keep")(captions)
     assert {tuple(ids[0, [0, -1]]), ids[0, mask[0]][-1]} == {(38, 39), 39}
     how = images.Resize(16, resample="bicubic")
     pixels = np.stack([images.decode(split.record(k)["image"], how, "") for k in range(split.images)])
     pixels = (pixels / 255 - np.array([0.48, 0.46, 0.41])) / np.array([0.27, 0.26, 0.28])
     pooled = []
     for kind, inputs in (("image", (pixels.astype(np.float32),)), ("text", (ids, mask))):
-        tower = pretrained.load(clip, kind)
+        tower = weights.load_tower(clip, kind)
         states = tower.module.apply({"params": tower.params}, *inputs)[1] @ tower.projection
         pooled.append(states / np.linalg.norm(states, axis=1, keepdims=True))
     scores = np.asarray(pooled[0] @ pooled[1].T)

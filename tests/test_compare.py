@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from mefn_jax import compare, metrics
+from mefn_jax import metrics
 from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.reports import compare
 
 IMAGES, EACH = 40, np.tile([5, 6], 20)
 OWNER = np.repeat(np.arange(IMAGES), EACH)
@@ -21,7 +22,7 @@ def write_run(folder, model, seed, skill, split="val", **config):
     other = np.arange(IMAGES)[:, None] != OWNER
     n_t2i = np.sum(other & (scores >= own), 0)
     n_i2t = np.array([np.sum(other[i] & (scores[i] >= s)) for i, s in zip(OWNER, own, strict=True)])
-    result = metrics.summarise(n_i2t, n_t2i, OWNER)
+    result = metrics.retrieval_metrics(n_i2t, n_t2i, OWNER)
     i2t, t2i = metrics.best_ranks(n_i2t, n_t2i, OWNER)
     protocol = {"split": split, "images": IMAGES, "captions": len(OWNER), "folds": 1, "captions_per_image": "5 to 6"}
     settings = {"model": model, "train": {"seed": seed, "log_every": seed}, "matcher": {"entropy": "shannon"} | config}
@@ -71,8 +72,10 @@ def test_runs_that_differ_in_the_seed_are_one_row(runs, capsys):
 def test_the_interval_is_that_of_a_plain_bootstrap(runs):
     """Images are drawn one by one, with their captions, and a row's seeds are averaged inside a resample."""
     root, _ = runs
-    rows = compare.grouped([compare.read(p, "val") for p in compare.found([f"{root}/mefn/*", f"{root}/vsepp/*"])])
-    low, high = compare.differences(rows, resamples=4000)[1]["rsum"]
+    rows = compare.group_by_seed(
+        [compare.read_evaluation(p, "val") for p in compare.expand_patterns([f"{root}/mefn/*", f"{root}/vsepp/*"])]
+    )
+    low, high = compare.bootstrap_intervals(rows, resamples=4000)[1]["rsum"]
     rng = np.random.default_rng(1)
 
     def rsum(row, drawn):
@@ -88,12 +91,14 @@ def test_the_interval_is_that_of_a_plain_bootstrap(runs):
     plain = np.percentile([rsum(rows[1], d) - rsum(rows[0], d) for d in drawn], (2.5, 97.5))
     assert (low, high) == pytest.approx(tuple(plain), abs=8.0)
     assert low < rows[1].mean("rsum") - rows[0].mean("rsum") < high < 0
-    assert compare.differences(rows)[0]["rsum"] == (0.0, 0.0)
+    assert compare.bootstrap_intervals(rows)[0]["rsum"] == (0.0, 0.0)
 
 
 def test_an_evaluation_folder_is_a_row_of_its_own(runs):
     root, made = runs
-    rows = compare.grouped([compare.read(p, "val") for p in compare.found([f"{root}/vsepp/0/eval/val"])])
+    rows = compare.group_by_seed(
+        [compare.read_evaluation(p, "val") for p in compare.expand_patterns([f"{root}/vsepp/0/eval/val"])]
+    )
     assert (rows[0].name, len(rows[0].runs)) == ("vsepp", 1)
     assert np.isnan(rows[0].spread("rsum"))
     assert rows[0].mean("rsum") == made["vsepp"][0]["rsum"]
@@ -102,7 +107,7 @@ def test_an_evaluation_folder_is_a_row_of_its_own(runs):
 def test_what_cannot_be_compared_is_refused(runs):
     root, _ = runs
     with pytest.raises(ConfigError, match="nowhere: no such directory"):
-        compare.found([f"{root}/nowhere"])
+        compare.expand_patterns([f"{root}/nowhere"])
     with pytest.raises(DataError, match=r"no such file; run python eval.py --workdir=.*vsepp/0 --split=test"):
         compare.compare([f"{root}/vsepp/0"], "test", root / "out")
     with pytest.raises(DataError, match="is of the split val, not of test"):

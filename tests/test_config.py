@@ -9,7 +9,7 @@ import pytest
 from mefn_jax import config as configuration
 from mefn_jax import losses
 from mefn_jax.errors import ConfigError
-from mefn_jax.model import CHOICES, MODELS
+from mefn_jax.model import MODEL_CHOICES, MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
@@ -24,7 +24,7 @@ def load(name, arg=""):
 def test_shipped_configurations_are_valid(name, model):
     for smoke in ("", ",smoke"):
         config = load(name, f"model={model}{smoke}")
-        configuration.check(config, CHOICES | losses.CHOICES)
+        configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
         assert config.is_locked
         assert config.model == model
         assert set(configuration.flatten(config.to_dict())) == set(configuration.flatten(load("default").to_dict()))
@@ -83,10 +83,10 @@ def test_arguments_are_a_closed_set(arg, message):
 def test_impossible_values_are_named(key, value, message):
     config = load("default").unlock()
     section, _, name = key.rpartition(".")
-    target = configuration.get(config, section) if section else config
+    target = configuration.get_dotted(config, section) if section else config
     target[name] = value
     with pytest.raises(ConfigError, match=re.escape(message)):
-        configuration.check(config, CHOICES | losses.CHOICES)
+        configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
 
 
 @pytest.mark.parametrize(
@@ -100,15 +100,15 @@ def test_sizes_must_divide(key, value, message):
     config = load("default")
     config.update_from_flattened_dict({"image.arch": "vit", f"image.{key}": value})
     with pytest.raises(ConfigError, match=message):
-        configuration.check(config, CHOICES | losses.CHOICES)
+        configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
     config.image.pretrained = "somewhere"  # the checkpoint's own sizes will count
-    configuration.check(config, CHOICES | losses.CHOICES)
+    configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
 
 
 def test_differences_are_named_by_dotted_key():
     old, new = load("default").to_dict(), load("default", "model=vsepp").to_dict()
-    assert configuration.differences(old, new) == {"model": ("mefn", "vsepp"), "loss.warmup_steps": (-1, 500)}
-    assert configuration.differences({"a": (1, 2)}, {"a": [1, 2]}) == {}
+    assert configuration.diff_configs(old, new) == {"model": ("mefn", "vsepp"), "loss.warmup_steps": (-1, 500)}
+    assert configuration.diff_configs({"a": (1, 2)}, {"a": [1, 2]}) == {}
 
 
 @pytest.mark.parametrize(
@@ -124,14 +124,14 @@ def test_augmentation_is_checked(key, value, message):
     config = load("flickr30k", "image=regions")
     config.augment[key] = value
     with pytest.raises(ConfigError, match=message):
-        configuration.check(config, CHOICES | losses.CHOICES)
+        configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "vit_b16", "clip_vit_b32", "resnet101", "regions"])
 def test_full_size_towers_are_one_argument(name):
     text = "clip" if name.startswith("clip") else "bert"
     config = load("flickr30k", f"image={name},text={text}")
-    configuration.check(config, CHOICES | losses.CHOICES)
+    configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
     assert config.image.arch == name.partition("_")[0].replace("clip", "vit").rstrip("0123456789")
     assert config.text.arch == text
     with pytest.raises(ConfigError, match="image=vgg19 is none of resnet101, resnet50, vit_b16, clip_vit_b32"):

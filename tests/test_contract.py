@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from mefn_jax import evaluate, model, training
-from mefn_jax.checkpoint import Checkpoints
-from mefn_jax.encoders.pooling import maximum
-from mefn_jax.matching.features import Features, unit
+from mefn_jax import model
+from mefn_jax.encoders.pooling import max_pool
+from mefn_jax.evaluation import evaluate
+from mefn_jax.features import Features, unit
+from mefn_jax.runtime.checkpoint import Checkpoints
+from mefn_jax.training import loop
 
 
 class TwoViews(nn.Module):
@@ -22,7 +24,7 @@ class TwoViews(nn.Module):
     @nn.compact
     def __call__(self, *inputs, **options):
         found = self.encoder(*inputs, **options)
-        view = unit(nn.Dense(24, name="view")(maximum(found.fragments, found.mask)))
+        view = unit(nn.Dense(24, name="view")(max_pool(found.fragments, found.mask)))
         return found.replace(extra={"view": view})
 
 
@@ -57,7 +59,7 @@ class Fusion(nn.Module):
 def name(request, monkeypatch):
     """A matcher put into the model's table, as one line there would."""
     monkeypatch.setitem(model.MODELS, request.param.__name__, (request.param, {}))
-    monkeypatch.setitem(model.CHOICES, "model", tuple(model.MODELS))
+    monkeypatch.setitem(model.MODEL_CHOICES, "model", tuple(model.MODELS))
     if request.param is Views:
         for kind in ("image_encoder", "text_encoder"):
             make = getattr(model, kind)
@@ -70,7 +72,7 @@ def test_is_trained_and_evaluated_like_the_others(name, tmp_path):
     config = shapes.get_config("smoke")
     with config.unlocked():
         config.model, config.train.steps, config.train.eval_every = name, 4, 4
-    training.train(config, tmp_path)
+    loop.train(config, tmp_path)
     report = evaluate.evaluate(tmp_path, "", "test", "latest").report
     assert report["config"]["model"] == name
     assert report["rsum"] > 0
@@ -85,7 +87,7 @@ def test_every_parameter_of_the_matcher_is_trained(name):
     config = shapes.get_config("smoke")
     with config.unlocked():
         config.model = name
-    built = model.build(config, vocab_size=50)
+    built = model.build_model(config, vocab_size=50)
     images, texts = jnp.zeros((2, 64, 64, 3), jnp.uint8).at[0].set(200), jnp.array([[1, 5, 6, 2], [1, 7, 2, 0]])
     mask = jnp.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool)
     params = built.init(jax.random.key(0), images, texts, mask)

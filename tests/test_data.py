@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mefn_jax.data import flickr8k as source
-from mefn_jax.data import images, writing
+from mefn_jax.data import images
 from mefn_jax.data import tokenizer as tok
 from mefn_jax.data.dataset import Dataset
+from mefn_jax.data.formats import tfds_writer
 from mefn_jax.data.prepare import prepare
+from mefn_jax.data.sources import flickr8k as source
 from mefn_jax.errors import DataError
 
 OPTIONS = {"vocab_size": 300, "lower_case": True, "punctuation": "keep", "scenes": None, "seed": 0}
@@ -156,8 +157,8 @@ def test_a_killed_prepare_leaves_nothing_readable_and_starts_over(flickr8k, tmp_
 
 
 def test_examples_keep_their_order_over_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "AT_ONCE", 3)
-    monkeypatch.setattr(writing, "SHARD", 4)
+    monkeypatch.setattr(tfds_writer, "AT_ONCE", 3)
+    monkeypatch.setattr(tfds_writer, "SHARD", 4)
     prepare("flickr8k", write_flickr8k(tmp_path / "source"), tmp_path / "out", **OPTIONS)
     assert len(list((tmp_path / "out").glob("*-train.array_record-*"))) == 3
     split = Dataset(tmp_path / "out").split("train")
@@ -307,7 +308,7 @@ def test_broken_images_are_named(data):
 
 def test_normalise():
     pixels = np.array([[[[0, 128, 255]]]], np.uint8)
-    found = images.normalise(pixels, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5))
+    found = images.normalize_pixels(pixels, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5))
     np.testing.assert_allclose(found[0, 0, 0], [-1, (128 / 255 - 0.5) / 0.25, 1], atol=1e-6)
 
 
@@ -315,12 +316,12 @@ def test_normalise():
 
 
 def test_normalisation():
-    assert tok.normalise("  A Dog, runs . ", True, "keep") == "a dog, runs ."
-    assert tok.normalise("  A Dog, runs . ", False, "drop") == "A Dog runs"
+    assert tok.normalize_caption("  A Dog, runs . ", True, "keep") == "a dog, runs ."
+    assert tok.normalize_caption("  A Dog, runs . ", False, "drop") == "A Dog runs"
 
 
 def test_tokenizer_encodes_unseen_words_by_pieces_and_truncates():
-    text = tok.train(["a dog runs", "a cat runs"], 300, True, "keep")
+    text = tok.train_tokenizer(["a dog runs", "a cat runs"], 300, True, "keep")
     tokenizer = tok.Tokenizer(text, 4, True, "keep")
     assert tokenizer.pieces("A dog runs") == ["a", "dog", "runs"]
     assert "".join(p.removeprefix("##") for p in tokenizer.pieces("cats")) == "cats"
@@ -337,4 +338,4 @@ def test_training_the_tokenizer_on_a_closed_vocabulary_gives_the_same_ids_again(
     captions = [
         f"a {c} {s} left of a {d} {s}" for c in ("red", "blue") for d in ("green", "red") for s in ("disc", "star")
     ]
-    assert tok.train(captions, 300, True, "keep") == tok.train(captions[::-1], 300, True, "keep")
+    assert tok.train_tokenizer(captions, 300, True, "keep") == tok.train_tokenizer(captions[::-1], 300, True, "keep")

@@ -16,9 +16,9 @@ from mefn_jax.encoders.image import ImageEncoder
 from mefn_jax.encoders.positions import grid_positions
 from mefn_jax.encoders.resnet import ResNet
 from mefn_jax.encoders.text import TextEncoder
-from mefn_jax.encoders.transformer import skip_chance, skipped
+from mefn_jax.encoders.transformer import stochastic_depth, stochastic_depth_rate
 from mefn_jax.encoders.vit import ViT
-from mefn_jax.state import count
+from mefn_jax.training.state import num_params
 
 SMALL = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32}
 TINY = {
@@ -56,7 +56,7 @@ def test_regions_of_several_scales_stand_behind_one_another():
     assert found.fragments.shape == (2, 9 + 4 + 1, 12)
     # The last region is the mean of the whole grid, at the centre, projected by its own scale's layer.
     (grid,), _ = TINY["vit"].apply(
-        {"params": params["params"]["backbone"]}, images.normalise(pixels, (0.5,) * 3, (0.25,) * 3)
+        {"params": params["params"]["backbone"]}, images.normalize_pixels(pixels, (0.5,) * 3, (0.25,) * 3)
     )
     p = params["params"]
     expected = grid.mean((1, 2)) @ p["regions_2"]["kernel"] + p["regions_2"]["bias"]
@@ -149,12 +149,12 @@ def product_types(jaxpr):
 class Branch(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return skipped(x, 0.25, deterministic=False)
+        return stochastic_depth(x, 0.25, deterministic=False)
 
 
 def test_stochastic_depth_leaves_out_whole_branches():
-    assert [skip_chance(0.3, k, 4) for k in range(4)] == pytest.approx([0, 0.1, 0.2, 0.3])
-    assert skip_chance(0.3, 0, 1) == 0
+    assert [stochastic_depth_rate(0.3, k, 4) for k in range(4)] == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert stochastic_depth_rate(0.3, 0, 1) == 0
     branch = np.random.default_rng(0).normal(size=(400, 3, 2)).astype(np.float32)
     found = np.asarray(Branch().apply({}, branch, rngs={"dropout": jax.random.key(0)}))
     gone = np.all(found == 0, axis=(1, 2))
@@ -170,13 +170,13 @@ def test_full_sizes_have_the_published_number_of_parameters():
     c = default.get_config()
     pixels = jnp.zeros((1, 224, 224, 3))
     # torchvision's ResNet-101 has 44,549,160, of which the classifier takes 2048 * 1000 + 1000.
-    assert count(shapes_of(ResNet(**c.image.resnet), pixels)) == 44_549_160 - 2_049_000
+    assert num_params(shapes_of(ResNet(**c.image.resnet), pixels)) == 44_549_160 - 2_049_000
     # timm's ViT-S/16 has 22,050,664: less the classifier, the class token and its position.
-    assert count(shapes_of(ViT(**c.image.vit), pixels)) == 22_050_664 - 385_000 - 2 * 384
+    assert num_params(shapes_of(ViT(**c.image.vit), pixels)) == 22_050_664 - 385_000 - 2 * 384
     # transformers' bert-base-uncased has 109,482,240, of which the pooler takes 768 * 768 + 768.
     bert = BERT(vocab_size=30522, **c.text.bert)
     ids = jnp.zeros((1, 8), jnp.int32)
-    assert count(shapes_of(bert, ids, ids > 0)) == 109_482_240 - 590_592
+    assert num_params(shapes_of(bert, ids, ids > 0)) == 109_482_240 - 590_592
 
 
 def test_text_features_do_not_see_padding():

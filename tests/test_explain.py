@@ -14,10 +14,13 @@ from PIL import Image
 
 import mefn_jax
 from configs import precomputed, shapes
-from mefn_jax import evaluator, explain, explanation, figures, training
+from mefn_jax.data import from_config
 from mefn_jax.encoders.grids import grid_boxes
 from mefn_jax.errors import ConfigError, DataError
-from mefn_jax.explanation import Explanation
+from mefn_jax.evaluation import evaluator
+from mefn_jax.reports import explain, explanation, figures
+from mefn_jax.reports.explanation import Explanation
+from mefn_jax.training import loop
 
 CAPTION = "a red circle is left of a big blue square"
 
@@ -29,22 +32,22 @@ def workdir(tmp_path_factory):
     with config.unlocked():
         config.train.steps, config.train.eval_every, config.eval.explained = 2, 2, 2
     found = tmp_path_factory.mktemp("run")
-    training.train(config, found)
+    loop.train(config, found)
     return found
 
 
 @pytest.fixture(scope="module")
 def loaded(workdir):
     """The trained evaluator and its parameters, a split and its features."""
-    model, params, _ = evaluator.load(workdir, "latest")
-    split = evaluator.open_dataset(model.config).split("val")
+    model, params, _ = evaluator.load_checkpoint(workdir, "latest")
+    split = from_config.open_dataset(model.config).split("val")
     return model, params, split, *model.encode(params, split)
 
 
 def test_parts_by_word_are_those_by_piece(loaded):
     model, params, split, images, texts = loaded
-    captions = explanation.spread(5, split.captions)
-    found = explanation.of_split(model, params, split, images, texts, captions)
+    captions = explanation.evenly_spaced(5, split.captions)
+    found = explanation.explain_captions(model, params, split, images, texts, captions)
     for x, caption in zip(found, captions, strict=True):
         image = split.caption_image[caption]
         one = jax.tree.map(lambda f, k=image: f[k], images), jax.tree.map(lambda f, k=caption: f[k], texts)
@@ -69,7 +72,9 @@ def test_places_are_those_of_each_image(loaded):
     model, params, split, images, texts = loaded
     boxes = np.random.default_rng(0).random((split.images, images.mask.shape[1], 4))
     captions = [0, split.captions - 1]
-    found = explanation.of_split(model, params, split, images, texts, captions, explain.Places(boxes, None))
+    found = explanation.explain_captions(
+        model, params, split, images, texts, captions, explain.RegionSources(boxes, None)
+    )
     for x, image in zip(found, (0, split.images - 1), strict=True):
         np.testing.assert_array_equal(x.boxes, boxes[image])
 
@@ -77,22 +82,22 @@ def test_places_are_those_of_each_image(loaded):
 def test_captions_of_no_word_are_left_out(loaded):
     model, params, split, images, texts = loaded
     texts = texts.replace(mask=texts.mask & (np.arange(split.captions) > 0)[:, None])
-    assert explanation.of_split(model, params, split, images, texts, [0]) == []
-    found = explanation.of_split(model, params, split, images, texts, [0, 7])
+    assert explanation.explain_captions(model, params, split, images, texts, [0]) == []
+    found = explanation.explain_captions(model, params, split, images, texts, [0, 7])
     assert [x.caption for x in found] == [split.texts()[7]]
 
 
 def test_captions_to_explain_are_the_middles_of_equal_parts():
-    assert explanation.spread(4, 40) == [5, 15, 25, 35]
-    assert explanation.spread(3, 2) == [0, 1]
-    assert explanation.spread(0, 10) == []
+    assert explanation.evenly_spaced(4, 40) == [5, 15, 25, 35]
+    assert explanation.evenly_spaced(3, 2) == [0, 1]
+    assert explanation.evenly_spaced(0, 10) == []
 
 
 def test_training_logs_means_and_draws_pairs(workdir, loaded):
     model, params, split, _images, _texts = loaded
     line = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     part = split.head(model.config.eval.val_images)
-    means = explanation.means(model, params, part, *model.encode(params, part))
+    means = explanation.mean_statistics(model, params, part, *model.encode(params, part))
     assert {name: line[f"pairs.{name}"] for name in means} == pytest.approx(means, rel=1e-4)
     assert 0 < means["region_entropy"] <= 1
     assert 0 < means["word_entropy"] <= 1
@@ -102,7 +107,7 @@ def test_training_logs_means_and_draws_pairs(workdir, loaded):
 
 
 def drawn(x: Explanation) -> Image.Image:
-    return Image.open(io.BytesIO(figures.png(figures.explained(x))))
+    return Image.open(io.BytesIO(figures.to_png(figures.draw_explanation(x))))
 
 
 def made(words, regions=9, side=(300, 360), boxes=True):
@@ -137,12 +142,12 @@ def test_pictures_of_all_kinds(x):
     picture = drawn(x)
     assert 1100 < picture.width < 1350
     assert 600 < picture.height < 2000
-    found = figures.explained(x)
+    found = figures.draw_explanation(x)
     titles = [axes.get_title() for axes in found.axes]
-    panels = [figures.short(x.words[k]) for k in figures.content_words(x)]
+    panels = [figures.shorten(x.words[k]) for k in figures.content_words(x)]
     assert [title for title in titles if title in panels] == panels
     assert np.asarray(picture).std() > 10
-    assert figures.pixels(found).dtype == np.uint8
+    assert figures.to_pixels(found).dtype == np.uint8
 
 
 def test_words_that_are_drawn():
@@ -158,9 +163,11 @@ def test_words_that_are_drawn():
 def test_shares_over_the_photograph():
     """A pixel has the densities of all boxes that it lies in; boxes of even shares that fill the image give 1."""
     boxes = np.concatenate([grid_boxes(3, 3), grid_boxes(2, 2)])
-    np.testing.assert_allclose(figures.map_of(np.r_[np.full(9, 0.5 / 9), np.full(4, 0.5 / 4)], boxes), 1, rtol=1e-6)
-    one = figures.map_of(np.eye(13)[4], boxes)  # the middle cell
-    third = figures.PIXELS // 3
+    np.testing.assert_allclose(
+        figures.attention_heatmap(np.r_[np.full(9, 0.5 / 9), np.full(4, 0.5 / 4)], boxes), 1, rtol=1e-6
+    )
+    one = figures.attention_heatmap(np.eye(13)[4], boxes)  # the middle cell
+    third = figures.MAP_PIXELS // 3
     assert one[third : 2 * third, third : 2 * third].min() == one.max() == 9
     assert one.mean() == pytest.approx(1)
 
@@ -179,17 +186,17 @@ def test_the_commands(workdir, command, tmp_path):
 
 def test_what_cannot_be_explained_is_said(workdir, tmp_path):
     with pytest.raises(DataError, match=r"--explain_image=.*nothing\.jpg: No such file"):
-        explain.explain_image(workdir, "latest", str(tmp_path / "nothing.jpg"), CAPTION)
+        explain.draw_image_file(workdir, "latest", str(tmp_path / "nothing.jpg"), CAPTION)
     with pytest.raises(ConfigError, match="without words"):
-        explain.explain_image(workdir, "latest", str(tmp_path / "nothing.jpg"), " ")
+        explain.draw_image_file(workdir, "latest", str(tmp_path / "nothing.jpg"), " ")
     with pytest.raises(ConfigError, match="this model takes images"):
-        explain.explain(workdir, "", "val", "latest", 1, boxes="boxes.npy")
+        explain.draw_captions(workdir, "", "val", "latest", 1, boxes="boxes.npy")
     with pytest.raises(ConfigError, match=r"give a \.png file"):
-        explain.explain_image(workdir, "latest", "x.jpg", CAPTION, out="x.jpg")
-    model, params, _ = evaluator.load(workdir, "latest")
+        explain.draw_image_file(workdir, "latest", "x.jpg", CAPTION, out="x.jpg")
+    model, params, _ = evaluator.load_checkpoint(workdir, "latest")
     no_map = dataclasses.replace(model.model, matcher=object())
     with pytest.raises(ConfigError, match="has no entropy map"):
-        explanation.computed(dataclasses.replace(model, model=no_map), params, None, None)
+        explanation.explain_features(dataclasses.replace(model, model=no_map), params, None, None)
 
 
 def test_boxes_and_photographs_of_precomputed_regions(tmp_path):
@@ -197,7 +204,7 @@ def test_boxes_and_photographs_of_precomputed_regions(tmp_path):
     np.save(path, np.tile(grid_boxes(3, 3), (4, 1, 1)))
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (80, 50), (10, 200, 10)).save(tmp_path / "photos" / "17.jpg")
-    places = explain.places_of(str(path), str(tmp_path / "photos"), 4)
+    places = explain.read_region_sources(str(path), str(tmp_path / "photos"), 4)
     x = places.put(made(["a", "dog"], side=None, boxes=False), 2, "17")
     np.testing.assert_array_equal(x.boxes, grid_boxes(3, 3))
     assert x.photo.shape == (225, 360, 3)
@@ -206,18 +213,18 @@ def test_boxes_and_photographs_of_precomputed_regions(tmp_path):
     with pytest.raises(DataError, match="9 an image, but the model has 5"):
         places.put(made(["a"], regions=5), 0, "17")
     with pytest.raises(DataError, match=r"expected \(5, regions, 4\), found \(4, 9, 4\)"):
-        explain.places_of(str(path), "", 5)
+        explain.read_region_sources(str(path), "", 5)
     np.save(path, 3 * np.ones((5, 9, 4)))
     with pytest.raises(DataError, match="from 0 to 1"):
-        explain.places_of(str(path), "", 5)
+        explain.read_region_sources(str(path), "", 5)
     with pytest.raises(ConfigError, match="no such folder"):
-        explain.places_of("", str(tmp_path / "none"), 5)
-    assert explain.places_of("", "", 5) is None
+        explain.read_region_sources("", str(tmp_path / "none"), 5)
+    assert explain.read_region_sources("", "", 5) is None
     config = precomputed.get_config()
     grid = config.image.regions.grid
     fake = evaluator.Evaluator(None, None, config, None)
-    np.testing.assert_array_equal(explanation.boxes_of(fake, grid**2), grid_boxes(grid, grid))
-    assert explanation.boxes_of(fake, 36) is None
+    np.testing.assert_array_equal(explanation.find_region_boxes(fake, grid**2), grid_boxes(grid, grid))
+    assert explanation.find_region_boxes(fake, 36) is None
 
 
 def test_the_library(workdir, loaded, tmp_path):

@@ -7,26 +7,26 @@ import jax.numpy as jnp
 import pytest
 from tqdm import tqdm
 
-from mefn_jax import flops
-from mefn_jax.chips import CHIPS, chip_of
-from mefn_jax.collectives import collectives
 from mefn_jax.encoders.vit import ViT
-from mefn_jax.logs import StepLog
+from mefn_jax.runtime import flops
+from mefn_jax.runtime.chips import CHIPS, chip_of
+from mefn_jax.runtime.collectives import list_collectives
+from mefn_jax.training.logs import StepLog
 
 
 def test_products_loops_and_convolutions():
     a, b = jnp.zeros((3, 4)), jnp.zeros((4, 5))
-    assert flops.of_program(jnp.matmul, a, b) == 2 * 3 * 4 * 5
+    assert flops.count_flops(jnp.matmul, a, b) == 2 * 3 * 4 * 5
 
     def looped(a, b):
         return jax.lax.scan(lambda c, _: (c, a @ b), 0.0, None, length=7)[1].sum()
 
-    assert flops.of_program(jax.jit(jax.checkpoint(looped)), a, b) == 7 * 2 * 3 * 4 * 5
+    assert flops.count_flops(jax.jit(jax.checkpoint(looped)), a, b) == 7 * 2 * 3 * 4 * 5
     image, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 6))
     convolve = lambda x, k: jax.lax.conv_general_dilated(  # noqa: E731
         x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    assert flops.of_program(convolve, image, kernel) == 2 * (2 * 4 * 4 * 6) * (3 * 3 * 3)
+    assert flops.count_flops(convolve, image, kernel) == 2 * (2 * 4 * 4 * 6) * (3 * 3 * 3)
 
 
 def test_a_transformers_arithmetic():
@@ -37,7 +37,7 @@ def test_a_transformers_arithmetic():
     tokens = (size // patch) ** 2
     block = 4 * width**2 + 2 * width * hidden + 2 * tokens * width  # products of one token
     expected = 2 * batch * tokens * (layers * block + patch**2 * 3 * width)
-    assert flops.of_program(tower.apply, params, pixels) == expected
+    assert flops.count_flops(tower.apply, params, pixels) == expected
 
 
 @pytest.mark.parametrize(("frozen", "negatives"), [("", "global"), ("image", "global"), ("text", "local")])
@@ -53,8 +53,8 @@ def test_a_step_is_three_times_forwards_but_for_what_is_frozen(frozen, negatives
     factors = {kind: {"backbone": {"kernel": 0.0 if kind == frozen else 1.0}} for kind in ("image", "text")}
     recipe = SimpleNamespace(model=model, factors=factors, negatives=negatives)
     mesh, batch = SimpleNamespace(size=devices), {"images": images, "ids": ids, "mask": mask}
-    found = flops.of_step(recipe, mesh, params, batch)
-    scores = flops.of_program(lambda v, t: model.score(None, v, t), jnp.zeros((b, n, d)), jnp.zeros((b, words, d)))
+    found = flops.step_flops(recipe, mesh, params, batch)
+    scores = flops.count_flops(lambda v, t: model.score(None, v, t), jnp.zeros((b, n, d)), jnp.zeros((b, words, d)))
     assert found == {
         "images": 2 * b * n * c * d * (1 if frozen == "image" else 3),
         "texts": 2 * b * words * 9 * d * (1 if frozen == "text" else 3),
@@ -96,7 +96,7 @@ ENTRY %main (p: f32[8,4]) -> f32[8,4] {
 
 
 def test_collectives_are_counted_as_often_as_they_run():
-    assert collectives(HLO) == [
+    assert list_collectives(HLO) == [
         {"kind": "all-gather", "count": 1, "bytes": 8 * 4},  # overlapped: the same in two computations
         {"kind": "all-reduce", "count": 1, "bytes": 16 * 2 + 9 * 4},
         {"kind": "collective-permute", "count": 12, "bytes": 6 * (8 * 4 * 4 + 2 * 4)},

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mefn_jax import losses
-from mefn_jax.matching.features import make_features
+from mefn_jax.features import make_features
 from mefn_jax.model import MODELS
 
 
@@ -35,7 +35,7 @@ triplet = jax.jit(losses.triplet, static_argnames=("anchors",))
     st.integers(0, 2**32 - 1),
     st.lists(st.integers(0, 3), min_size=6, max_size=6),
     st.sampled_from([0.0, 0.3, 1.0]),
-    st.sampled_from(losses.CHOICES["loss.anchors"]),
+    st.sampled_from(losses.LOSS_CHOICES["loss.anchors"]),
 )
 def test_equals_a_naive_loop(seed, ids, hardest, anchors):
     scores = np.random.default_rng(seed).uniform(-1, 1, (6, 6)).astype(np.float32)
@@ -75,9 +75,9 @@ def test_collapsed_hardest_negatives_sit_at_twice_the_margin():
 
 
 def test_hardest_share_rises_from_the_sum_to_the_hardest():
-    assert [float(losses.hardest_share(s, 10)) for s in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
-    assert float(losses.hardest_share(99, -1)) == 0
-    assert float(losses.hardest_share(0, 0)) == 1
+    assert [float(losses.hard_negative_weight(s, 10)) for s in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
+    assert float(losses.hard_negative_weight(99, -1)) == 0
+    assert float(losses.hard_negative_weight(0, 0)) == 1
 
 
 @settings(deadline=None, max_examples=30)
@@ -125,11 +125,11 @@ siglip = jax.jit(losses.siglip)
 
 def test_the_losses_begin_where_their_authors_began():
     config = types.SimpleNamespace(name="info_nce")
-    assert np.exp(losses.initial(config)["scale"]) == pytest.approx(1 / 0.07)
-    assert losses.build(config)(0) is losses.info_nce
-    found = losses.initial(types.SimpleNamespace(name="siglip"))
+    assert np.exp(losses.initial_params(config)["scale"]) == pytest.approx(1 / 0.07)
+    assert losses.make_loss(config)(0) is losses.info_nce
+    found = losses.initial_params(types.SimpleNamespace(name="siglip"))
     assert (np.exp(found["scale"]), found["bias"]) == (pytest.approx(10.0), -10.0)
-    assert losses.initial(types.SimpleNamespace(name="triplet")) == {}
+    assert losses.initial_params(types.SimpleNamespace(name="triplet")) == {}
 
 
 LOSSES = {
@@ -159,7 +159,7 @@ def trained_recall(model: str, config, steps: int, pairs=24, width=12) -> tuple[
         for n in (4, 3)
     ]
     kind, options = MODELS[model]
-    matcher, loss_at = kind(**options), losses.build(config)
+    matcher, loss_at = kind(**options), losses.make_loss(config)
 
     def features(kernel, x):
         return make_features(x @ kernel, jnp.ones(x.shape[:2], bool), jnp.mean(x @ kernel, 1))
@@ -170,7 +170,7 @@ def trained_recall(model: str, config, steps: int, pairs=24, width=12) -> tuple[
 
     kernels = [jnp.float32(rng.normal(size=(width, width))) for _ in views]
     start = [features(kernel, x) for kernel, x in zip(kernels, views, strict=True)]
-    scalars = {k: jnp.float32(v) for k, v in losses.initial(config).items()}
+    scalars = {k: jnp.float32(v) for k, v in losses.initial_params(config).items()}
     matching = matcher.init(jax.random.key(0), *start).get("params", {})
     params = {"kernels": kernels, "matcher": matching, "loss": scalars}
     optimizer, positives = optax.adam(0.02), losses.positives_mask(jnp.arange(pairs))

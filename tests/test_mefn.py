@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mefn_jax.features import make_features
 from mefn_jax.matching.cosine import PooledCosine
 from mefn_jax.matching.entropy import ENTROPIES
-from mefn_jax.matching.features import make_features
-from mefn_jax.matching.mefn import ATTEND, GLOBAL_INPUT, MEFN, unified_embeddings
+from mefn_jax.matching.mefn import DIRECTIONS, GLOBAL_INPUTS, MEFN, unified_embeddings
 from mefn_jax.model import MODELS
 
 N, M, D = 4, 5, 6
@@ -91,7 +91,7 @@ def test_both_forms_equal_naive_loops(seed, masks):
         assert float(explain(params, image, text)["score"]) == pytest.approx(expected, abs=1e-5)
 
 
-OPTIONS = list(itertools.product(sorted(ENTROPIES), ATTEND, GLOBAL_INPUT))
+OPTIONS = list(itertools.product(sorted(ENTROPIES), DIRECTIONS, GLOBAL_INPUTS))
 OPTIONS_OF_MEFN = "shannon", "both", "weighted"
 
 
@@ -147,7 +147,7 @@ def test_gram_form_equals_readable_form_whatever_there_is(seed, masks, identical
     check_forms(OPTIONS_OF_MEFN, features(seed, regions, identical), features(seed + 1, words, identical))
 
 
-@pytest.mark.parametrize("attend", ATTEND)
+@pytest.mark.parametrize("attend", DIRECTIONS)
 def test_the_score_is_the_distance_of_the_unified_embeddings(attend):
     images, texts = features(4, np.ones((1, N), bool)), features(5, np.array([[1, 1, 1, 0, 0]], bool))
     image, text = (jax.tree.map(lambda x: x[0], f) for f in (images, texts))

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mefn_jax import metrics, ranking
+from mefn_jax import metrics
 from mefn_jax.errors import DataError, TrainingError
+from mefn_jax.scoring import ranking
 
 
 def naive(scores, owner):
@@ -58,7 +59,7 @@ def test_equals_the_naive_definition(gallery, tile_images, tile_captions):
     ranks = metrics.best_ranks(n_i2t, n_t2i, owner)
     np.testing.assert_array_equal(ranks[0], i2t)
     np.testing.assert_array_equal(ranks[1], t2i)
-    result = metrics.summarise(n_i2t, n_t2i, owner)
+    result = metrics.retrieval_metrics(n_i2t, n_t2i, owner)
     assert result["i2t"]["map"] == pytest.approx(map_i2t)
     assert result["t2i"]["map"] == pytest.approx(map_t2i)
     for side, expected in (("i2t", i2t), ("t2i", t2i)):
@@ -80,7 +81,7 @@ def test_ties_count_against_the_model_but_not_among_the_relevant():
     assert i2t.tolist() == [5, 5, 5]  # all four captions of other images stand before
     assert t2i.tolist() == [3] * 6
     perfect = (np.arange(3)[:, None] == owner[None]).astype(np.float32)
-    assert metrics.summarise(*counts(perfect, owner, 2, 4), owner)["rsum"] == 600
+    assert metrics.retrieval_metrics(*counts(perfect, owner, 2, 4), owner)["rsum"] == 600
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -94,8 +95,10 @@ def test_a_score_that_is_not_finite_is_an_error(value):
 def test_chance_is_what_random_scores_give():
     owner = np.repeat(np.arange(12, dtype=np.int32), [1, 2, 3] * 4)
     rng = np.random.default_rng(0)
-    draws = [metrics.summarise(*counts(rng.random((12, 24), np.float32), owner, 12, 24), owner) for _ in range(600)]
-    mean, expected = metrics.mean_of(draws), metrics.chance(12, owner)
+    draws = [
+        metrics.retrieval_metrics(*counts(rng.random((12, 24), np.float32), owner, 12, 24), owner) for _ in range(600)
+    ]
+    mean, expected = metrics.average_metrics(draws), metrics.chance_recalls(12, owner)
     for side in ("i2t", "t2i"):
         for k in ("r1", "r5", "r10"):
             assert mean[side][k] == pytest.approx(expected[side][k], abs=2)

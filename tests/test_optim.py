@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mefn_jax import losses, optim, state, step
+from mefn_jax import losses, optim
 from mefn_jax.encoders.transformer import SelfAttention
 from mefn_jax.errors import ConfigError
-from mefn_jax.matching.features import make_features
-from mefn_jax.sharding import make_mesh
+from mefn_jax.features import make_features
+from mefn_jax.runtime.sharding import make_mesh
+from mefn_jax.training import state, step
 
 
 def test_matrices_decay_and_nothing_else():
@@ -33,7 +34,7 @@ def test_matrices_decay_and_nothing_else():
 
 
 def test_the_schedule_rises_and_falls_to_zero():
-    schedule = optim.schedule(0.01, steps=100, warmup=0.1)
+    schedule = optim.lr_schedule(0.01, steps=100, warmup=0.1)
     assert [float(schedule(k)) for k in (0, 5, 10, 100)] == pytest.approx([0.0, 0.005, 0.01, 0.0], abs=1e-9)
     assert np.all(np.diff([float(schedule(k)) for k in range(10, 101)]) < 0)
 
@@ -66,7 +67,7 @@ PARAMS = {
 
 
 def factors(*rules, decay=1.0):
-    found = optim.rate_factors(PARAMS, rules, decay)
+    found = optim.lr_multipliers(PARAMS, rules, decay)
     return {"/".join(k.key for k in path): f for path, f in jax.tree_util.tree_leaves_with_path(found)}
 
 
@@ -91,13 +92,13 @@ def test_layer_decay_counts_from_the_output():
 
 def test_layer_decay_knows_where_a_towers_norm_stands():
     clip = {name: PARAMS["text"]["backbone"][name] for name in ("words", "norm", "layer_0")}
-    found = optim.rate_factors(PARAMS | {"text": {"backbone": clip}}, (), 0.1)["text"]["backbone"]
+    found = optim.lr_multipliers(PARAMS | {"text": {"backbone": clip}}, (), 0.1)["text"]["backbone"]
     assert (found["words"], found["layer_0"]["mlp"], found["norm"]["scale"]) == pytest.approx((0.1, 1, 1))
 
 
 def test_stored_statistics_are_never_trained():
     norm = dict.fromkeys(("scale", "bias", "mean", "var"), 1.0)
-    found = optim.rate_factors({"image": {"backbone": {"stem_norm": norm}}, "text": {}}, (), 1.0)
+    found = optim.lr_multipliers({"image": {"backbone": {"stem_norm": norm}}, "text": {}}, (), 1.0)
     assert found["image"]["backbone"]["stem_norm"] == {"scale": 1, "bias": 1, "mean": 0, "var": 0}
 
 
@@ -139,14 +140,14 @@ def after(steps: int, *rules, model=None):
         kind: {"kernel": rng.normal(size=(5, 3)).astype(np.float32), "bias": np.ones(3, np.float32)}
         for kind in ("image", "text")
     } | {"matcher": {"factor": jnp.float32(1.0)}, "loss": {}}
-    found = optim.rate_factors(params, rules, 1.0)
+    found = optim.lr_multipliers(params, rules, 1.0)
     optimizer = optim.adamw(lambda _: 0.1, weight_decay=0.5, clip_norm=1e9, factors=found)
     mesh = make_mesh(devices=jax.devices()[:1])
-    current = state.create(lambda: jax.tree.map(jnp.asarray, params), optimizer, found, mesh)
+    current = state.create_state(lambda: jax.tree.map(jnp.asarray, params), optimizer, found, mesh)
     batch = {"images": rng.normal(size=(8, 5)), "ids": rng.normal(size=(8, 5)), "mask": np.ones((8, 5), bool)}
     batch |= {name: np.arange(8) for name in ("owner", "caption", "epoch")}
     config = types.SimpleNamespace(name="triplet", margin=0.2, warmup_steps=-1, anchors="both")
-    recipe = step.Recipe(model or linear_model(), optimizer, found, losses.build(config), seed=0)
+    recipe = step.StepConfig(model or linear_model(), optimizer, found, losses.make_loss(config), seed=0)
     run = step.compile_step(mesh, current, recipe)
     for _ in range(steps):
         current, _ = run(current, batch)
@@ -204,6 +205,6 @@ def test_the_average_forgets_its_beginning_and_then_moves_slowly():
     for k, value in enumerate(values):
         decay = min(0.7, (1 + k) / (10 + k))
         expected = decay * expected + (1 - decay) * value
-        ema = state.average({"x": jnp.float32(ema)}, {"x": jnp.float32(value)}, jnp.int32(k), 0.7)["x"]
+        ema = state.ema_update({"x": jnp.float32(ema)}, {"x": jnp.float32(value)}, jnp.int32(k), 0.7)["x"]
     assert float(ema) == pytest.approx(expected, abs=1e-5)
     assert abs(expected - np.sum(values[::-1] * 0.3 * 0.7 ** np.arange(40))) < 1e-2  # 5.0 has no part in it

@@ -10,32 +10,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mefn_jax.features import make_features
 from mefn_jax.matching.entropy import ENTROPIES, shannon
-from mefn_jax.matching.features import make_features
-from mefn_jax.matching.mefn import ATTEND, GLOBAL_INPUT, MEFN
-from mefn_jax.matching.packing import NEXT, TEXTS, arrange, layout, pack
-from mefn_jax.matching.sides import packed, regions_of
-from mefn_jax.matching.tiled import FeatureScores, compiled, parts, tile_images
+from mefn_jax.matching.mefn import DIRECTIONS, GLOBAL_INPUTS, MEFN
 from mefn_jax.model import MODELS
-from mefn_jax.ranking import rank
-from mefn_jax.sharding import make_mesh
+from mefn_jax.runtime.sharding import make_mesh
+from mefn_jax.scoring.layouts import region_block, to_packed
+from mefn_jax.scoring.packing import GROUP_TEXTS, LOOKAHEAD, best_fit_decreasing, pack, plan_groups
+from mefn_jax.scoring.ranking import rank
+from mefn_jax.scoring.tiles import TiledScores, compile_tile_scorer, even_slices, plan_tiles
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(30, 64))
 def test_groups_hold_every_text_once(lengths, size):
     lengths = np.array(lengths)
-    group, slot, start = arrange(lengths, size)
+    group, slot, start = best_fit_decreasing(lengths, size)
     for k in range(group.max() + 1):
         here = np.flatnonzero(group == k)
         assert sorted(slot[here]) == list(range(len(here)))
-        assert len(here) <= TEXTS
+        assert len(here) <= GROUP_TEXTS
         here = here[np.argsort(slot[here])]
         np.testing.assert_array_equal(start[here], np.cumsum(lengths[here]) - lengths[here])
         assert lengths[here].sum() <= size
     # No two groups that are not full of texts could be one.
     used = np.bincount(group, lengths)
-    room = (size - used)[np.bincount(group) < TEXTS]
+    room = (size - used)[np.bincount(group) < GROUP_TEXTS]
     assert np.sum(room > size / 2) <= 1 or lengths.sum() == 0
 
 
@@ -45,14 +45,14 @@ def test_an_order_is_nearly_kept(data, lengths):
     """Every word has its place and every text its slot; a text comes at most so much earlier as there is choice."""
     order = np.array(data.draw(st.permutations(range(len(lengths)))))
     mask = np.arange(40) < np.array(lengths)[:, None]
-    words, texts, place = layout(mask, order)
+    words, texts, place = plan_groups(mask, order)
     np.testing.assert_array_equal(np.sort(words[words >= 0]), np.flatnonzero(mask))
     np.testing.assert_array_equal(texts.ravel()[place], np.arange(len(lengths)))
     owner = np.where(words >= 0, words // 40, -1)
     for here, of_words in zip(texts, owner, strict=True):
         assert set(of_words) - {-1} <= set(here)
     rank = np.argsort(order)[np.argsort(place)]  # in which place of the order is what comes first, second, ...
-    assert np.all(rank <= np.arange(len(rank)) + NEXT - 1)
+    assert np.all(rank <= np.arange(len(rank)) + LOOKAHEAD - 1)
 
 
 N, M, D = 4, 7, 6
@@ -84,7 +84,7 @@ def scorers():
         def tile(params, regions, words, module=module):
             return module.apply(params, regions, words, method="tile")
 
-        found[name] = params, compiled(tile, mesh, 1.0), jax.jit(module.apply)
+        found[name] = params, compile_tile_scorer(tile, mesh, 1.0), jax.jit(module.apply)
     return mesh, found
 
 
@@ -94,7 +94,7 @@ def test_packed_scores_are_the_plain_ones(scorers, seed, regions, words):
     mesh, found = scorers
     images, texts = features(seed, regions), features(seed + 1, words)
     for name, (params, step, plain) in found.items():
-        scores = FeatureScores(lambda *x, s=step, p=params: s(p, *x), images, texts, mesh)
+        scores = TiledScores(lambda *x, s=step, p=params: s(p, *x), images, texts, mesh)
         expected = np.asarray(plain(params, images, texts))
         np.testing.assert_allclose(scores(slice(0, 5), slice(0, 9)), expected, atol=1e-5, err_msg=name)
         np.testing.assert_allclose(scores(slice(1, 4), slice(2, 9)), expected[1:4, 2:9], atol=1e-5, err_msg=name)
@@ -105,7 +105,7 @@ def three_by_three(seed):
     images, texts = features(seed, np.ones((3, N), bool)), features(seed + 2, np.arange(M) < np.array([[1], [4], [M]]))
     groups, number, place = pack(texts)
     assert number == 1
-    return images, texts, jax.tree.map(lambda x: x[0], packed(*map(jnp.asarray, groups))), place
+    return images, texts, jax.tree.map(lambda x: x[0], to_packed(*map(jnp.asarray, groups))), place
 
 
 @pytest.mark.parametrize("entropy", sorted(ENTROPIES))
@@ -118,7 +118,7 @@ def test_any_scale_is_that_of_the_readable_form(entropy):
         def readable(image, text):
             return module.apply(params, image, text, method="explain")["score"]
 
-        tile = module.apply(params, regions_of(images), words, method="tile")[:, place]
+        tile = module.apply(params, region_block(images), words, method="tile")[:, place]
         pairs = jax.vmap(jax.vmap(readable, (None, 0)), (0, None))(images, texts)
         return tile, module.apply(params, images, texts), pairs
 
@@ -129,8 +129,8 @@ def test_any_scale_is_that_of_the_readable_form(entropy):
         np.testing.assert_allclose(plain, pairs, atol=2e-5, err_msg=scale)
 
 
-@pytest.mark.parametrize("attend", ATTEND)
-@pytest.mark.parametrize("global_input", GLOBAL_INPUT)
+@pytest.mark.parametrize("attend", DIRECTIONS)
+@pytest.mark.parametrize("global_input", GLOBAL_INPUTS)
 def test_packed_is_readable_with_all_options(attend, global_input):
     images, texts, words, place = three_by_three(3)
 
@@ -142,7 +142,7 @@ def test_packed_is_readable_with_all_options(attend, global_input):
         def readable(image, text):
             return module.apply(params, image, text, method="explain")["score"]
 
-        tile = module.apply(params, regions_of(images), words, method="tile")[:, place]
+        tile = module.apply(params, region_block(images), words, method="tile")[:, place]
         return tile, jax.vmap(jax.vmap(readable, (None, 0)), (0, None))(images, texts)
 
     for name in ENTROPIES:
@@ -155,7 +155,7 @@ def test_an_image_without_regions_has_a_score():
     images = dataclasses.replace(images, mask=mask, fragments=images.fragments * mask[..., None])
     module = MEFN()
     params = jax.jit(module.init)(jax.random.key(0), images, texts)
-    tile = jax.jit(functools.partial(module.apply, method="tile"))(params, regions_of(images), words)[:, place]
+    tile = jax.jit(functools.partial(module.apply, method="tile"))(params, region_block(images), words)[:, place]
     np.testing.assert_allclose(tile, jax.jit(module.apply)(params, images, texts), atol=1e-5)
     assert np.all(np.isfinite(tile))
 
@@ -170,7 +170,7 @@ def test_an_entropy_that_is_not_known_here_is_computed_pair_by_pair(monkeypatch)
 
     def forms(name):
         module = MEFN(entropy=name)
-        tile = module.apply(params, regions_of(images), words, method="tile")[:, place]
+        tile = module.apply(params, region_block(images), words, method="tile")[:, place]
         return tile, module.apply(params, images, texts)
 
     found, expected = (jax.jit(forms, static_argnums=0)(name) for name in ("mine", "shannon"))
@@ -188,9 +188,9 @@ def test_a_long_text_gets_a_longer_group():
 
 
 def test_tiles_keep_the_budget():
-    assert tile_images(250, 36, 128, 1.0) == (5, 50)
-    assert tile_images(3, 10_000, 128, 1.0) == (3, 1)
-    assert parts(1000, 256) == [slice(0, 250), slice(250, 500), slice(500, 750), slice(750, 1000)]
+    assert plan_tiles(250, 36, 128, 1.0) == (5, 50)
+    assert plan_tiles(3, 10_000, 128, 1.0) == (3, 1)
+    assert even_slices(1000, 256) == [slice(0, 250), slice(250, 500), slice(500, 750), slice(750, 1000)]
 
 
 @pytest.mark.parametrize("name", ["mefn", "scan_i2t_lse", "vsepp"])
@@ -209,8 +209,8 @@ def test_devices_change_no_rank(name):
     found = []
     for devices in (1, 3, 8):
         mesh = make_mesh(devices=jax.devices()[:devices])
-        step = functools.partial(compiled(tile, mesh, 0.005), params)  # two or three images a tile
-        found.append(rank(FeatureScores(step, images, texts, mesh), owner, best=5))
+        step = functools.partial(compile_tile_scorer(tile, mesh, 0.005), params)  # two or three images a tile
+        found.append(rank(TiledScores(step, images, texts, mesh), owner, best=5))
     for other in found[1:]:
         jax.tree.map(np.testing.assert_array_equal, other.counts, found[0].counts)
         np.testing.assert_array_equal(other.captions.positions, found[0].captions.positions)

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from mefn_jax import pointing
-from mefn_jax.data import grammar
-from mefn_jax.data import shapes as drawn
 from mefn_jax.data import tokenizer as tokens
+from mefn_jax.data.scenes import draw as drawn
+from mefn_jax.data.scenes import grammar
 from mefn_jax.data.split import Split
 from mefn_jax.encoders.grids import grid_boxes
-from mefn_jax.matching.features import Features
-from mefn_jax.model import build, region_boxes
+from mefn_jax.evaluation import pointing
+from mefn_jax.features import Features
+from mefn_jax.model import build_model, region_boxes
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    records = list(drawn.examples("test", 30, 0))
+    records = list(drawn.generate_examples("test", 30, 0))
     split = Split("test", records, np.arange(30), np.arange(31) * 5)
-    json = tokens.train(split.texts(), 400, True, "keep")
+    json = tokens.train_tokenizer(split.texts(), 400, True, "keep")
     return split, tokens.Tokenizer(json, 20, True, "keep")
 
 
@@ -66,7 +66,7 @@ def test_a_matcher_that_points_right_has_all_and_one_that_points_wrong_none(scen
 
     def accuracy(attention):
         texts = Features(attention, np.ones((150, 20), bool), np.zeros((150, 4)))
-        return pointing.accuracy(evaluator, None, images, texts, split)
+        return pointing.pointing_accuracy(evaluator, None, images, texts, split)
 
     assert accuracy(right)["all"] == 100.0
     assert accuracy(1 - right)["all"] == 0.0
@@ -82,5 +82,5 @@ def test_boxes_are_those_of_the_encoders_grids():
     config = shapes.get_config("smoke")
     with config.unlocked():
         config.image.scales = (4, 2)
-    found = region_boxes(config, build(config, 50))
+    found = region_boxes(config, build_model(config, 50))
     np.testing.assert_array_equal(found, np.concatenate([grid_boxes(4, 4), grid_boxes(2, 2)]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_gru import naive_direction
 
-from mefn_jax.encoders.pooling import POOLINGS, PlaceWeights, Pool
+from mefn_jax.encoders.pooling import POOLINGS, GPOWeights, Pool
 from mefn_jax.encoders.positions import sines
 
 RNG = np.random.default_rng(0)
@@ -26,7 +26,7 @@ def test_pooling_is_the_naive_loop(kind):
         elif kind == "gpo":
             ranked = np.sort(there, axis=0)[::-1]
             places = {"params": params["params"]["gpo"]["places"]}
-            weights = np.asarray(PlaceWeights().apply(places, np.array([len(there)]), 5))[0]
+            weights = np.asarray(GPOWeights().apply(places, np.array([len(there)]), 5))[0]
             expected = weights[: len(there)] @ ranked
         else:
             expected = there.mean(0) if kind == "mean" else there.max(0)
@@ -51,7 +51,7 @@ def test_pooling_sees_neither_order_nor_padding_and_has_finite_gradients(kind):
 
 
 def test_gpo_weights_sum_to_one_over_what_exists():
-    module = PlaceWeights()
+    module = GPOWeights()
     params = module.init(jax.random.key(1), np.array([1]), 5)
 
     def weights_of(number, length):
@@ -66,7 +66,7 @@ def test_gpo_weights_sum_to_one_over_what_exists():
 
 
 def test_place_weights_are_the_naive_loop():
-    module, numbers = PlaceWeights(), np.array([4, 3, 1])
+    module, numbers = GPOWeights(), np.array([4, 3, 1])
     params = jax.tree.map(np.asarray, module.init(jax.random.key(0), numbers, 4))
     found, p = module.apply(params, numbers, 4), params["params"]
     assert p["weight"]["kernel"].shape == (32, 1)

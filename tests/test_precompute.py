@@ -14,8 +14,8 @@ from conftest import ROOT, environment, write_flickr8k
 from mefn_jax.data import images
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.tokenizer import Tokenizer
-from mefn_jax.encoders import pretrained
 from mefn_jax.encoders.grids import pool_grid
+from mefn_jax.encoders.pretrained import weights
 
 FILES = ("train_ims.npy", "train_words.npy", "train_word_offsets.npy", "train_caps.txt", "train_ids.txt")
 
@@ -44,7 +44,7 @@ def test_features_are_the_towers_states(towers, prepared, tmp_path, command):
     how = images.Resize(64, "squash", resample="bicubic")
     pixels = np.stack([images.decode(split.record(k)["image"], how, "") for k in range(split.images)]) / 255
     pixels = ((pixels - np.array([0.4, 0.5, 0.6])) / 0.2).astype(np.float32)
-    tower = pretrained.load(towers / "vit", "image")
+    tower = weights.load_tower(towers / "vit", "image")
     (grid,), _ = tower.module.apply({"params": tower.params}, pixels)
     expected = [np.asarray(pool_grid(grid, n)).reshape(split.images, n * n, -1) for n in (2, 1)]
     found = np.load(out / "dev_ims.npy")
@@ -52,7 +52,7 @@ def test_features_are_the_towers_states(towers, prepared, tmp_path, command):
     np.testing.assert_allclose(found, np.concatenate(expected, 1), atol=2e-4)
 
     ids, mask = Tokenizer((towers / "bert" / "tokenizer.json").read_text(), 10, False, "keep")(captions)
-    tower = pretrained.load(towers / "bert", "text")
+    tower = weights.load_tower(towers / "bert", "text")
     states, _ = tower.module.apply({"params": tower.params}, ids, mask)
     words, offsets = np.load(out / "dev_words.npy"), np.load(out / "dev_word_offsets.npy")
     assert words.dtype == np.float16

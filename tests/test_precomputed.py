@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from configs import flickr30k
 from mefn_jax import losses
-from mefn_jax.config import check
-from mefn_jax.data import precomputed
+from mefn_jax.config import check_config
 from mefn_jax.data.dataset import Dataset
+from mefn_jax.data.formats import precomputed
+from mefn_jax.data.from_config import fill_data_widths
 from mefn_jax.errors import ConfigError, DataError
-from mefn_jax.evaluator import fitted
-from mefn_jax.model import CHOICES
+from mefn_jax.model import MODEL_CHOICES
 
 
 def write_precomp(root, split, images, repeated=False, shape=(3, 4), dtype=np.float32, ids=None):
@@ -93,7 +93,7 @@ def test_pages_of_the_map_are_let_go(tmp_path, monkeypatch):
     path = tmp_path / "big.npy"
     np.lib.format.open_memmap(path, "w+", np.float32, (600, 36, 2048))[:] = 1  # 177 MB
     monkeypatch.setattr(precomputed, "MAPPED_BYTES", 2**24)
-    regions = precomputed.Regions(path)
+    regions = precomputed.RegionFile(path)
 
     def resident():
         with open("/proc/self/smaps_rollup") as file:
@@ -272,15 +272,15 @@ def test_towers_and_data_that_do_not_fit_are_refused_at_the_start(tmp_path, prep
     for split, width in (("train", 8), ("dev", 7)):
         write_precomp(tmp_path / "x", split, 6, shape=(5, width))
     data = Dataset(tmp_path / "x")
-    config = fitted(regions, data.split("train"))
+    config = fill_data_widths(regions, data.split("train"))
     assert config.image.regions.width == 8
     with pytest.raises(ConfigError, match=r"regions are 7 wide, image.regions.width is 8"):
-        fitted(config, data.split("dev"))
+        fill_data_widths(config, data.split("dev"))
     with pytest.raises(ConfigError, match=r"image.arch=regions takes regions, but the data set has images"):
-        fitted(regions, Dataset(prepared).split("train"))
+        fill_data_widths(regions, Dataset(prepared).split("train"))
     regions.image.pretrained = "somewhere"
     with pytest.raises(ConfigError, match=r"image.pretrained=somewhere is an image tower, but image.arch=regions"):
-        check(regions, CHOICES | losses.CHOICES)
+        check_config(regions, MODEL_CHOICES | losses.LOSS_CHOICES)
     options = ("--config=configs/flickr8k.py", f"--config.data.dir={tmp_path / 'x'}", f"--out={tmp_path / 'out'}")
     refused = command(
         "-m mefn_jax.precompute", *options, f"--config.image.pretrained={towers / 'vit'}", "--splits=train", check=False

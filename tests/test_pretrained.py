@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mefn_jax.data.tokenizer import Tokenizer
-from mefn_jax.encoders import preprocessor, pretrained
+from mefn_jax.encoders.pretrained import preprocessor, weights
 from mefn_jax.encoders.resnet import Residual
 from mefn_jax.encoders.transformer import Block
 from mefn_jax.errors import WeightsError
@@ -53,12 +53,12 @@ def check(directory: Path, name: str) -> None:
     expected = np.load(directory / "expected.npz")
     if architecture == "clip":
         for kind, key in (("image", "pooled"), ("text", "pooled_text")):
-            tower = pretrained.load(directory, kind)
+            tower = weights.load_tower(directory, kind)
             projected = run(tower, kind, expected)[2] @ tower.projection
             assert_equal(projected / np.linalg.norm(projected, axis=1, keepdims=True), expected[key])
         return
     kind = "text" if architecture in ("bert", "clip_text") else "image"
-    tower = pretrained.load(directory, kind)
+    tower = weights.load_tower(directory, kind)
     layers, last, pooled = run(tower, kind, expected)
     if architecture == "resnet":
         for s, depth in enumerate(tower.module.depths):
@@ -102,7 +102,7 @@ def checkpoint(tmp_path):
 
 def refusal(directory, kind="text") -> str:
     with pytest.raises(WeightsError) as error:
-        pretrained.load(directory, kind)
+        weights.load_tower(directory, kind)
     return str(error.value)
 
 
@@ -199,22 +199,22 @@ def test_layouts_of_the_hub_give_the_same_parameters(layout, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"projection_dim": 10}))
     tensors = {rename(n): t for n, t in load_file(FIXTURES / name / "model.safetensors").items()}
     save_file(tensors | {n: np.zeros(s, np.float32) for n, s in more.items()}, tmp_path / "model.safetensors")
-    found, whole = (pretrained.load(d, kind) for d in (tmp_path, FIXTURES / name))
+    found, whole = (weights.load_tower(d, kind) for d in (tmp_path, FIXTURES / name))
     jax.tree.map(np.testing.assert_array_equal, found.params, whole.params)
     assert (found.projection is not None) == (layout == "text alone")
 
 
 def test_clips_scale_is_read():
     tensors = load_file(FIXTURES / "clip" / "model.safetensors")
-    assert pretrained.load(FIXTURES / "clip", "image").logit_scale == float(tensors["logit_scale"])
-    assert pretrained.load(FIXTURES / "bert", "text").logit_scale is None
+    assert weights.load_tower(FIXTURES / "clip", "image").logit_scale == float(tensors["logit_scale"])
+    assert weights.load_tower(FIXTURES / "bert", "text").logit_scale is None
 
 
 def test_broken_files_are_named(checkpoint):
     directory, _ = checkpoint
     (directory / "tokenizer.json").write_text('{"model": ')
     with pytest.raises(WeightsError, match="no tokenizer can be made of its files"):
-        pretrained.tokenizer_json(directory)
+        weights.read_tokenizer(directory)
     (directory / "model.safetensors.index.json").write_text("{}")
     assert "has no weight_map" in refusal(directory)
     (directory / "model.safetensors.index.json").write_text("{")
@@ -262,7 +262,7 @@ def test_a_pickle_is_refused_with_the_conversion(checkpoint):
 
 def test_sharded_weights(checkpoint):
     directory, tensors = checkpoint
-    whole = pretrained.load(directory, "text").params
+    whole = weights.load_tower(directory, "text").params
     (directory / "model.safetensors").unlink()
     names = sorted(tensors)
     shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
@@ -270,7 +270,7 @@ def test_sharded_weights(checkpoint):
         save_file({n: tensors[n] for n in part}, directory / file)
     index = {"weight_map": {n: file for file, part in shards.items() for n in part}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    jax.tree.map(np.testing.assert_array_equal, pretrained.load(directory, "text").params, whole)
+    jax.tree.map(np.testing.assert_array_equal, weights.load_tower(directory, "text").params, whole)
     (directory / "b.safetensors").unlink()
     assert "lacks b.safetensors" in refusal(directory)
 
@@ -280,7 +280,7 @@ def test_half_precision_weights_become_float32(checkpoint, dtype):
     directory, tensors = checkpoint
     half = {n: t.astype(dtype) if t.dtype == np.float32 else t for n, t in tensors.items()}
     save_file(half, directory / "model.safetensors")
-    found = pretrained.load(directory, "text").params["words"]["embedding"]
+    found = weights.load_tower(directory, "text").params["words"]["embedding"]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, tensors["embeddings.word_embeddings.weight"], rtol=0.01)
 
@@ -335,7 +335,7 @@ def test_a_tokenizer_is_made_of_a_vocabulary_alone(checkpoint):
     directory, _ = checkpoint
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle", "##s"]
     (directory / "vocab.txt").write_text("\n".join(words) + "\n")
-    tokenizer = Tokenizer(pretrained.tokenizer_json(directory), 6, False, "keep")
+    tokenizer = Tokenizer(weights.read_tokenizer(directory), 6, False, "keep")
     ids, mask = tokenizer(["A red circles", "blue"])
     np.testing.assert_array_equal(ids[0, mask[0]], [2, 5, 6, 7, 8, 3])
     np.testing.assert_array_equal(ids[1, mask[1]], [2, 1, 3])
@@ -344,7 +344,7 @@ def test_a_tokenizer_is_made_of_a_vocabulary_alone(checkpoint):
 def test_defaults_that_a_config_leaves_out_are_those_of_transformers(tmp_path):
     text = {"model_type": "clip_text_model", "hidden_size": 64, "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": text}))
-    found = pretrained.read_config(tmp_path)["text_config"]
+    found = weights.read_config(tmp_path)["text_config"]
     assert (found["hidden_size"], found["max_position_embeddings"], found["hidden_act"]) == (64, 77, "quick_gelu")
 
 

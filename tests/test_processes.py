@@ -15,12 +15,12 @@ from conftest import ROOT, environment
 from flax import traverse_util
 from two_processes import ranks
 
-from mefn_jax import distributed
-from mefn_jax.checkpoint import Checkpoints
 from mefn_jax.data import images, pipeline
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.tokenizer import Tokenizer
-from mefn_jax.sharding import make_mesh
+from mefn_jax.runtime import multihost
+from mefn_jax.runtime.checkpoint import Checkpoints
+from mefn_jax.runtime.sharding import make_mesh
 
 
 def test_two_processes_put_one_global_batch_together_and_find_the_same_ranks(prepared, cache, tmp_path):
@@ -264,10 +264,10 @@ def test_where_several_processes_are_expected(monkeypatch):
     for name in ("SLURM_PROCID", "MEGASCALE_NUM_SLICES", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    assert (distributed.slurm_tasks(), distributed.tpu_hosts()) == (1, 1)  # in a job, but not by srun
+    assert (multihost.count_slurm_tasks(), multihost.count_tpu_hosts()) == (1, 1)  # in a job, but not by srun
     monkeypatch.setenv("SLURM_PROCID", "0")
     for tasks, one in (("1(x4)", True), ("1", True), ("1(x2),2", False), ("8(x2)", False), ("11", False)):
         monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
-        assert distributed.one_task_a_node() == one, tasks
+        assert multihost.has_one_task_per_node() == one, tasks
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b,c")
-    assert (distributed.slurm_tasks(), distributed.tpu_hosts()) == (4, 3)
+    assert (multihost.count_slurm_tasks(), multihost.count_tpu_hosts()) == (4, 3)

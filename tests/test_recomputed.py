@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mefn_jax.matching.features import Features, make_features
-from mefn_jax.matching.recomputed import recomputed, tile_texts
+from mefn_jax.features import Features, make_features
 from mefn_jax.model import MODELS
+from mefn_jax.scoring.ring import score_in_tiles, texts_per_tile
 
 B, T, N, M, D = 5, 6, 4, 3, 8
 
@@ -34,7 +34,7 @@ def test_tiles_change_neither_scores_nor_gradients(name):
     def loss(params, v, t, mib):
         given_images = Features(v, images.mask, images.pooled)
         given_texts = Features(t, texts.mask, texts.pooled, texts.extra)
-        scores = recomputed(lambda a, b: matcher.apply(params, a, b), given_images, given_texts, mib)
+        scores = score_in_tiles(lambda a, b: matcher.apply(params, a, b), given_images, given_texts, mib)
         return jnp.sum(jnp.sin(3 * scores + jnp.arange(B * T).reshape(B, T))), scores
 
     plain, tiled = (
@@ -57,14 +57,14 @@ def test_blocks_of_one_tile_exist_at_a_time():
 
     images, texts = features(0)
     for fit in (1, 2, 3, 5, 6, 99):
-        assert recomputed(score, images, texts, fit * 4 * B * N * M / 2**20).shape == (B, T)
+        assert score_in_tiles(score, images, texts, fit * 4 * B * N * M / 2**20).shape == (B, T)
     assert [sizes[0], *sizes[-5:]] == [1, 2, 3, 3, 6, 6]
 
 
 @given(st.integers(1, 999), st.integers(1, 300), st.integers(1, 40), st.floats(1e-6, 200))
 @settings(deadline=None)
 def test_a_tile_divides_the_texts_and_fits(regions, number, words, mib):
-    tile = tile_texts(regions, (number, words), mib)
+    tile = texts_per_tile(regions, (number, words), mib)
     assert number % tile == 0
     assert tile == 1 or tile * 4 * regions * words <= mib * 2**20
     larger = [k for k in range(tile + 1, number + 1) if number % k == 0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mefn_jax.encoders.pooling import Pool
-from mefn_jax.encoders.regions import PROJECTIONS, RegionEncoder, leave_out
+from mefn_jax.encoders.regions import PROJECTIONS, RegionEncoder, region_dropout
 
 RNG = np.random.default_rng(0)
 REGIONS = RNG.normal(size=(3, 4, 6)).astype(np.float32)
@@ -93,11 +93,11 @@ def test_regions_are_left_out_by_their_own_key():
     mask = np.ones((2000, 10), bool)
     mask[:, 8:] = False
     keys = jax.random.split(jax.random.key(0), len(mask))
-    kept = np.asarray(leave_out(jnp.asarray(mask), keys, 0.3))
+    kept = np.asarray(region_dropout(jnp.asarray(mask), keys, 0.3))
     assert not kept[:, 8:].any()
     assert kept[:, :8].mean() == pytest.approx(0.7, abs=0.01)
-    np.testing.assert_array_equal(kept[5:9], leave_out(jnp.asarray(mask[5:9]), keys[5:9], 0.3))
-    almost_none = np.asarray(leave_out(jnp.asarray(mask), keys, 0.999))
+    np.testing.assert_array_equal(kept[5:9], region_dropout(jnp.asarray(mask[5:9]), keys[5:9], 0.3))
+    almost_none = np.asarray(region_dropout(jnp.asarray(mask), keys, 0.999))
     assert (almost_none.sum(1) >= 1).all()
     assert (almost_none & mask).sum() == almost_none.sum()
     assert almost_none.sum() < 1.1 * len(mask)

@@ -12,8 +12,8 @@ from conftest import ROOT, environment
 from fake_gcs import FakeGcs
 
 from mefn_jax.errors import ConfigError, TrainingError
-from mefn_jax.logs import Writer
-from mefn_jax.remote import directory
+from mefn_jax.runtime.storage import resolve_directory
+from mefn_jax.training.logs import MetricsWriter
 
 RUN = "gs://bucket/runs/one"
 TRAIN = ("--config=configs/shapes.py:smoke", "--config.train.save_every=2", "--config.train.log_every=1")
@@ -110,7 +110,7 @@ def refusal(command, *args, ran=""):
 
 
 def test_the_log_is_copied_when_due_and_goes_on_where_it_was(gcs):
-    writer = Writer(RUN, 0)
+    writer = MetricsWriter(RUN, 0)
     objects, name = gcs.buckets["bucket"], "runs/one/metrics.jsonl"
     for step in (1, 2, 3):
         writer.write(step, {"loss": 1.0})
@@ -121,26 +121,26 @@ def test_the_log_is_copied_when_due_and_goes_on_where_it_was(gcs):
     writer.write(4, {"loss": 1.0})
     writer.close()
     assert [line["step"] for line in lines(gcs.text("bucket", name))] == [1, 2, 3, 4]
-    writer = Writer(RUN, 2)
+    writer = MetricsWriter(RUN, 2)
     writer.write(3, {"loss": 2.0})
     writer.close()
     assert [(line["step"], line["loss"]) for line in lines(gcs.text("bucket", name))] == [(1, 1), (2, 1), (3, 2)]
     gcs.before = lambda method, name: 403 if method == "GET" else None
     before = objects[name]
     with pytest.raises(TrainingError, match=r"metrics\.jsonl: cannot be written"):
-        Writer(RUN, 2)  # what cannot be read now must not be taken for missing, and replaced
+        MetricsWriter(RUN, 2)  # what cannot be read now must not be taken for missing, and replaced
     assert objects[name] == before
 
 
 def test_a_bucket_that_is_not_there_or_not_ours_is_refused(gcs, monkeypatch):
     with pytest.raises(ConfigError, match=r"--workdir=gs://other/run: the bucket cannot be used \(NotFound: 404"):
-        directory("--workdir", "gs://other/run")
+        resolve_directory("--workdir", "gs://other/run")
     with pytest.raises(ConfigError, match="--workdir=gs://: names no bucket"):
-        directory("--workdir", "gs://")
-    assert str(directory("--workdir", RUN)) == RUN
+        resolve_directory("--workdir", "gs://")
+    assert str(resolve_directory("--workdir", RUN)) == RUN
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(ConfigError, match=r'--out=gs://bucket/run: gs:// needs gcsfs.* pip install -e "\.\[gs\]"'):
-        directory("--out", "gs://bucket/run")
+        resolve_directory("--out", "gs://bucket/run")
 
 
 def test_without_credentials_it_says_how_to_log_in(gcs, tmp_path, monkeypatch):
@@ -148,10 +148,10 @@ def test_without_credentials_it_says_how_to_log_in(gcs, tmp_path, monkeypatch):
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     with pytest.raises(ConfigError, match=r"=gs://bucket/run: no Google credentials .*gcloud auth application"):
-        directory("--workdir", "gs://bucket/run")
+        resolve_directory("--workdir", "gs://bucket/run")
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/run", "https://host/run", "file:///run"])
 def test_other_urls_are_refused_by_name(url):
     with pytest.raises(ConfigError, match=f"--workdir={url}: only gs:// and local or mounted directories"):
-        directory("--workdir", url)
+        resolve_directory("--workdir", url)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mefn_jax import charts, report
+from mefn_jax.reports import charts, report
 
 NASTY = (
     "<script>alert('x')</script> a dog & a \"cat\" 🐕",
@@ -113,7 +113,7 @@ def test_what_is_picked(seed):
     ranks = {"caption_image": owner, "own_scores": scores[owner, np.arange(15)]}
     ranks |= {"i2t_top": top[0], "i2t_top_scores": np.take_along_axis(scores, top[0], 1)}
     ranks |= {"t2i_top": top[1], "t2i_top_scores": np.take_along_axis(scores.T, top[1], 1)}
-    of_images, of_captions = report.hardest(ranks)
+    of_images, of_captions = report.hardest_negative_scores(ranks)
     for c in range(15):
         assert of_captions[c] == max(scores[i, c] for i in range(6) if i != owner[c])
     for i in range(6):
@@ -121,11 +121,13 @@ def test_what_is_picked(seed):
         assert of_images[i] == max(others) if others else np.isnan(of_images[i])
     place = 1 + np.sum(scores > ranks["own_scores"], 0)
     margins = ranks["own_scores"] - of_captions
-    best, worst = report.chosen(place, margins)
-    assert list(best) == sorted(np.flatnonzero(place == 1), key=lambda c: -margins[c])[: report.SHOWN]
-    assert list(worst) == sorted(np.flatnonzero(place > 1), key=lambda c: (-place[c], margins[c]))[: report.SHOWN]
+    best, worst = report.best_and_worst(place, margins)
+    assert list(best) == sorted(np.flatnonzero(place == 1), key=lambda c: -margins[c])[: report.QUERIES_SHOWN]
+    assert (
+        list(worst) == sorted(np.flatnonzero(place > 1), key=lambda c: (-place[c], margins[c]))[: report.QUERIES_SHOWN]
+    )
     captions = ["a " * int(n) for n in rng.integers(1, 9, 15)]
-    names, sizes, recalls = report.by_length(captions, place)
+    names, sizes, recalls = report.recall_by_caption_length(captions, place)
     assert sum(sizes) == 15
     ends = [int(name.split()[-1]) for name in names]
     for k, end in enumerate(ends):
@@ -151,8 +153,8 @@ def test_what_a_page_cannot_be_of_is_said(page, command):
 
 def test_charts_of_little():
     """One line of a log; a comparison of one row; scores without a wrong one."""
-    charts.curves([{"step": 1, "loss": 1.0}]).draw_without_rendering()
+    charts.training_curves([{"step": 1, "loss": 1.0}]).draw_without_rendering()
     row = {"name": "x" * 100, "means": {"i2t.r1": 1.0, "t2i.r1": 2.0, "rsum": 9.0}, "interval": None}
     row["spreads"] = dict.fromkeys(row["means"], float("nan"))
-    charts.differences([row, row | {"interval": (-3.0, 2.0)}]).draw_without_rendering()
-    charts.histograms(np.array([0.5, 0.5]), np.array([np.nan]), np.array([0.1, np.nan])).draw_without_rendering()
+    charts.comparison_chart([row, row | {"interval": (-3.0, 2.0)}]).draw_without_rendering()
+    charts.score_histograms(np.array([0.5, 0.5]), np.array([np.nan]), np.array([0.1, np.nan])).draw_without_rendering()

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mefn_jax import losses
-from mefn_jax.matching.features import make_features
-from mefn_jax.matching.ring import all_rows, own_rows
+from mefn_jax.features import make_features
 from mefn_jax.model import MODELS
-from mefn_jax.sharding import make_mesh
+from mefn_jax.runtime.sharding import make_mesh
+from mefn_jax.scoring.ring import local_loss, ring_scores
 
 B, N, M, D, DEVICES = 8, 3, 4, 8, 4
 LOSSES = {
@@ -69,7 +69,7 @@ def compiled(name, way):
 
     def scores(params, vectors, images, texts):
         both = with_vectors(vectors, images, texts)
-        return score(params, *both) if way == "plain" else all_rows(score, params, *both, mesh(), TILE)
+        return score(params, *both) if way == "plain" else ring_scores(score, params, *both, mesh(), TILE)
 
     def back(params, vectors, images, texts, gradient):
         return jax.vjp(lambda *x: scores(*x, images, texts), params, vectors)[1](gradient)
@@ -137,7 +137,7 @@ def test_local_negatives_are_those_of_the_same_device():
 
     def local(params, vectors):
         both = with_vectors(vectors, images, texts)
-        return own_rows(score, loss, params, *both, owner=owner, mesh=mesh(), tile_mib=TILE), ()
+        return local_loss(score, loss, params, *both, owner=owner, mesh=mesh(), tile_mib=TILE), ()
 
     def blocks(params, vectors):
         scores = score(params, *with_vectors(vectors, images, texts))

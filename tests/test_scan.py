@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_mefn import D, M, N, features, masks
 
-from mefn_jax.matching.features import make_features
+from mefn_jax.features import make_features
 from mefn_jax.model import MODELS
 
 FORMS = sorted(name for name in MODELS if name.startswith("scan"))

@@ -10,12 +10,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import configs.shapes
-from mefn_jax import optim, state, step
-from mefn_jax.collectives import collectives
-from mefn_jax.encoders.parts import in_parts
+from mefn_jax import optim
 from mefn_jax.errors import ConfigError
-from mefn_jax.model import build, empty_images, empty_texts
-from mefn_jax.sharding import by_rows, check_divides, make_mesh, mesh_shape, put_whole, spec
+from mefn_jax.model import build_model, dummy_images, dummy_texts
+from mefn_jax.runtime.collectives import list_collectives
+from mefn_jax.runtime.sharding import batch_sharding, check_divides, from_full_copy, make_mesh, mesh_shape, param_spec
+from mefn_jax.training import state, step
+from mefn_jax.training.grad_cache import encode_in_chunks
 
 B, VOCABULARY = 16, 64
 MESHES = [  # sizes, and what is to make no difference either
@@ -53,19 +54,19 @@ def trained(config, sizes, steps=3):
     program sends."""
     number = int(np.prod(list(sizes.values())))
     mesh = make_mesh(sizes, jax.devices()[:number])
-    model = build(config, VOCABULARY)
-    init = functools.partial(model.init, jax.random.key(0), empty_images(config), *empty_texts(config))
-    factors = optim.rate_factors(jax.eval_shape(init), (), 1.0)
+    model = build_model(config, VOCABULARY)
+    init = functools.partial(model.init, jax.random.key(0), dummy_images(config), *dummy_texts(config))
+    factors = optim.lr_multipliers(jax.eval_shape(init), (), 1.0)
     # Not Adam, which makes steps of full length of the rounding in a gradient that is zero (the keys' bias).
     optimizer = optax.sgd(0.05, momentum=0.9)
-    current = state.create(init, optimizer, factors, mesh)
-    batches = [put_whole(by_rows(mesh), batch_of(config, k)) for k in range(steps)]
-    recipe = step.recipe(config, model, optimizer, factors)
+    current = state.create_state(init, optimizer, factors, mesh)
+    batches = [from_full_copy(batch_sharding(mesh), batch_of(config, k)) for k in range(steps)]
+    recipe = step.make_step_config(config, model, optimizer, factors)
     run, losses = step.compile_step(mesh, current, recipe).lower(current, batches[0]).compile(), []
     for batch in batches:
         current, metrics = run(current, batch)
         losses.append(float(metrics["loss"]))
-    return np.array(losses), jax.tree.map(np.asarray, current.params), current, collectives(run.as_text())
+    return np.array(losses), jax.tree.map(np.asarray, current.params), current, list_collectives(run.as_text())
 
 
 @functools.cache
@@ -124,13 +125,13 @@ def test_sizes_that_do_not_fit_are_refused(sizes):
 
 def test_a_parameter_without_a_rule_is_an_error():
     with pytest.raises(ValueError, match=r"no rule of mefn_jax/sharding\.py says where image/new/table"):
-        spec("image/new/table", (4, 4), {"data": 1, "fsdp": 2, "tensor": 1})
+        param_spec("image/new/table", (4, 4), {"data": 1, "fsdp": 2, "tensor": 1})
 
 
 def test_an_axis_that_does_not_divide_is_left_out():
     sizes = {"data": 1, "fsdp": 4, "tensor": 3}
-    assert spec("text/backbone/layer_0/mlp_in/kernel", (8, 10), sizes) == P("fsdp", None)
-    assert spec("0/mu/params/text/backbone/layer_0/mlp_in/kernel", (6, 10), sizes) == P()
+    assert param_spec("text/backbone/layer_0/mlp_in/kernel", (8, 10), sizes) == P("fsdp", None)
+    assert param_spec("0/mu/params/text/backbone/layer_0/mlp_in/kernel", (6, 10), sizes) == P()
 
 
 def test_a_batch_that_cannot_be_split_is_refused():
@@ -157,5 +158,5 @@ def test_parts_have_the_same_dropout_going_back():
     def loss(make):
         return lambda w: jnp.sum(jnp.square(make(w)))
 
-    ours = jax.jit(jax.value_and_grad(loss(lambda w: in_parts(encode(w), key, (x,), mesh=mesh, parts=4))))(w)
+    ours = jax.jit(jax.value_and_grad(loss(lambda w: encode_in_chunks(encode(w), key, (x,), mesh=mesh, parts=4))))(w)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, jax.value_and_grad(loss(by_loop))(w))

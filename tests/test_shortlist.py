@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.default import get_config
-from mefn_jax import metrics, shortlist
-from mefn_jax.evaluator import Evaluator
-from mefn_jax.matching import packing
-from mefn_jax.matching.features import make_features
-from mefn_jax.model import MODELS, build
-from mefn_jax.sharding import make_mesh
+from mefn_jax import metrics
+from mefn_jax.evaluation.evaluator import Evaluator
+from mefn_jax.features import make_features
+from mefn_jax.model import MODELS, build_model
+from mefn_jax.runtime.sharding import make_mesh
+from mefn_jax.scoring import packing, rerank
 
 IMAGES, CAPTIONS, N, M, D = 9, 23, 4, 6, 8
 
@@ -35,18 +35,18 @@ def some_of_each():
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("name", ["mefn", "scan_t2i_lse"])
 def test_what_is_shortlisted_is_scored_as_all_pairs_are(name, devices, monkeypatch):
-    monkeypatch.setattr(shortlist, "TILES", 2)
+    monkeypatch.setattr(rerank, "TILES", 2)
     monkeypatch.setattr(packing, "TEXTS", 4)
     images, texts = some_of_each()
     module, mesh = MODELS[name][0](**MODELS[name][1]), make_mesh(devices=jax.devices()[:devices])
     params = module.init(jax.random.key(0), images, texts)
     coarse = [np.asarray(module.apply(params, x, method="coarse")) for x in (images, texts)]
-    programs = shortlist.compiled(functools.partial(module.apply, method="tile"), mesh)
-    two_images = 4 * 2 * N * packing.WORDS / 2**20
-    found = shortlist.score(programs, params, images, texts, *coarse, 3, mesh, two_images)
+    programs = rerank.compile_reranker(functools.partial(module.apply, method="tile"), mesh)
+    two_images = 4 * 2 * N * packing.GROUP_WORDS / 2**20
+    found = rerank.score_candidates(programs, params, images, texts, *coarse, 3, mesh, two_images)
     scores = np.asarray(jax.jit(module.apply)(params, images, texts))
     np.testing.assert_allclose(found.scores, np.take_along_axis(scores.T, found.images, 1), atol=1e-5)
-    _, captions, _ = packing.layout(texts.mask, shortlist.near_together(coarse[1]))
+    _, captions, _ = packing.plan_groups(texts.mask, rerank.similarity_order(coarse[1]))
     products = coarse[1] @ coarse[0].T
     for group in captions:
         group = group[group >= 0]
@@ -60,7 +60,7 @@ def test_levels_are_taken_from_the_scores_of_both_stages():
     """A background, whose levels are no part of a tile."""
     config = get_config("model=mefn,smoke")
     config.matcher.background = 4
-    model, (images, texts) = build(config, 100), some_of_each()
+    model, (images, texts) = build_model(config, 100), some_of_each()
     params = {"matcher": model.matcher.init(jax.random.key(0), images, texts)["params"]}
     evaluator = Evaluator(model, None, config, make_mesh(devices=jax.devices()[:2]))
     expected = np.asarray(jax.jit(model.score)(params, images, texts))
@@ -75,10 +75,10 @@ def test_levels_are_taken_from_the_scores_of_both_stages():
 def test_the_order_is_one_in_which_neighbours_are_near():
     vectors = np.random.default_rng(0).normal(size=(500, 3))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    order = shortlist.near_together(vectors)
+    order = rerank.similarity_order(vectors)
     np.testing.assert_array_equal(np.sort(order), np.arange(500))
     assert np.mean(np.sum(vectors[order[1:]] * vectors[order[:-1]], 1)) > 0.9  # at random 0
-    np.testing.assert_array_equal(np.sort(shortlist.near_together(np.ones((20, 3)))), np.arange(20))
+    np.testing.assert_array_equal(np.sort(rerank.similarity_order(np.ones((20, 3)))), np.arange(20))
 
 
 @settings(deadline=None)
@@ -89,8 +89,8 @@ def test_ranks_within_shortlists_are_those_of_a_loop(seed, k):
     scores, coarse = rng.integers(-2, 2, (2, 6, 12)).astype(np.float32)  # with ties
     scores = np.where((scores == 0) & (rng.random(scores.shape) < 0.5), np.float32(-0.0), 0.1 * scores)
     lists = np.argsort(-coarse.T, 1)[:, :k]
-    found = shortlist.Shortlists(lists, np.take_along_axis(scores.T, lists, 1))
-    i2t, t2i = metrics.best_ranks(*shortlist.counts(found, owner), owner)
+    found = rerank.Candidates(lists, np.take_along_axis(scores.T, lists, 1))
+    i2t, t2i = metrics.best_ranks(*rerank.rank_counts(found, owner), owner)
     for c in range(12):
         listed = list(lists[c])
         better = sum(scores[i, c] >= scores[owner[c], c] for i in listed if i != owner[c])

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mefn_jax.data import coco, flickr8k, karpathy, table
 from mefn_jax.data.dataset import Dataset
+from mefn_jax.data.sources import coco, flickr8k, karpathy, table
 from mefn_jax.errors import DataError
 
 READ = {"karpathy": karpathy.read, "coco": coco.read, "table": table.read}

@@ -9,11 +9,12 @@ import pytest
 from test_precomputed import write_precomp
 
 from configs import precomputed
-from mefn_jax import start
-from mefn_jax.data import cached_words, pipeline
+from mefn_jax.data import pipeline
 from mefn_jax.data.dataset import HELD_OUT, Dataset
+from mefn_jax.data.formats import cached_words
 from mefn_jax.errors import ConfigError, DataError
-from mefn_jax.start import Means
+from mefn_jax.evaluation import cca
+from mefn_jax.evaluation.cca import MeanFeatures
 
 CONFIG = "--config=configs/precomputed.py:smoke"
 
@@ -98,7 +99,7 @@ def test_the_linear_map_is_that_of_a_direct_solution():
     owner = np.repeat(np.arange(30), rng.integers(1, 5, 30))
     images = rng.normal(size=(30, 4))
     texts = images[owner] @ rng.normal(size=(4, 3)) + rng.normal(size=(len(owner), 3))
-    linear = start.fit(Means(images, texts, owner), 0.1, 0.2)
+    linear = cca.fit_cca(MeanFeatures(images, texts, owner), 0.1, 0.2)
     x, y = images[owner] - images[owner].mean(0), texts - texts.mean(0)
     Cx, Cy, Cxy = x.T @ x / len(x), y.T @ y / len(y), x.T @ y / len(x)
     Cx, Cy = Cx + 0.1 * np.trace(Cx) / 4 * np.eye(4), Cy + 0.2 * np.trace(Cy) / 3 * np.eye(3)
@@ -111,7 +112,7 @@ def test_the_linear_map_is_that_of_a_direct_solution():
 
 def test_features_that_are_all_the_same_are_refused():
     with pytest.raises(DataError, match="all training captions have the same features"):
-        start.fit(Means(np.random.default_rng(0).normal(size=(4, 3)), np.ones((4, 2)), np.arange(4)), 0.1, 0.1)
+        cca.fit_cca(MeanFeatures(np.random.default_rng(0).normal(size=(4, 3)), np.ones((4, 2)), np.arange(4)), 0.1, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_a_linear_start_says_what_it_cannot_begin(key, value, said):
     with config.unlocked():
         config.update_from_flattened_dict({key: value})
     with pytest.raises(ConfigError, match=said.replace(".", r"\.")):
-        start.check(config)
+        cca.check_supports_cca(config)
 
 
 def test_the_study_by_its_commands(tmp_path, towers, command):
@@ -215,7 +216,7 @@ def test_a_part_of_cached_words_maps_the_same_file(data):
     root, words = data
     split = Dataset(root / "regions", words=str(root / "words"), max_words=9).split("train")
     part = split.words.part(10, 20)
-    again = cached_words.CachedWords.__new__(cached_words.CachedWords)
+    again = cached_words.CachedText.__new__(cached_words.CachedText)
     again.__setstate__(part.__getstate__())
     assert len(part) == len(again) == 10
     for some in (part, again):

@@ -6,15 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mefn_jax.data import tokenizer as tok
-from mefn_jax.data import words
+from mefn_jax.data import word_augment
 
 TEXTS = ["a dog runs on the grass", "two children playing", "unbelievable", "red car"]
-TOKENIZER = tok.Tokenizer(tok.train(TEXTS * 3, 60, True, "keep"), 20, True, "keep")
+TOKENIZER = tok.Tokenizer(tok.train_tokenizer(TEXTS * 3, 60, True, "keep"), 20, True, "keep")
 
 
 def altered(caption, rate, seed, tokenizer=TOKENIZER):
     ids, mask, numbered = (x[0] for x in tokenizer.encode([caption]))
-    return ids, mask, numbered, *words.alter(ids, mask, numbered, rate, np.random.default_rng(seed), tokenizer)
+    return (
+        ids,
+        mask,
+        numbered,
+        *word_augment.add_word_noise(ids, mask, numbered, rate, np.random.default_rng(seed), tokenizer),
+    )
 
 
 def test_wordpieces_know_their_word():
@@ -77,7 +82,7 @@ def test_without_a_mask_token_words_are_dropped():
     ids, mask, numbered = (x[0] for x in TOKENIZER.encode(["a dog runs on the grass"]))
     lost = []
     for seed in range(1000):
-        new, new_mask = words.alter(ids, mask, numbered, 0.2, np.random.default_rng(seed), NoMask)
+        new, new_mask = word_augment.add_word_noise(ids, mask, numbered, 0.2, np.random.default_rng(seed), NoMask)
         assert TOKENIZER.mask not in new
         lost.append(mask.sum() - new_mask.sum())
     assert np.mean(lost) / (mask.sum() - 2) == pytest.approx(0.9 * 0.2, rel=0.1)
@@ -95,7 +100,7 @@ def test_without_a_mask_token_words_are_dropped():
     ],
 )
 def test_sides(caption, expected):
-    assert words.says_side(caption) == expected
+    assert word_augment.mentions_side(caption) == expected
 
 
 def test_captions_are_encoded_once_and_the_same():
@@ -106,7 +111,7 @@ def test_captions_are_encoded_once_and_the_same():
             calls.extend(captions)
             return super().encode(captions)
 
-    encoded = tok.Encoded(Counting(TOKENIZER.json, 20, True, "keep"), 4)
+    encoded = tok.EncodedCaptions(Counting(TOKENIZER.json, 20, True, "keep"), 4)
     for positions in ([2, 0], [0, 1, 2], [3, 3]):
         texts = [TEXTS[k] for k in positions]
         for found, expected in zip(encoded(np.array(positions), texts), TOKENIZER.encode(texts), strict=True):

@@ -14,12 +14,12 @@ from jax.experimental import multihost_utils
 from mefn_jax.data import images, pipeline
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.tokenizer import Tokenizer
-from mefn_jax.distributed import from_first
-from mefn_jax.matching.features import make_features
+from mefn_jax.features import make_features
 from mefn_jax.matching.mefn import MEFN
-from mefn_jax.matching.tiled import FeatureScores, compiled
-from mefn_jax.ranking import rank
-from mefn_jax.sharding import make_mesh, put_rows, rows_here
+from mefn_jax.runtime.multihost import broadcast_text
+from mefn_jax.runtime.sharding import from_local_rows, local_rows, make_mesh
+from mefn_jax.scoring.ranking import rank
+from mefn_jax.scoring.tiles import TiledScores, compile_tile_scorer
 
 
 def ranks(mesh) -> dict[str, np.ndarray]:
@@ -35,8 +35,8 @@ def ranks(mesh) -> dict[str, np.ndarray]:
     images = jax.tree.map(lambda x: np.concatenate([x[:-1], x[:1]]), images)
     module = MEFN()
     params = jax.tree.map(np.asarray, module.init(jax.random.key(0), images, texts))
-    step = compiled(functools.partial(module.apply, method="tile"), mesh, 0.005)
-    scores = FeatureScores(functools.partial(step, params), images, texts, mesh)
+    step = compile_tile_scorer(functools.partial(module.apply, method="tile"), mesh, 0.005)
+    scores = TiledScores(functools.partial(step, params), images, texts, mesh)
     found = rank(scores, np.arange(40) % 24, best=5)
     i2t, t2i = found.counts[1]
     return {"i2t": i2t, "t2i": t2i, "captions": found.captions.positions, "images": found.images.positions}
@@ -44,14 +44,14 @@ def ranks(mesh) -> dict[str, np.ndarray]:
 
 def main(prepared, port, index, out):
     jax.distributed.initialize(f"localhost:{port}", 2, int(index))
-    text = from_first(lambda: f"said by process {jax.process_index()}: é")
+    text = broadcast_text(lambda: f"said by process {jax.process_index()}: é")
     assert text == "said by process 0: é", text
     dataset = Dataset(prepared)
-    tokenizer = Tokenizer(from_first(lambda: dataset.tokenizer_json), 8, True, "keep")
+    tokenizer = Tokenizer(broadcast_text(lambda: dataset.tokenizer_json), 8, True, "keep")
     mesh = make_mesh()
     assert (mesh.size, jax.process_count()) == (4, 2)
-    batches = pipeline.training_dataset(dataset.split("train"), tokenizer, images.Resize(16), 8, 3, rows_here(mesh, 8))
-    iterator = pipeline.iterate(batches, 5, 2, 0, lambda batch: put_rows(mesh, batch))
+    batches = pipeline.training_dataset(dataset.split("train"), tokenizer, images.Resize(16), 8, 3, local_rows(mesh, 8))
+    iterator = pipeline.iterate(batches, 5, 2, 0, lambda batch: from_local_rows(mesh, batch))
     found = {}
     for step in (5, 6):
         batch = next(iterator)

@@ -2,19 +2,18 @@
 
 from pathlib import Path
 
-from mefn_jax.config import nearest
-from mefn_jax.data import cached_words
-from mefn_jax.data.coco_captions import NAME as COCO_CAPTIONS
-from mefn_jax.data.coco_captions import CocoCaptions
-from mefn_jax.data.files import need, read_json
-from mefn_jax.data.precomputed import Precomputed
-from mefn_jax.data.prepared import Prepared
+from mefn_jax.config import suggest
+from mefn_jax.data.formats import cached_words
+from mefn_jax.data.formats.coco_captions import COCO_CAPTIONS, CocoCaptions
+from mefn_jax.data.formats.precomputed import Precomputed
+from mefn_jax.data.formats.prepared import Prepared
+from mefn_jax.data.parsing import read_json, require
 from mefn_jax.data.split import Split
 from mefn_jax.errors import DataError
 
 ALIASES = {"dev": "val"}
 HELD_OUT = "held_out"  # images of train that choices are made on
-HOW = "make one with python -m mefn_jax.data.prepare"
+HOW_TO_MAKE = "make one with python -m mefn_jax.data.prepare"
 
 
 class Dataset:
@@ -27,12 +26,12 @@ class Dataset:
         self.directory = Path(directory)
         self.hold_out, self.words, self.max_words = hold_out, words, max_words
         if not self.directory.is_dir():
-            raise DataError(f"data.dir: {directory}: no such directory; {HOW}")
+            raise DataError(f"data.dir: {directory}: no such directory; {HOW_TO_MAKE}")
         if any(self.directory.glob("*_ims.npy")):
             self._kind = Precomputed(self.directory, skip_bad)
         elif not (self.directory / "dataset_info.json").is_file():
             raise DataError(
-                f"data.dir: {directory}: not a data set (neither dataset_info.json nor *_ims.npy in it); {HOW}"
+                f"data.dir: {directory}: not a data set (neither dataset_info.json nor *_ims.npy in it); {HOW_TO_MAKE}"
             )
         elif _tfds_name(self.directory) == COCO_CAPTIONS:
             self._kind = CocoCaptions(self.directory, skip_bad)
@@ -48,14 +47,14 @@ class Dataset:
     @property
     def tokenizer_json(self) -> str | None:
         """The text of the data set's `tokenizer.json`, or of its cached words'; None if it comes without one."""
-        return cached_words.tokenizer_json(self.words) if self.words else self._kind.tokenizer_json
+        return cached_words.cached_tokenizer_json(self.words) if self.words else self._kind.tokenizer_json
 
     def split(self, name: str) -> Split:
         """The split `name` (`dev` means `val`). Raises DataError naming those present if it is missing."""
         name = ALIASES.get(name, name)
         if name not in self.splits:
             raise DataError(
-                f"{self.directory}: no split {name!r}{nearest(name, self.splits)}; present are {', '.join(self.splits)}"
+                f"{self.directory}: no split {name!r}{suggest(name, self.splits)}; present are {', '.join(self.splits)}"
             )
         if self.hold_out and name in ("train", HELD_OUT):
             return self._part_of_train(name)
@@ -66,7 +65,7 @@ class Dataset:
         if not split.images:
             raise DataError(f"{self.directory}: no image of {name} can be used; make the data set again")
         if self.words:
-            split.words = cached_words.open_words(self.words, name, split.texts(), self.max_words)
+            split.words = cached_words.open_cached_text(self.words, name, split.texts(), self.max_words)
         return split
 
     def _part_of_train(self, name: str) -> Split:
@@ -79,4 +78,4 @@ class Dataset:
 
 def _tfds_name(directory: Path) -> str:
     path = directory / "dataset_info.json"
-    return need(read_json(path), "name", str, str(path))
+    return require(read_json(path), "name", str, str(path))

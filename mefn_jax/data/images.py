@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 
 import cv2
@@ -10,7 +11,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from mefn_jax.data.augment import Augment, colour_factors, crop_box, flips, jitter
+from mefn_jax.data.augment import Augment, apply_color_jitter, draw_color_factors, draw_crop_box, draw_flip
 from mefn_jax.errors import DataError
 
 RESAMPLE = {
@@ -20,10 +21,13 @@ RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
 }
 BLUR_REACHES = 5**0.5  # the reduction up to which `_bilinear` blurs enough
-FITS = ("crop", "squash")
+RESIZE_MODES = ("crop", "squash")
 ORIENTATION = 0x0112  # EXIF
 
-cv2.setNumThreads(1)  # images are decoded side by side already
+
+@functools.cache
+def _use_one_thread_per_image() -> None:
+    cv2.setNumThreads(1)  # images are decoded side by side already
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Resize:
     resample: str = "bilinear"
 
 
-def resize_of(image) -> Resize:
+def resize_from_config(image) -> Resize:
     """What `config.image` says of resizing."""
     return Resize(image.size, image.fit, image.crop, image.resample)
 
@@ -63,17 +67,18 @@ def decode(
     flip and colours follow; `may_flip=False` forbids the flip ("left of" would become wrong) and changes no other draw.
     Raises DataError naming the image (`name`) if it is not a complete image, or one of absurd size.
     """
+    _use_one_thread_per_image()
     try:
         source = _Source(data)
         if augment is None:
-            return _fitted(source, resize)
-        flip, factors = flips(rng, augment.flip), colour_factors(rng, augment.colour)
-        box = crop_box(rng, source.sides, augment.crop)
-        pixels = _cut(source, box, resize) if augment.crop < 1 else _fitted(source, resize)
+            return _resize_whole(source, resize)
+        flip, factors = draw_flip(rng, augment.flip), draw_color_factors(rng, augment.colour)
+        box = draw_crop_box(rng, source.sides, augment.crop)
+        pixels = _resize_box(source, box, resize) if augment.crop < 1 else _resize_whole(source, resize)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise DataError(f"image {name!r} cannot be decoded ({e}); replace it, or set data.skip_bad=True") from None
     pixels = cv2.flip(pixels, 1) if flip and may_flip else pixels
-    return jitter(pixels, factors) if augment.colour else pixels
+    return apply_color_jitter(pixels, factors) if augment.colour else pixels
 
 
 class _Source:
@@ -82,7 +87,7 @@ class _Source:
 
     def __init__(self, data: bytes):
         self.data = data
-        self.sides = _plain_jpeg(data)
+        self.sides = _plain_jpeg_size(data)
         self.plain = self.sides is not None
         if not self.plain:
             with self._pillow() as image:
@@ -98,7 +103,7 @@ class _Source:
                 return simplejpeg.decode_jpeg(self.data, min_width=width, min_height=height)
         with self._pillow() as image:
             image.draft("RGB", tuple(side // reduction for side in image.size))  # Pillow rounds up itself
-            return np.asarray(rgb(ImageOps.exif_transpose(image)))
+            return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
 
     def _pillow(self) -> Image.Image:
         image = Image.open(io.BytesIO(self.data))
@@ -107,7 +112,7 @@ class _Source:
         return image
 
 
-def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Width and height of a colour or grey JPEG that is upright and of no absurd size, which libjpeg-turbo alone can
     decode, faster than through Pillow (2.8 times at full size); None of anything else."""
     metadata = _metadata(data)
@@ -137,7 +142,7 @@ def _reduction(sides: tuple[int, int], least: int) -> int:
     return next((k for k in (8, 4, 2) if min(sides) // k >= least), 1)
 
 
-def _fitted(source: _Source, resize: Resize) -> np.ndarray:
+def _resize_whole(source: _Source, resize: Resize) -> np.ndarray:
     """The image, or the centre of it, as `resize` says."""
     shorter = round(resize.size / resize.crop)
     image = Image.fromarray(source.pixels(_reduction(source.sides, shorter)))
@@ -145,7 +150,7 @@ def _fitted(source: _Source, resize: Resize) -> np.ndarray:
     return np.asarray(image.resize((resize.size,) * 2, RESAMPLE[resize.resample], box=box, reducing_gap=2.0))
 
 
-def _cut(source: _Source, box: tuple[int, int, int, int], resize: Resize) -> np.ndarray:
+def _resize_box(source: _Source, box: tuple[int, int, int, int], resize: Resize) -> np.ndarray:
     """The box, in pixels of the image, scaled to a square."""
     width, height = box[2] - box[0], box[3] - box[1]
     pixels = source.pixels(_reduction((width, height), resize.size))
@@ -175,7 +180,7 @@ def _bilinear(pixels: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """An image in RGB, whatever its mode."""
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
         image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
@@ -192,6 +197,6 @@ def _centre(sides: tuple[int, int], shorter: int, size: int) -> tuple:
     return tuple(b * side for b, side in zip(box, sides * 2, strict=True))
 
 
-def normalise(pixels, mean: tuple, std: tuple):
+def normalize_pixels(pixels, mean: tuple, std: tuple):
     """uint8 `(B, H, W, 3)` to float32 of zero mean and unit deviation; `mean`, `std` per channel in [0, 1]."""
     return (pixels.astype(jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)

@@ -9,22 +9,22 @@ What is random in a row follows from (seed, epoch, caption).
 import grain
 import numpy as np
 
-from mefn_jax.data import images, words
+from mefn_jax.data import images, word_augment
 from mefn_jax.data.augment import Augment
 from mefn_jax.data.split import Split
-from mefn_jax.data.tokenizer import Encoded, Tokenizer
+from mefn_jax.data.tokenizer import EncodedCaptions, Tokenizer
 
 PASSES = 1_000_000  # over the data: without end for any run, yet positions stay within what slicing can count
 IMAGE, WORDS = range(2)  # the streams of random numbers; one does not see what another draws
 
 
-class LoadPairs(grain.transforms.Map):
+class LoadBatch(grain.transforms.Map):
     """A step to this process's rows of its batch, which are `rows` of `size`."""
 
     def __init__(self, split: Split, order, size: int, rows, tokenizer: Tokenizer, resize, augment, seed: int):
         self.split, self.order, self.size, self.rows = split, order, size, rows
         self.resize, self.augment, self.seed = resize, augment or Augment(), seed
-        self.encoded = None if split.words else Encoded(tokenizer, split.captions)
+        self.encoded = None if split.words else EncodedCaptions(tokenizer, split.captions)
 
     def map(self, step: int) -> dict:
         """The rows of a step."""
@@ -46,7 +46,9 @@ class LoadPairs(grain.transforms.Map):
         if not self.augment.words:
             return ids, mask
         rows = zip(ids, mask, numbered, self._rngs(WORDS, epochs, captions), strict=True)
-        altered = [words.alter(*row[:3], self.augment.words, row[3], self.encoded.tokenizer) for row in rows]
+        altered = [
+            word_augment.add_word_noise(*row[:3], self.augment.words, row[3], self.encoded.tokenizer) for row in rows
+        ]
         return tuple(np.stack(x) for x in zip(*altered, strict=True))
 
     def _pictures(self, records, owners, epochs, captions) -> np.ndarray:
@@ -78,7 +80,7 @@ def _random(*key: int) -> np.random.Generator:
 def _may_flip(captions: list[str]) -> bool:
     """Whether an image may be mirrored: not if any of its captions speaks of left or right, since all of them are its
     positives, in whatever row they stand."""
-    return not any(map(words.says_side, captions))
+    return not any(map(word_augment.mentions_side, captions))
 
 
 def training_dataset(
@@ -98,18 +100,18 @@ def training_dataset(
     `twins_together` (drawn scenes) shuffles captions two by two, a caption with that of the twin: even batches then
     hold both.
     """
-    order = shuffled_twos(split, seed) if twins_together else Shuffled(np.arange(split.captions)[:, None], seed)
+    order = shuffle_twin_pairs(split, seed) if twins_together else Shuffled(np.arange(split.captions)[:, None], seed)
     steps = PASSES * (len(order) // batch_size + 1)
     rows = np.arange(batch_size) if rows is None else rows
     return grain.MapDataset.range(steps).map(
-        LoadPairs(split, order, batch_size, rows, tokenizer, resize, augment, seed)
+        LoadBatch(split, order, batch_size, rows, tokenizer, resize, augment, seed)
     )
 
 
-def configured(config, split: Split, tokenizer: Tokenizer, rows: np.ndarray | None = None):
+def training_dataset_from_config(config, split: Split, tokenizer: Tokenizer, rows: np.ndarray | None = None):
     """`training_dataset` of a configuration."""
     d, t = config.data, config.train
-    resize, augment = images.resize_of(config.image), Augment(**config.augment)
+    resize, augment = images.resize_from_config(config.image), Augment(**config.augment)
     return training_dataset(split, tokenizer, resize, t.batch_size, t.seed, rows, d.twins_together, augment)
 
 
@@ -143,7 +145,7 @@ class Shuffled:
         return order
 
 
-def shuffled_twos(split: Split, seed: int) -> Shuffled:
+def shuffle_twin_pairs(split: Split, seed: int) -> Shuffled:
     """All captions in twos: of a scene and its twin with the same number, the others as they come. An odd one out is
     its own partner, and is visited twice."""
     twin = split.twins()

@@ -20,9 +20,12 @@ from pathlib import Path
 
 from absl import flags
 
-from mefn_jax.config import check_local, run
-from mefn_jax.data import coco, flickr8k, karpathy, shapes, table, tokenizer
+from mefn_jax.config import require_local
+from mefn_jax.data import tokenizer
+from mefn_jax.data.scenes import draw
+from mefn_jax.data.sources import coco, flickr8k, karpathy, table
 from mefn_jax.errors import DataError
+from mefn_jax.runtime.cli import run_command
 
 READERS = {
     "flickr8k": lambda path, _: flickr8k.read(path),
@@ -69,14 +72,16 @@ def prepare(
             yield example
 
     watching = {**splits, "train": (splits["train"][0], watched)}
-    with _workplace(out) as work:
-        from mefn_jax.data.writing import write  # TFDS is slow to import, and --help does not need it
+    with _staging_directory(out) as work:
+        from mefn_jax.data.formats.tfds_writer import (
+            write_dataset,  # TFDS is slow to import, and --help does not need it
+        )
 
         written = Path(work) / "data"
         written.mkdir()
-        write(watching, facts, written)
-        text = tokenizer.train(captions, vocab_size, lower_case, punctuation)
-        (written / tokenizer.FILE).write_text(text, encoding="utf-8")
+        write_dataset(watching, facts, written)
+        text = tokenizer.train_tokenizer(captions, vocab_size, lower_case, punctuation)
+        (written / tokenizer.TOKENIZER_FILE).write_text(text, encoding="utf-8")
         if out.exists():
             out.rmdir()
         os.rename(written, out)
@@ -85,7 +90,7 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _workplace(out: Path):
+def _staging_directory(out: Path):
     """A directory beside `out`, removed at the end, and locked until then: those that no process holds locked any more
     were left by one that was killed, and are removed."""
     prefix = f".{out.name}.incomplete-"
@@ -101,7 +106,7 @@ def _workplace(out: Path):
 
 def _drawn(scenes, seed):
     numbers = dict(zip(("train", "val", "test"), scenes, strict=True))
-    return {s: (n, functools.partial(shapes.examples, s, n, seed)) for s, n in numbers.items()}
+    return {s: (n, functools.partial(draw.generate_examples, s, n, seed)) for s, n in numbers.items()}
 
 
 def _read(source: str, path: str, images: str, captions_per_image: int):
@@ -132,12 +137,12 @@ def drawn_scenes(scenes, seed: int) -> Path:
     facts = json.dumps([SHAPES_VERSION, [int(n) for n in scenes], int(seed)])
     cache = Path(os.environ.get("MEFN_CACHE") or Path.home() / ".cache" / "mefn_jax")
     out = cache / f"shapes-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
-    if not (out / tokenizer.FILE).is_file():
+    if not (out / tokenizer.TOKENIZER_FILE).is_file():
         try:
             prepare("shapes", "", out, vocab_size=1000, lower_case=True, punctuation="keep", scenes=scenes, seed=seed)
         except OSError:
             # Another process made it first; its rename is as good as ours.
-            if not (out / tokenizer.FILE).is_file():
+            if not (out / tokenizer.TOKENIZER_FILE).is_file():
                 raise
     return out
 
@@ -165,7 +170,7 @@ def main() -> None:
 
 def _main(f) -> None:
     for name in ("path", "images", "out"):
-        check_local(f"--{name}", f[name].value)
+        require_local(f"--{name}", f[name].value)
     if f.source != "shapes" and not f.path:
         raise DataError(f"--source={f.source} needs --path, the folder or file to read")
     try:
@@ -190,4 +195,4 @@ def _main(f) -> None:
 
 
 if __name__ == "__main__":
-    run(main, define_flags)
+    run_command(main, define_flags)

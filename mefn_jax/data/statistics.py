@@ -7,11 +7,11 @@ import numpy as np
 from tqdm import tqdm
 
 from mefn_jax.data.split import Split
-from mefn_jax.data.tokenizer import Tokenizer, normalise
-from mefn_jax.data.words import says_side
+from mefn_jax.data.tokenizer import Tokenizer, normalize_caption
+from mefn_jax.data.word_augment import mentions_side
 
 WHOLE = 512  # wordpieces, more than any caption has
-CHUNK = 2000  # captions encoded at once
+CAPTIONS_PER_CHUNK = 2000  # captions encoded at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,36 +33,36 @@ class Statistics:
     sides: float
 
 
-def of_split(split: Split, tokenizer: Tokenizer) -> Statistics:
+def compute_statistics(split: Split, tokenizer: Tokenizer) -> Statistics:
     """Reads all captions of a split, with a progress bar on a terminal."""
     t = tokenizer
     whole = Tokenizer(t.json, WHOLE, t.lower_case, t.punctuation)
     raw = [c for k in tqdm(range(split.images), split.name, disable=None) for c in split.record(k)["captions"]]
     lengths, unknown = [], []
-    for start in range(0, len(raw), CHUNK):
-        ids, mask = whole(raw[start : start + CHUNK])
+    for start in range(0, len(raw), CAPTIONS_PER_CHUNK):
+        ids, mask = whole(raw[start : start + CAPTIONS_PER_CHUNK])
         lengths.append(mask.sum(1) - 2)
         unknown.append(np.zeros(len(ids), int) if t.unknown is None else (ids == t.unknown).sum(1))
-    texts = [normalise(c, t.lower_case, t.punctuation) for c in raw]
-    sides = float(np.mean([says_side(c) for c in raw]))
+    texts = [normalize_caption(c, t.lower_case, t.punctuation) for c in raw]
+    sides = float(np.mean([mentions_side(c) for c in raw]))
     return Statistics(texts, np.diff(split.first), np.concatenate(lengths), np.concatenate(unknown), sides)
 
 
-def table(found: dict[str, Statistics], tokenizer: Tokenizer) -> list[str]:
+def format_statistics(found: dict[str, Statistics], tokenizer: Tokenizer) -> list[str]:
     """The statistics of splits by name as lines of text."""
     columns = ("images", "captions", "an image", "wordpieces", "longest", "cut off", "unknown", "left/right")
     lines = [f"{'':9}" + "".join(f"{c:>12}" for c in columns)]
     for name, s in found.items():
         each = str(s.each.min()) if s.each.min() == s.each.max() else f"{s.each.min()} to {s.each.max()}"
         cells = [f"{len(s.each):,}", f"{len(s.lengths):,}", each, f"{s.lengths.mean():.1f}", f"{s.lengths.max()}"]
-        cells += [f"{100 * x:.2f} %" for x in (np.mean(s.lengths > tokenizer.max_words), share_unknown(s), s.sides)]
+        cells += [f"{100 * x:.2f} %" for x in (np.mean(s.lengths > tokenizer.max_words), unknown_fraction(s), s.sides)]
         lines.append(f"{name:9}" + "".join(f"{c:>12}" for c in cells))
     lines += ["", *_examples(found)]
-    lines += ["captions by their wordpieces:", *histogram(np.concatenate([s.lengths for s in found.values()]))]
-    return [*lines, "", *repeated(found)]
+    lines += ["captions by their wordpieces:", *format_histogram(np.concatenate([s.lengths for s in found.values()]))]
+    return [*lines, "", *format_duplicates(found)]
 
 
-def share_unknown(s: Statistics) -> float:
+def unknown_fraction(s: Statistics) -> float:
     """The share of wordpieces that are the unknown token, in [0, 1]."""
     return float(s.unknown.sum() / max(1, s.lengths.sum()))
 
@@ -72,7 +72,7 @@ def _examples(found: dict[str, Statistics]) -> list[str]:
     return ["captions with an unknown token:", *texts, ""] if texts else []
 
 
-def histogram(lengths: np.ndarray, most: int = 16, width: int = 50) -> list[str]:
+def format_histogram(lengths: np.ndarray, most: int = 16, width: int = 50) -> list[str]:
     """Bars of how many captions have so many wordpieces, in at most `most` bins of one width."""
     step = -(-(int(lengths.max()) + 1) // most)
     counts = np.bincount(lengths // step)
@@ -82,7 +82,7 @@ def histogram(lengths: np.ndarray, most: int = 16, width: int = 50) -> list[str]
     ]
 
 
-def repeated(found: dict[str, Statistics]) -> list[str]:
+def format_duplicates(found: dict[str, Statistics]) -> list[str]:
     """How many captions stand in two splits, word for word, and how many twice in one."""
     sets = {name: set(s.texts) for name, s in found.items()}
     lines = [

@@ -7,17 +7,17 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from mefn_jax.data.files import read_text
+from mefn_jax.data.parsing import read_text
 from mefn_jax.errors import DataError
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-FILE = "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
 VOCAB_SIZE = 8000  # most wordpieces of a trained vocabulary, unless another size is asked for
 # The names that a tokenizer may have for the tokens around a caption, and for padding.
 STARTS, ENDS, PADS = (CLS, "<|startoftext|>", "<s>"), (SEP, "<|endoftext|>", "</s>"), (PAD, "<pad>", "<|endoftext|>")
 
 
-def normalise(caption: str, lower_case: bool, punctuation: str) -> str:
+def normalize_caption(caption: str, lower_case: bool, punctuation: str) -> str:
     """The caption as the tokenizer sees it. `punctuation` is "keep" or "drop"; white space is folded."""
     if punctuation == "drop":
         caption = re.sub(r"[^\w\s]", " ", caption)
@@ -26,13 +26,13 @@ def normalise(caption: str, lower_case: bool, punctuation: str) -> str:
     return " ".join(caption.split())
 
 
-def train(captions: list[str], vocab_size: int, lower_case: bool, punctuation: str) -> str:
+def train_tokenizer(captions: list[str], vocab_size: int, lower_case: bool, punctuation: str) -> str:
     """Trains a WordPiece vocabulary on training captions; returns the tokenizer as JSON text.
 
     Pieces that no training caption uses (halfway merges) are dropped and the rest is sorted, so that a small closed
     vocabulary always gets the same ids; single characters stay, so that unseen words can be spelled.
     """
-    texts = [normalise(c, lower_case, punctuation) for c in captions]
+    texts = [normalize_caption(c, lower_case, punctuation) for c in captions]
     tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token=UNK))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -58,7 +58,7 @@ class Tokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json)
         except Exception as e:  # of no narrower kind
-            raise DataError(f"{FILE} cannot be read ({e}); make the data set again") from None
+            raise DataError(f"{TOKENIZER_FILE} cannot be read ({e}); make the data set again") from None
         self._tokenizer.no_truncation()  # what a checkpoint's file may ask for is done here, to one length
         self._tokenizer.no_padding()
         self.pad, self.cls, self.sep = (self._known(names) for names in (PADS, STARTS, ENDS))
@@ -75,7 +75,7 @@ class Tokenizer:
 
     def encode(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns `ids`, `mask`, and of which word each wordpiece is, int16 `(B, max_words + 2)`, -1 for none."""
-        texts = [normalise(c, self.lower_case, self.punctuation) for c in captions]
+        texts = [normalize_caption(c, self.lower_case, self.punctuation) for c in captions]
         ids = np.full((len(texts), self.max_words + 2), self.pad, np.int32)
         mask, words = np.zeros(ids.shape, bool), np.full(ids.shape, -1, np.int16)
         for number, encoding in enumerate(self._tokenizer.encode_batch(texts, add_special_tokens=False)):
@@ -103,7 +103,7 @@ class Tokenizer:
     def words(self, caption: str) -> tuple[list[str], np.ndarray]:
         """The words of one caption as they are written, and which of them each wordpiece is, int64 `(M,)`; words beyond
         `max_words` pieces are left out."""
-        text = normalise(caption, self.lower_case, self.punctuation)
+        text = normalize_caption(caption, self.lower_case, self.punctuation)
         found = self._tokenizer.encode(text, add_special_tokens=False)
         numbers = np.unique(found.word_ids[: self.max_words], return_inverse=True)[1]
         spans = [(0, 0)] * (numbers.max(initial=-1) + 1)
@@ -116,11 +116,11 @@ class Tokenizer:
         return len(self._all(caption))
 
     def _all(self, caption: str) -> list[str]:
-        text = normalise(caption, self.lower_case, self.punctuation)
+        text = normalize_caption(caption, self.lower_case, self.punctuation)
         return self._tokenizer.encode(text, add_special_tokens=False).tokens
 
 
-class Encoded:
+class EncodedCaptions:
     """A split's captions, each encoded when it is first asked for: from the second pass on it costs nothing."""
 
     def __init__(self, tokenizer: Tokenizer, captions: int):
@@ -147,9 +147,9 @@ class Encoded:
         return self._ids[positions], mask, self._words[positions]
 
 
-def read_json(directory) -> str:
+def read_tokenizer_json(directory) -> str:
     """The text of a data set's `tokenizer.json`. Raises DataError if there is none."""
-    path = Path(directory) / FILE
+    path = Path(directory) / TOKENIZER_FILE
     if not path.is_file():
         raise DataError(f"{path}: no such file; run python -m mefn_jax.data.prepare again")
     return read_text(path)

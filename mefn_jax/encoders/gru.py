@@ -31,13 +31,13 @@ class GRU(nn.Module):
         x = nn.Embed(self.vocab_size, self.word_width, embedding_init=_small, name="words")(ids)
         for k in range(self.layers):
             x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
-            last, states = directions(x, mask, self.width, self.bidirectional, f"layer_{k}")
+            last, states = run_gru(x, mask, self.width, self.bidirectional, f"layer_{k}")
             x = jnp.concatenate(states, -1)
         exists = mask[..., None]
         return jnp.where(exists, sum(states) / len(states), 0.0), sum(last) / len(last)
 
 
-def directions(x, mask, width: int, bidirectional: bool, name: str) -> tuple[list, list]:
+def run_gru(x, mask, width: int, bidirectional: bool, name: str) -> tuple[list, list]:
     """A GRU over `x` `(B, L, E)` forwards, and backwards if `bidirectional`: for each direction its last state
     `(B, width)` and its states `(B, L, width)` in the order of `x`. The mask `(B, L)` is True, then False. Within a
     compact method."""

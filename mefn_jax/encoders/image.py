@@ -3,12 +3,12 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mefn_jax.data.images import normalise
+from mefn_jax.data.images import normalize_pixels
 from mefn_jax.encoders.grids import pool_grid
 from mefn_jax.encoders.pooling import Pool
 from mefn_jax.encoders.positions import grid_positions
-from mefn_jax.encoders.regions import leave_out
-from mefn_jax.matching.features import make_features
+from mefn_jax.encoders.regions import region_dropout
+from mefn_jax.features import make_features
 
 
 class ImageEncoder(nn.Module):
@@ -43,7 +43,7 @@ class ImageEncoder(nn.Module):
             region = nn.Dense(self.dim, name=f"regions_{k}")(grid) + positions(grid_positions(*grid.shape[1:3], 64))
             regions.append(region.reshape(len(pixels), -1, self.dim))
         regions = jnp.concatenate(regions, 1)  # (B, N, D)
-        mask = leave_out(jnp.ones(regions.shape[:2], bool), keys, self.dropout)
+        mask = region_dropout(jnp.ones(regions.shape[:2], bool), keys, self.dropout)
         if self.pooling == "tower":
             pooled = nn.Dense(self.dim, name="pooled")(pooled)
         else:
@@ -52,6 +52,6 @@ class ImageEncoder(nn.Module):
 
     def states(self, pixels, deterministic=True):
         """The backbone's states before any projection: `(grids [(B, n, m, C)] by scale, pooled (B, C))`."""
-        grids, pooled = self.backbone(normalise(pixels, self.mean, self.std), deterministic)
+        grids, pooled = self.backbone(normalize_pixels(pixels, self.mean, self.std), deterministic)
         grids = grids * len(self.scales) if len(grids) == 1 else grids[-len(self.scales) :]
         return [pool_grid(grid, most) for grid, most in zip(grids, self.scales, strict=True)], pooled

@@ -4,25 +4,25 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from mefn_jax.encoders.gru import directions
+from mefn_jax.encoders.gru import run_gru
 from mefn_jax.encoders.positions import sines
-from mefn_jax.encoders.transformer import LOW
+from mefn_jax.encoders.transformer import MASKED_LOGIT
 
 POOLINGS = ("mean", "max", "gpo")
 
 
-def mean(x, mask):
+def mean_pool(x, mask):
     """The mean of the existing fragments `(B, L, C) -> (B, C)`; 0 where there is none."""
     return jnp.sum(jnp.where(mask[..., None], x, 0.0), 1) / jnp.maximum(jnp.sum(mask, 1), 1)[:, None]
 
 
-def maximum(x, mask):
+def max_pool(x, mask):
     """The largest value of the existing fragments in each dimension `(B, L, C) -> (B, C)`; 0 where there is none."""
-    found = jnp.max(jnp.where(mask[..., None], x, LOW), 1)
+    found = jnp.max(jnp.where(mask[..., None], x, MASKED_LOGIT), 1)
     return jnp.where(jnp.any(mask, 1)[:, None], found, 0.0)
 
 
-class PlaceWeights(nn.Module):
+class GPOWeights(nn.Module):
     """GPO's weights of the places of falling order: a softmax over a small GRU on the places' sine codes (our wave
     lengths, 6 to 600; theirs reach 60,000). `numbers` of fragments `(B,)` -> `(B, length)`, which sum to 1 over so many
     places and are 0 beyond."""
@@ -34,9 +34,9 @@ class PlaceWeights(nn.Module):
     def __call__(self, numbers, length: int):
         exists = jnp.arange(length) < numbers[:, None]
         codes = jnp.broadcast_to(sines(np.arange(length), self.width), (len(numbers), length, self.width))
-        _, states = directions(codes, exists, self.width, True, "gru")
+        _, states = run_gru(codes, exists, self.width, True, "gru")
         logits = nn.Dense(1, use_bias=False, name="weight")(sum(states) / 2)[..., 0] / self.temperature
-        return nn.softmax(jnp.where(exists, logits, LOW)) * exists
+        return nn.softmax(jnp.where(exists, logits, MASKED_LOGIT)) * exists
 
 
 class GPO(nn.Module):
@@ -46,8 +46,8 @@ class GPO(nn.Module):
 
     @nn.compact
     def __call__(self, x, mask):
-        weights = PlaceWeights(name="places")(jnp.sum(mask, 1), x.shape[1])[..., None]  # (B, L, 1)
-        ranked = -jnp.sort(-jnp.where(mask[..., None], x, LOW), axis=1)
+        weights = GPOWeights(name="places")(jnp.sum(mask, 1), x.shape[1])[..., None]  # (B, L, 1)
+        ranked = -jnp.sort(-jnp.where(mask[..., None], x, MASKED_LOGIT), axis=1)
         return jnp.sum(weights * ranked, 1)  # what is missing comes last, with weight 0
 
 
@@ -60,4 +60,4 @@ class Pool(nn.Module):
     def __call__(self, x, mask):
         if self.kind == "gpo":
             return GPO(name="gpo")(x, mask)
-        return {"mean": mean, "max": maximum}[self.kind](x, mask)
+        return {"mean": mean_pool, "max": max_pool}[self.kind](x, mask)

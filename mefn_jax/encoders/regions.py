@@ -5,16 +5,16 @@ import jax
 import jax.numpy as jnp
 
 from mefn_jax.encoders.grids import pool_grid
-from mefn_jax.encoders.inputs import Inputs
+from mefn_jax.encoders.input_norm import InputNorm
 from mefn_jax.encoders.pooling import Pool
 from mefn_jax.errors import ConfigError
-from mefn_jax.matching.features import make_features, unit
+from mefn_jax.features import make_features, unit
 
 PROJECTIONS = ("linear", "mlp")
 TRANSFORMS = ("none", "root")
 
 
-def leave_out(mask, keys, rate: float):
+def region_dropout(mask, keys, rate: float):
     """Region dropout (VSE-infinity's size augmentation): each region of `mask` bool `(B, N)` is left out with chance
     `rate`, by an item's own random key `keys (B,)`; one always stays. Returns bool `(B, N)`; without keys, as in
     evaluation, `mask` as it is."""
@@ -52,8 +52,8 @@ class RegionEncoder(nn.Module):
         """`keys (B,)` are the items' random keys in training; `mask` bool `(B, N)` says which regions exist, by default
         all."""
         x, mask = self.states(regions, mask)
-        mask = leave_out(mask, keys, self.dropout)
-        x = Inputs(self.channel_dropout, name="input_norm")(x, deterministic)
+        mask = region_dropout(mask, keys, self.dropout)
+        x = InputNorm(self.channel_dropout, name="input_norm")(x, deterministic)
         projected = nn.Dense(self.dim, name="regions")(x)
         if self.projection == "mlp":
             hidden = nn.relu(nn.LayerNorm(name="mlp_norm")(nn.Dense(self.dim // 2, name="mlp_in")(x)))

@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mefn_jax.encoders.transformer import again, skip_chance, skipped
-from mefn_jax.sharding import of_own_rows
+from mefn_jax.encoders.transformer import stochastic_depth, stochastic_depth_rate, with_remat
+from mefn_jax.runtime.sharding import constrain_to_batch
 
 GROUP_SIZE = 16
 
@@ -30,7 +30,7 @@ class StoredBatchNorm(nn.Module):
         return x * factor.astype(x.dtype) + (bias - mean * factor).astype(x.dtype)
 
 
-def norm_layer(kind: str, width: int, dtype: str, name: str) -> nn.Module:
+def make_norm(kind: str, width: int, dtype: str, name: str) -> nn.Module:
     """The normalisation of `width` channels: "batch", or "group" with groups of `GROUP_SIZE` channels (one group where
     there are fewer)."""
     if kind == "batch":
@@ -54,7 +54,7 @@ def conv(width: int, kernel: int, stride: int, dtype: str, name: str) -> nn.Conv
     )
 
 
-def max_pool(x):
+def max_pool_3x3(x):
     """The maxima of 3 x 3 windows at a stride of 2, padded by one: as a maximum of slices, whose gradient is cheap,
     where XLA's of a reduced window scatters one element after the other on CPU."""
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
@@ -80,7 +80,7 @@ class Residual(nn.Module):
     def __call__(self, x, deterministic=True):
         def normed(y, width, kernel, stride, name):
             y = conv(width, kernel, stride, self.dtype, name)(y)
-            return norm_layer(self.norm, width, self.dtype, name + "_norm")(y)
+            return make_norm(self.norm, width, self.dtype, name + "_norm")(y)
 
         if self.bottleneck:
             first, second = (self.stride, 1) if self.stride_first else (1, self.stride)
@@ -92,7 +92,7 @@ class Residual(nn.Module):
             y = normed(y, self.width, 3, 1, "conv_2")
         if x.shape[-1] != self.width or self.stride != 1:
             x = normed(x, self.width, 1, self.stride, "shortcut")
-        return nn.relu(x + skipped(y, self.skip, deterministic))
+        return nn.relu(x + stochastic_depth(y, self.skip, deterministic))
 
 
 class ResNet(nn.Module):
@@ -120,15 +120,15 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, pixels, deterministic=True):
         x = conv(self.stem_width, 7 if self.stem_pool else 3, 2, self.dtype, "stem")(pixels)
-        x = nn.relu(norm_layer(self.norm, self.stem_width, self.dtype, "stem_norm")(x))
+        x = nn.relu(make_norm(self.norm, self.stem_width, self.dtype, "stem_norm")(x))
         if self.stem_pool:
-            x = max_pool(x)
-        block = again(Residual, self.remat, deterministic=2)
+            x = max_pool_3x3(x)
+        block = with_remat(Residual, self.remat, deterministic=2)
         grids, done = [], 0
         for s, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for b in range(depth):
                 stride = 2 if (s > 0 or self.stride_all) and b == 0 else 1
-                skip = skip_chance(self.stochastic_depth, done, sum(self.depths))
+                skip = stochastic_depth_rate(self.stochastic_depth, done, sum(self.depths))
                 x = block(
                     width,
                     stride,
@@ -138,7 +138,7 @@ class ResNet(nn.Module):
                     skip,
                     self.dtype,
                     name=f"stage_{s}_block_{b}",
-                )(of_own_rows(x), deterministic)
+                )(constrain_to_batch(x), deterministic)
                 done += 1
             grids.append(x)
         return grids, x.mean((1, 2))

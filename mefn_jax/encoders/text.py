@@ -3,9 +3,9 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mefn_jax.encoders.inputs import Inputs
-from mefn_jax.encoders.pooling import Pool, mean
-from mefn_jax.matching.features import make_features
+from mefn_jax.encoders.input_norm import InputNorm
+from mefn_jax.encoders.pooling import Pool, mean_pool
+from mefn_jax.features import make_features
 
 
 class TextEncoder(nn.Module):
@@ -28,7 +28,7 @@ class TextEncoder(nn.Module):
     def __call__(self, ids, mask, deterministic=True):
         words, word_mask, pooled = self.states(ids, mask, deterministic)
         if self.dim:
-            words = Inputs(self.channel_dropout, name="input_norm")(words, deterministic)
+            words = InputNorm(self.channel_dropout, name="input_norm")(words, deterministic)
             words = nn.Dense(self.dim, name="words")(words)
         if self.pooling != "tower":
             pooled = Pool(self.pooling, name="pooling")(words, word_mask)
@@ -59,11 +59,11 @@ class CachedTextEncoder(nn.Module):
     @nn.compact
     def __call__(self, words, mask, deterministic=True):
         words, mask, _ = self.states(words, mask)
-        words = Inputs(self.channel_dropout, name="input_norm")(words, deterministic)
+        words = InputNorm(self.channel_dropout, name="input_norm")(words, deterministic)
         words = nn.Dense(self.dim, name="words")(words)
         return make_features(words, mask, Pool(self.pooling, name="pooling")(words, mask))
 
     def states(self, words, mask, deterministic=True):
         """As of `TextEncoder`: the words as they are, zero where masked, and their mean."""
         words = jnp.where(mask[..., None], words, 0).astype(jnp.float32)
-        return words, mask, mean(words, mask)
+        return words, mask, mean_pool(words, mask)

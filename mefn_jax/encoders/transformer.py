@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mefn_jax.sharding import of_own_rows
+from mefn_jax.runtime.sharding import constrain_to_batch
 
-LOW = -1e30  # a logit that gets no weight
+MASKED_LOGIT = -1e30  # a logit that gets no weight
 # What is computed again: nothing; all but the outputs of matrix products; all but each block's input.
 REMAT = {"none": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "blocks": None}
 
 
-def again(block, remat: str, deterministic: int):
+def with_remat(block, remat: str, deterministic: int):
     """`block`, a module class, so that its backward pass computes again what REMAT's `remat` says; `deterministic` is
     the place of this argument of its call, self counted."""
     if remat == "none":
@@ -64,9 +64,9 @@ class SelfAttention(nn.Module):
         # The softmax is float32 whatever the rest is computed in.
         logits = jnp.einsum("blhc,bmhc->bhlm", q, k, preferred_element_type=jnp.float32) / np.sqrt(size)
         if mask is not None:
-            logits = jnp.where(mask[:, None, None, :], logits, LOW)
+            logits = jnp.where(mask[:, None, None, :], logits, MASKED_LOGIT)
         if self.causal:
-            logits = jnp.where(np.tril(np.ones(logits.shape[2:], bool)), logits, LOW)
+            logits = jnp.where(np.tril(np.ones(logits.shape[2:], bool)), logits, MASKED_LOGIT)
         weights = nn.Dropout(self.dropout, deterministic=deterministic)(nn.softmax(logits))  # (B, H, L, L)
         x = jnp.einsum("bhlm,bmhc->blhc", weights.astype(v.dtype), v)
         return nn.Dense(width, dtype=self.dtype, name="out")(x.reshape(*x.shape[:2], width))
@@ -93,12 +93,12 @@ class Block(nn.Module):
 
         def attend(y):
             attention = SelfAttention(self.heads, self.dropout, self.causal, self.bias, self.dtype, name="attention")
-            return skipped(drop(attention(y, mask, deterministic)), self.skip, deterministic)
+            return stochastic_depth(drop(attention(y, mask, deterministic)), self.skip, deterministic)
 
         def mlp(y):
             y = ACTIVATIONS[self.activation](nn.Dense(self.mlp_width, dtype=self.dtype, name="mlp_in")(y))
             y = nn.Dense(x.shape[-1], dtype=self.dtype, name="mlp_out")(y)
-            return skipped(drop(y), self.skip, deterministic)
+            return stochastic_depth(drop(y), self.skip, deterministic)
 
         norm_1, norm_2 = (nn.LayerNorm(self.eps, dtype=self.dtype, name=name) for name in ("norm_1", "norm_2"))
         if self.pre_norm:
@@ -108,13 +108,13 @@ class Block(nn.Module):
         return norm_2(x + mlp(x))
 
 
-def skipped(branch, chance: float, deterministic: bool):
+def stochastic_depth(branch, chance: float, deterministic: bool):
     """Stochastic depth (Huang et al. 2016): in training, an item's whole residual branch `(B, ...)` is left out with
     this chance, and the others' are divided by `1 - chance`. Within a module."""
     return nn.Dropout(chance, broadcast_dims=tuple(range(1, branch.ndim)), deterministic=deterministic)(branch)
 
 
-def skip_chance(most: float, layer: int, layers: int) -> float:
+def stochastic_depth_rate(most: float, layer: int, layers: int) -> float:
     """Stochastic depth's chance for a layer: it rises linearly from 0 at the first to `most` at the last."""
     return most * layer / max(1, layers - 1)
 
@@ -145,17 +145,17 @@ class Transformer(nn.Module, kw_only=True):
 
     def blocks(self, x, mask, deterministic, **kind):
         """All blocks on `x` `(B, L, C)`; `kind` are pre_norm, causal and bias of `Block`. Within a compact method."""
-        block = again(Block, self.remat, deterministic=3)
+        block = with_remat(Block, self.remat, deterministic=3)
         for k in range(self.layers):
             x = block(
                 self.heads,
                 self.mlp_width,
                 dropout=self.dropout,
-                skip=skip_chance(self.stochastic_depth, k, self.layers),
+                skip=stochastic_depth_rate(self.stochastic_depth, k, self.layers),
                 eps=self.eps,
                 activation=self.activation,
                 dtype=self.dtype,
                 name=f"layer_{k}",
                 **kind,
-            )(of_own_rows(x), mask, deterministic)
-        return of_own_rows(x)
+            )(constrain_to_batch(x), mask, deterministic)
+        return constrain_to_batch(x)

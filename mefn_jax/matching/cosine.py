@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 
-from mefn_jax.matching.features import Features
+from mefn_jax.features import Features
 
 
 class PooledCosine(nn.Module):

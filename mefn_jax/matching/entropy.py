@@ -20,7 +20,7 @@ def masked_log_softmax(logits, mask, axis):
     return jnp.where(mask, low - jax.nn.logsumexp(low, axis=axis, keepdims=True), 0.0)
 
 
-def _normalised(log_p, mask, axis):
+def _normalize_shannon(log_p, mask, axis):
     """Shannon entropy along `axis` over the log of the number of entries there; 0 where there is one entry."""
     p = jnp.where(mask, jnp.exp(log_p), 0.0)
     number = jnp.sum(mask, axis=axis)
@@ -36,7 +36,7 @@ def shannon(S, region_mask, word_mask, scale):
     log_p = masked_log_softmax(scale * S, mask, axis=1)
     log_q = masked_log_softmax(scale * S, mask, axis=0)
     cells = jnp.where(mask, -jnp.exp(log_p) * log_p, 0.0)
-    return cells, _normalised(log_p, mask, axis=1), _normalised(log_q, mask, axis=0)
+    return cells, _normalize_shannon(log_p, mask, axis=1), _normalize_shannon(log_q, mask, axis=0)
 
 
 def gaussian(S, region_mask, word_mask, scale):
@@ -45,10 +45,10 @@ def gaussian(S, region_mask, word_mask, scale):
     mask = region_mask[:, None] & word_mask[None, :]
     rho = jnp.clip(S, 0.0, 0.999)
     cells = jnp.log(2 * jnp.pi * jnp.e) + 0.5 * jnp.log1p(-rho * rho)
-    return jnp.where(mask, cells, 0.0), *_means(_gaussian_share(S, scale), mask)
+    return jnp.where(mask, cells, 0.0), *_mean_of_cells(_gaussian_cells(S, scale), mask)
 
 
-def _gaussian_share(S, scale):
+def _gaussian_cells(S, scale):
     rho = jnp.clip(S, 0.0, 0.999)
     return 1 - jnp.log1p(-rho * rho) / jnp.log1p(-(0.999**2))
 
@@ -57,21 +57,21 @@ def bernoulli(S, region_mask, word_mask, scale):
     """Entropy, in nats, of "this word means this region", a coin with probability `p = sigmoid(scale S)`; `ln 2`
     where p is below one half, so that only evidence for a match lowers it. A fragment's is the mean over `ln 2`."""
     mask = region_mask[:, None] & word_mask[None, :]
-    share = _bernoulli_share(S, scale)
-    return jnp.where(mask, share * jnp.log(2.0), 0.0), *_means(share, mask)
+    share = _bernoulli_cells(S, scale)
+    return jnp.where(mask, share * jnp.log(2.0), 0.0), *_mean_of_cells(share, mask)
 
 
-def _bernoulli_share(S, scale):
+def _bernoulli_cells(S, scale):
     logit = jnp.maximum(scale * S, 0.0)
     return (jax.nn.softplus(logit) - jax.nn.sigmoid(logit) * logit) / jnp.log(2.0)
 
 
-def none(S, region_mask, word_mask, scale):
+def no_entropy(S, region_mask, word_mask, scale):
     """No entropy: zero everywhere, hence uniform weights (the paper's -MFE ablation)."""
     return jnp.zeros_like(S), jnp.zeros_like(S[:, 0]), jnp.zeros_like(S[0])
 
 
-def _means(cells, mask):
+def _mean_of_cells(cells, mask):
     cells = jnp.where(mask, cells, 0.0)
     return (
         jnp.sum(cells, 1) / jnp.maximum(jnp.sum(mask, 1), 1),
@@ -79,6 +79,6 @@ def _means(cells, mask):
     )
 
 
-ENTROPIES = {"shannon": shannon, "gaussian": gaussian, "bernoulli": bernoulli, "none": none}
+ENTROPIES = {"shannon": shannon, "gaussian": gaussian, "bernoulli": bernoulli, "none": no_entropy}
 # Where a fragment's entropy is the mean over its partners of something in [0, 1]: that, of `(S, scale)`, cell by cell.
-SHARES = {gaussian: _gaussian_share, bernoulli: _bernoulli_share}
+CELL_ENTROPIES = {gaussian: _gaussian_cells, bernoulli: _bernoulli_cells}

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from mefn_jax.matching import entropy as entropies
-from mefn_jax.matching.sides import Packed, Padded, Regions
+from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock
 
 # An inverse temperature for which exp(lambda S), and its squares, stay within float32.
-STEEP = 32.0
-LOWEST = -20.0  # of the logarithm of a weight over the largest that there could be, for the same reason
+MAX_PLAIN_SCALE = 32.0
+MIN_LOG_WEIGHT = -20.0  # of the logarithm of a weight over the largest that there could be, for the same reason
 TINY = 1e-36
 
 
@@ -30,8 +30,16 @@ class Attention(NamedTuple):
     region_logits: jax.Array
 
 
-def all_pairs(
-    regions: Regions, words: Padded | Packed, *, scale, sharpness, entropy, attend, global_input, steep: bool
+def score_all_pairs(
+    regions: RegionBlock,
+    words: PaddedTexts | PackedTexts,
+    *,
+    scale,
+    sharpness,
+    entropy,
+    attend,
+    global_input,
+    steep: bool,
 ):
     """All pairs' local and global scores, float32 `(I, T)` each; arguments as for `mefn.pair`. Without `steep`, which
     is right for a `scale` up to STEEP, one exponential serves both directions."""
@@ -39,40 +47,40 @@ def all_pairs(
         S, v_to_t = words.products_with_pooled(regions.vectors)  # (I, N, W), (I, N, T)
     else:
         S, v_to_t = words.products(regions.vectors), None
-    e = attention(S, regions, words, scale, steep)
-    H_v, H_t = LEVELS.get(entropy, other)(entropy, S, e, regions, words, scale)
+    e = compute_attention(S, regions, words, scale, steep)
+    H_v, H_t = ALL_PAIRS_ENTROPIES.get(entropy, entropy_by_text)(entropy, S, e, regions, words, scale)
     # Softmaxes of -kappa H but for their normalisers: entropies lie in [0, 1].
-    w = jnp.exp(jnp.maximum(-sharpness * H_v, LOWEST)) * regions.mask[..., None]  # (I, N, T)
-    u = jnp.exp(jnp.maximum(-sharpness * H_t, LOWEST))  # (I, W)
-    w_sum, u_sum = _positive(jnp.sum(w, 1)), _positive(words.sum(u))  # (I, T)
+    w = jnp.exp(jnp.maximum(-sharpness * H_v, MIN_LOG_WEIGHT)) * regions.mask[..., None]  # (I, N, T)
+    u = jnp.exp(jnp.maximum(-sharpness * H_t, MIN_LOG_WEIGHT))  # (I, W)
+    w_sum, u_sum = _nonzero(jnp.sum(w, 1)), _nonzero(words.sum(u))  # (I, T)
 
     local = []
     if attend in ("both", "words"):
         alpha = e.over_regions * words.spread(w)
-        cosines = cosine(jnp.sum(alpha * S, 1), regions.squares(alpha))  # (I, W)
+        cosines = normalize_product(jnp.sum(alpha * S, 1), regions.squares(alpha))  # (I, W)
         local.append(words.sum(u * cosines) / u_sum)
     if attend in ("both", "regions"):
         beta = e.over_words * u[:, None]
-        cosines = cosine(words.sum(beta * S), words.squares(beta))  # (I, N, T)
+        cosines = normalize_product(words.sum(beta * S), words.squares(beta))  # (I, N, T)
         local.append(jnp.sum(w * cosines, 1) / w_sum)
 
     whole = regions.pooled @ words.pooled.T
     if global_input == "weighted":
-        w, u = w / w_sum[:, None], u / _positive(words.spread(u_sum))
+        w, u = w / w_sum[:, None], u / _nonzero(words.spread(u_sum))
         whole = _weighted_cosine(whole, regions, words, S, v_to_t, w, u)
     return sum(local) / len(local), whole
 
 
-def attention(S, regions: Regions, words: Padded | Packed, scale, steep: bool) -> Attention:
+def compute_attention(S, regions: RegionBlock, words: PaddedTexts | PackedTexts, scale, steep: bool) -> Attention:
     """Both directions' softmaxes of `scale S`; with `steep` each from its own level, which is close to its maximum, so
     that it holds for any scale. The levels are found by sums, which both arrangements of the words can do."""
-    there, gentle = regions.over(words), jnp.minimum(scale, STEEP) if steep else scale
+    there, gentle = regions.over(words), jnp.minimum(scale, MAX_PLAIN_SCALE) if steep else scale
     e = jnp.where(there, jnp.exp(gentle * S), 0.0)
     if not steep:
         return Attention(e, scale * S, e, scale * S)
     # The maximum, and at most ln(M) / STEEP more. That it is no other does not change what is made of it.
-    word_level = jax.lax.stop_gradient(jnp.log(_positive(words.sum(e))) / gentle)
-    region_level = jax.lax.stop_gradient(jnp.log(_positive(jnp.sum(e, 1))) / gentle)
+    word_level = jax.lax.stop_gradient(jnp.log(_nonzero(words.sum(e))) / gentle)
+    region_level = jax.lax.stop_gradient(jnp.log(_nonzero(jnp.sum(e, 1))) / gentle)
     # Above 0 there is only what is masked, which would become infinite.
     word_logits = jnp.minimum(scale * (S - words.spread(word_level)), 1.0)
     region_logits = jnp.minimum(scale * (S - region_level[:, None]), 1.0)
@@ -80,35 +88,35 @@ def attention(S, regions: Regions, words: Padded | Packed, scale, steep: bool) -
     return Attention(over_words, word_logits, over_regions, region_logits)
 
 
-def shannon(_, S, e: Attention, regions: Regions, words: Padded | Packed, scale):
+def shannon_all_pairs(_, S, e: Attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, scale):
     """`entropy.shannon`'s levels: `-sum p ln p = ln Z - sum p logits`, over the logarithm of how many there are; 0
     where there is one."""
-    Z = _positive(words.sum(e.over_words))  # (I, N, T)
+    Z = _nonzero(words.sum(e.over_words))  # (I, N, T)
     H_v = jnp.log(Z) - words.sum(e.over_words * e.word_logits) / Z
-    Z = _positive(jnp.sum(e.over_regions, 1))  # (I, W)
+    Z = _nonzero(jnp.sum(e.over_regions, 1))  # (I, W)
     H_t = jnp.log(Z) - jnp.sum(e.over_regions * e.region_logits, 1) / Z
     number = jnp.sum(regions.mask, 1).reshape(-1, *[1] * words.axes)
-    return _share(H_v, words.number()), _share(H_t, number)
+    return _normalize_entropy(H_v, words.number()), _normalize_entropy(H_t, number)
 
 
-def means(entropy, S, e: Attention, regions: Regions, words: Padded | Packed, scale):
+def mean_of_cells(entropy, S, e: Attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, scale):
     """The levels of an entropy that has a value in [0, 1] for each cell: its means."""
-    cells = jnp.where(regions.over(words), entropies.SHARES[entropy](S, scale), 0.0)
+    cells = jnp.where(regions.over(words), entropies.CELL_ENTROPIES[entropy](S, scale), 0.0)
     number = jnp.maximum(jnp.sum(regions.mask, 1), 1).reshape(-1, *[1] * words.axes)
     return words.sum(cells) / jnp.maximum(words.number(), 1), jnp.sum(cells, 1) / number
 
 
-def none(_, S, e: Attention, regions: Regions, words: Padded | Packed, scale):
+def no_entropy_all_pairs(_, S, e: Attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, scale):
     """No entropy: zeros."""
     return jnp.zeros((*S.shape[:2], len(words.pooled))), jnp.zeros((len(S), *S.shape[2:]))
 
 
-def other(entropy, S, e: Attention, regions: Regions, words: Padded | Packed, scale):
+def entropy_by_text(entropy, S, e: Attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, scale):
     """The levels of any entropy, from the function of one pair: a text at a time, with all other words masked, which
     takes as many times longer as there are texts. Give a new one a function above once it is worth it."""
     texts = len(words.pooled)
     of = words.spread(jnp.eye(texts)) > 0  # (T, W)
-    if isinstance(words, Padded):
+    if isinstance(words, PaddedTexts):
         of = of & words.mask
     flat, of = S.reshape(*S.shape[:2], -1), jnp.broadcast_to(of, (texts, *S.shape[2:])).reshape(texts, -1)
     over_texts = jax.vmap(entropy, (None, None, 0, None), (0, 1, 0))
@@ -116,35 +124,35 @@ def other(entropy, S, e: Attention, regions: Regions, words: Padded | Packed, sc
     return H_v, jnp.sum(jnp.where(of, H_t, 0.0), 1).reshape(len(S), *S.shape[2:])
 
 
-LEVELS = {
-    entropies.shannon: shannon,
-    entropies.gaussian: means,
-    entropies.bernoulli: means,
-    entropies.none: none,
+ALL_PAIRS_ENTROPIES = {
+    entropies.shannon: shannon_all_pairs,
+    entropies.gaussian: mean_of_cells,
+    entropies.bernoulli: mean_of_cells,
+    entropies.no_entropy: no_entropy_all_pairs,
 }
 
 
-def _weighted_cosine(whole, regions: Regions, words: Padded | Packed, S, v_to_t, w, u):
+def _weighted_cosine(whole, regions: RegionBlock, words: PaddedTexts | PackedTexts, S, v_to_t, w, u):
     """cos(v_global + sum_i w_i v_i, t_cls + sum_j u_j t_j) from products alone; `whole` is v_global . t_cls, `v_to_t
     (I, N, T)` v_i . t_cls, `w (I, N, T)` and `u (I, W)` are the weights."""
     t_to_v = words.products(regions.pooled)  # (I, W)
     product = whole + jnp.sum(w * (v_to_t + words.sum(S * u[:, None])), 1) + words.sum(u * t_to_v)
     square_v = jnp.sum(regions.pooled**2, -1)[:, None] + 2 * jnp.einsum("int,in->it", w, regions.own)
     square_t = jnp.sum(words.pooled**2, -1) + 2 * words.sum(u * words.own)
-    return cosine(cosine(product, square_v + regions.squares(w)), square_t + words.squares(u))
+    return normalize_product(normalize_product(product, square_v + regions.squares(w)), square_t + words.squares(u))
 
 
-def _share(entropy, number):
+def _normalize_entropy(entropy, number):
     """An entropy over the most that it could be for this number; 0 where there is one."""
     return jnp.where(number > 1, entropy / jnp.log(jnp.maximum(number, 2)), 0.0)
 
 
-def _positive(x):
+def _nonzero(x):
     """Sums of what is positive: 1 where there was nothing to add."""
     return jnp.where(x > 0, x, 1.0)
 
 
-def cosine(product, square):
+def normalize_product(product, square):
     """`product / sqrt(square)`, and 0, with gradient 0, where the vector is zero."""
     exists = square > TINY
     return jnp.where(exists, product * jax.lax.rsqrt(jnp.where(exists, square, 1.0)), 0.0)

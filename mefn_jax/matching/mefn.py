@@ -11,15 +11,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mefn_jax.features import Features, safe_norm, unit
 from mefn_jax.matching import entropy as entropies
 from mefn_jax.matching import gram
-from mefn_jax.matching.background import Background
 from mefn_jax.matching.entropy import masked_log_softmax
-from mefn_jax.matching.features import Features, safe_norm, unit
-from mefn_jax.matching.sides import Packed, Padded, Regions, padded, regions_of
+from mefn_jax.matching.hubness import HubnessBank
+from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock, region_block, to_padded
 
-ATTEND = ("both", "words", "regions")
-GLOBAL_INPUT = ("weighted", "pooled")
+DIRECTIONS = ("both", "words", "regions")
+GLOBAL_INPUTS = ("weighted", "pooled")
 
 
 def cosine(a, b):
@@ -28,7 +28,7 @@ def cosine(a, b):
     return jnp.sum(a * b, -1) / jnp.where(norms > 0, norms, 1.0)
 
 
-def pair(image: Features, text: Features, *, scale, sharpness, gate, entropy, attend, global_input) -> dict:
+def score_pair(image: Features, text: Features, *, scale, sharpness, gate, entropy, attend, global_input) -> dict:
     """Everything MEFN computes of one pair (Features without their batch axis; DESIGN.md 3.2 to 3.4).
 
     `scale` is lambda, `sharpness` kappa, `gate` g in [0, 1] (see `fuse`), the rest are MEFN's attributes. Returns a
@@ -130,7 +130,7 @@ class MEFN(nn.Module):
         if self.branches == "both":
             self.gate_logit = self.param("gate_logit", constant(0.0), ())
         if self.background:
-            self.backgrounds = Background(self.background)
+            self.backgrounds = HubnessBank(self.background)
             self.log_background_scale = self.param(
                 "log_background_scale", constant(jnp.log(self.init_background_scale)), ()
             )
@@ -152,18 +152,18 @@ class MEFN(nn.Module):
         return {"local": 1, "global": 0}.get(self.branches) if self.branches != "both" else nn.sigmoid(self.gate_logit)
 
     def __call__(self, images: Features, texts: Features):
-        regions, words = regions_of(images), padded(texts)
-        scores = fuse(*gram.all_pairs(regions, words, steep=True, **self._options()), self.gate)
+        regions, words = region_block(images), to_padded(texts)
+        scores = fuse(*gram.score_all_pairs(regions, words, steep=True, **self._options()), self.gate)
         of_images, of_texts = self.levels(images, texts)
         return scores - of_images[:, None] - of_texts
 
-    def tile(self, regions: Regions, words: Padded | Packed):
+    def tile(self, regions: RegionBlock, words: PaddedTexts | PackedTexts):
         """The scores `(I, T)` of images and texts arranged for it, before `levels` are taken from them and without
         gradients: faster where lambda allows it."""
         options = self._options()
         # Backwards, such a choice would keep the arrays of both.
-        gentle, steep = (functools.partial(gram.all_pairs, steep=steep, **options) for steep in (False, True))
-        return fuse(*jax.lax.cond(options["scale"] <= gram.STEEP, gentle, steep, regions, words), self.gate)
+        gentle, steep = (functools.partial(gram.score_all_pairs, steep=steep, **options) for steep in (False, True))
+        return fuse(*jax.lax.cond(options["scale"] <= gram.MAX_PLAIN_SCALE, gentle, steep, regions, words), self.gate)
 
     def levels(self, images: Features, texts: Features):
         """What is taken from all scores of an image, and of a text, `(...)` each; 0 without a background."""
@@ -175,7 +175,7 @@ class MEFN(nn.Module):
     def explain(self, image: Features, text: Features) -> dict:
         """The dict of `pair` for one image and one text (Features without batch axis), with the gate g, lambda and
         kappa beside it; the score is less the background, `image_background` and `text_background`."""
-        parts = pair(image, text, gate=self.gate, **self._options()) | self.learned()
+        parts = score_pair(image, text, gate=self.gate, **self._options()) | self.learned()
         of_image, of_text = self.levels(image, text)
         parts["score"] -= of_image + of_text
         return parts | {"image_background": of_image, "text_background": of_text}

@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mefn_jax.matching.features import EPS, Features, unit
-from mefn_jax.matching.gram import STEEP, cosine
-from mefn_jax.matching.sides import Packed, Padded, Regions, padded, regions_of
+from mefn_jax.features import EPS, Features, unit
+from mefn_jax.matching.gram import MAX_PLAIN_SCALE, normalize_product
+from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock, region_block, to_padded
 
 SLOPE = 0.1  # of the leaky ReLU
 
@@ -32,25 +32,25 @@ class SCAN(nn.Module):
     sharpness: float = 1.0
 
     def __call__(self, images: Features, texts: Features):
-        return self.tile(regions_of(images), padded(texts))
+        return self.tile(region_block(images), to_padded(texts))
 
-    def tile(self, regions: Regions, words: Padded | Packed):
+    def tile(self, regions: RegionBlock, words: PaddedTexts | PackedTexts):
         """The scores `(I, T)` of images and texts arranged for it."""
-        if self.scale > STEEP:
-            raise ValueError(f"SCAN's scale {self.scale} exceeds {STEEP}")
+        if self.scale > MAX_PLAIN_SCALE:
+            raise ValueError(f"SCAN's scale {self.scale} exceeds {MAX_PLAIN_SCALE}")
         S = words.products(regions.vectors)  # (I, N, W)
         leaky = jnp.where(S > 0, S, SLOPE * S)
         # Each source's row over the queries gets unit length; what is masked is zero and stays so.
         if self.direction == "t2i":
-            rows = leaky * words.spread(_inverse_root(words.sum(leaky * leaky)))
-            rows = _but_for_single(rows, words.spread(words.number()))
+            rows = leaky * words.spread(_inverse_sqrt(words.sum(leaky * leaky)))
+            rows = _stop_gradient_if_single(rows, words.spread(words.number()))
             alpha = jnp.where(regions.over(words), jnp.exp(self.scale * rows), 0.0)
-            r = cosine(jnp.sum(alpha * S, 1), regions.squares(alpha))  # (I, W)
+            r = normalize_product(jnp.sum(alpha * S, 1), regions.squares(alpha))  # (I, W)
             return self._aggregated(r, words.sum, words.number())
-        rows = leaky * _inverse_root(jnp.sum(leaky * leaky, 1))[:, None]
-        rows = _but_for_single(rows, jnp.sum(regions.mask, 1).reshape(-1, 1, *[1] * words.axes))
+        rows = leaky * _inverse_sqrt(jnp.sum(leaky * leaky, 1))[:, None]
+        rows = _stop_gradient_if_single(rows, jnp.sum(regions.mask, 1).reshape(-1, 1, *[1] * words.axes))
         alpha = jnp.exp(self.scale * rows)
-        r = cosine(words.sum(alpha * S), words.squares(alpha))  # (I, N, T)
+        r = normalize_product(words.sum(alpha * S), words.squares(alpha))  # (I, N, T)
         there = regions.mask[..., None]
         return self._aggregated(r, lambda x: jnp.sum(jnp.where(there, x, 0.0), 1), jnp.sum(there, 1))
 
@@ -66,13 +66,13 @@ class SCAN(nn.Module):
         return jnp.log(jnp.where(total > 0, total, 1.0)) / self.sharpness
 
 
-def _but_for_single(rows, number):
+def _stop_gradient_if_single(rows, number):
     """Rows of unit length over `number` queries, without a gradient where there is one query: it leaves the sign alone,
     whose gradient would be nothing but rounding, the larger the smaller the cosine is."""
     return jnp.where(number > 1, rows, jax.lax.stop_gradient(rows))
 
 
-def _inverse_root(square):
+def _inverse_sqrt(square):
     """One over the root, and 0, with gradient 0, of zero."""
     exists = square > EPS
     return jnp.where(exists, jax.lax.rsqrt(jnp.where(exists, square, 1.0)), 0.0)

@@ -1,0 +1,62 @@
+"""What the readers of all sources need: text, JSON with checked keys, and images that lie inside their folder."""
+
+import json
+from pathlib import Path
+
+from mefn_jax.errors import DataError
+
+
+def read_text(path: Path) -> str:
+    """The file's text. Raises DataError if it is missing or not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path}: not UTF-8 at byte {e.start}; convert the file to UTF-8") from None
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as e:
+        raise DataError(f"{path}: {e.strerror or e}") from None
+
+
+def read_json(path: Path):
+    """The file's JSON value. Raises DataError if it is missing or malformed, naming the line."""
+    try:
+        return json.loads(read_text(path))
+    except ValueError as e:  # a JSONDecodeError's text has line and column; others come of absurd numbers
+        raise DataError(f"{path}: not JSON ({e})") from None
+    except RecursionError:
+        raise DataError(f"{path}: not JSON that can be read (nested too deep)") from None
+
+
+def require(entry, key: str, kind: type, where: str):
+    """`entry[key]`, which must be a `kind`. Raises DataError naming the entry (`where`), the key and what it holds."""
+    if not isinstance(entry, dict):
+        raise DataError(f"{where}: expected an object with the key {key!r}, found {type(entry).__name__}")
+    if key not in entry:
+        raise DataError(f"{where}: the key {key!r} is missing; present are {', '.join(map(str, entry)) or 'none'}")
+    value = entry[key]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise DataError(f"{where}: {key!r} must be of type {kind.__name__}, found {str(value)[:60]!r}")
+    return value
+
+
+def clean_caption(text: str, where: str) -> str:
+    """A caption on one line, without white space around it. Raises DataError if nothing is left."""
+    text = " ".join(text.split())
+    if not text:
+        raise DataError(f"{where}: empty caption; write one or remove it")
+    return text
+
+
+def find_image(folder: Path, name: str, where: str) -> Path:
+    """The image `name` below `folder`. Raises DataError if it leaves the folder (also by a link) or does not exist."""
+    try:
+        path = (folder / name).resolve()
+        inside, there = path.is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, ValueError, RuntimeError) as e:  # names too long, with zero bytes, links in a circle
+        raise DataError(f"{where}: image {name[:80]!r} is no usable file name ({e})") from None
+    if not inside:
+        raise DataError(f"{where}: image {name!r} leaves the image folder {folder}; give names inside it")
+    if not there:
+        raise DataError(f"{where}: image {name!r} is not in {folder}; restore it or remove the entry")
+    return path

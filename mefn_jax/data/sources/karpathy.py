@@ -1,0 +1,44 @@
+"""Karpathy's split files, `dataset_{flickr8k,flickr30k,coco}.json`, with a folder of images (PEERS.md 1)."""
+
+from pathlib import Path
+
+from mefn_jax.data.parsing import clean_caption, find_image, read_json, require
+from mefn_jax.errors import DataError
+
+SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+
+
+def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
+    """Reads the JSON file `path`, whose images lie below the folder `images` (in `filepath`, where it has one).
+
+    Returns `(splits, notes)`: for each split, in the file's order, `{image: Path, image_id: str, captions: [str]}`,
+    `restval` being training data; and lines to show the user. Raises DataError naming the entry that is wrong.
+    """
+    path, folder = Path(path), Path(images)
+    if not folder.is_dir():
+        raise DataError(f"--images={images}: no such directory; give the folder of the images")
+    splits, restval = {}, 0
+    for k, entry in enumerate(require(read_json(path), "images", list, str(path))):
+        where = f"{path}: images[{k}]"
+        split = require(entry, "split", str, where)
+        if split not in SPLITS:
+            raise DataError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
+        restval += split == "restval"
+        splits.setdefault(SPLITS[split], []).append(_entry(entry, folder, where))
+    if not splits:
+        raise DataError(f"{path}: no images")
+    return splits, [f"{path.name}: {restval} images of restval are training data"] if restval else []
+
+
+def _entry(entry: dict, folder: Path, where: str) -> dict:
+    name = require(entry, "filename", str, where)
+    if "filepath" in entry:
+        name = f"{require(entry, 'filepath', str, where)}/{name}"
+    sentences = require(entry, "sentences", list, where)
+    if not sentences:
+        raise DataError(f"{where}: no sentences; remove the entry")
+    captions = []
+    for n, sentence in enumerate(sentences):
+        there = f"{where}.sentences[{n}]"
+        captions.append(clean_caption(require(sentence, "raw", str, there), there))
+    return {"image": find_image(folder, name, where), "image_id": name, "captions": captions}

@@ -1,0 +1,127 @@
+"""Scores a linear map of frozen features, the row that a trained system has to beat: regularised CCA of mean regions
+and mean words.
+
+    python -m mefn_jax.linear_map --config=configs/precomputed.py --config.data.dir=DIR --config.data.words=WORDS \\
+        --split=val --out=DIR [--hold_out=500]
+
+Ridges and power are chosen by rSum on the last `hold_out` images of train; then the map is made again of all of train
+(unless held_out itself is to be scored) and scored once. Writes `metrics.json` and `ranks.npz`, as `eval.py` does.
+"""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+from absl import flags
+
+from mefn_jax import losses, metrics
+from mefn_jax.config import check_config, require_local
+from mefn_jax.data.dataset import ALIASES, HELD_OUT
+from mefn_jax.data.from_config import fill_data_widths, open_dataset
+from mefn_jax.data.tokenizer import Tokenizer
+from mefn_jax.encoders.pretrained import towers
+from mefn_jax.errors import ConfigError
+from mefn_jax.evaluation import evaluate
+from mefn_jax.evaluation.cca import CCA, MeanFeatures, check_supports_cca, fit_cca, mean_features
+from mefn_jax.evaluation.evaluator import Evaluator
+from mefn_jax.model import MODEL_CHOICES, build_model, dummy_images, dummy_texts
+from mefn_jax.runtime.cli import define_config_flag, run_command
+from mefn_jax.runtime.console import print0
+from mefn_jax.runtime.sharding import make_mesh
+from mefn_jax.runtime.storage import resolve_directory
+from mefn_jax.scoring.ranking import rank
+
+RIDGES_X, RIDGES_Y = (1.0, 3.0, 10.0, 30.0), (0.03, 0.1, 0.3, 1.0)
+POWERS = (0.5, 1.0, 1.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineScores:
+    """`tiled.Scores`: cosines of projected mean features `(I, K)` and `(C, K)`."""
+
+    images: np.ndarray
+    texts: np.ndarray
+
+    def __call__(self, rows: slice, columns: slice) -> np.ndarray:
+        return self.images[rows] @ self.texts[columns].T
+
+
+def cosine_scores(linear: CCA, power: float, found: MeanFeatures) -> CosineScores:
+    """The map's scores of a split."""
+    A, B = linear.weighted(power, len(linear.correlations))
+    sides = (found.images - linear.mean_x) @ A, (found.texts - linear.mean_y) @ B
+    return CosineScores(*(x / np.linalg.norm(x, axis=1, keepdims=True) for x in sides))
+
+
+def choose_hyperparameters(train: MeanFeatures, held_out: MeanFeatures) -> tuple[float, float, float]:
+    """The ridges of images and texts and the power that give the highest rSum on held-out images."""
+    best = (-1.0,)
+    for ridges in itertools.product(RIDGES_X, RIDGES_Y):
+        linear = fit_cca(train, *ridges)
+        for power in POWERS:
+            found = rank(cosine_scores(linear, power, held_out), held_out.owner)
+            rsum = metrics.retrieval_metrics(*found.counts[1], held_out.owner)["rsum"]
+            best = max(best, (rsum, *ridges, power))
+    print0(
+        f"chosen on {len(held_out.images)} held-out images: ridges {best[1]:g}, {best[2]:g}, power {best[3]:g}, "
+        f"rSum {best[0]:.1f}"
+    )
+    return best[1:]
+
+
+def concatenate_means(first: MeanFeatures, second: MeanFeatures) -> MeanFeatures:
+    """The means of two splits as one."""
+    return MeanFeatures(
+        np.concatenate([first.images, second.images]),
+        np.concatenate([first.texts, second.texts]),
+        np.concatenate([first.owner, second.owner + len(first.images)]),
+    )
+
+
+def evaluate_cca(config, split: str, hold_out: int, out: str) -> dict:
+    """Chooses, fits and scores; see above. Returns what `metrics.json` holds. Raises ConfigError or DataError."""
+    check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
+    require_local("data.dir", config.data.dir)
+    check_supports_cca(config)
+    out = resolve_directory("--out", out)
+    config = config.copy_and_resolve_references().unlock()
+    config.data.hold_out = hold_out
+    dataset, name = open_dataset(config), ALIASES.get(split, split)
+    splits = {part: dataset.split(part) for part in ("train", HELD_OUT, name)}
+    config, found, json = towers.load_pretrained(fill_data_widths(config, splits[name]))
+    t = config.text
+    tokenizer = Tokenizer(json or dataset.tokenizer_json, t.max_words, t.lower_case, t.punctuation)
+    model = build_model(config, tokenizer.vocab_size)
+    params = model.init(jax.random.key(0), dummy_images(config), *dummy_texts(config))
+    params = towers.insert_pretrained(params, found)
+    evaluator = Evaluator(model, tokenizer, config, make_mesh())
+    features = {part: mean_features(evaluator, params, opened) for part, opened in splits.items()}
+    train, held = features["train"], features[HELD_OUT]
+    ridge_x, ridge_y, power = choose_hyperparameters(train, held)
+    whole = train if name == HELD_OUT else concatenate_means(train, held)
+    scores = cosine_scores(fit_cca(whole, ridge_x, ridge_y), power, features[name])
+    evaluator.config.unlock().model = "linear_map"
+    report, ranks = evaluate.rank_and_report(evaluator, scores, "CCA", dataset, splits[name])
+    image = {"transform": config.image.regions.transform}
+    report["config"] = {"model": "linear_map", "image": image, "ridges": [ridge_x, ridge_y], "power": power}
+    evaluate.write_results(out, report, ranks)
+    return report
+
+
+def define_flags() -> None:
+    define_config_flag("configs/precomputed.py")
+    flags.DEFINE_string("split", "test", "What is scored: val, test or held_out.")
+    flags.DEFINE_integer("hold_out", 500, "Images at the end of train that ridges and power are chosen on.", 1)
+    flags.DEFINE_string("out", "", "Where metrics.json and ranks.npz go.")
+
+
+def main() -> None:
+    f = flags.FLAGS
+    if not f.out:
+        raise ConfigError("--out=DIR is missing: where metrics.json and ranks.npz go")
+    evaluate_cca(f.config, f.split, f.hold_out, f.out)
+
+
+if __name__ == "__main__":
+    run_command(main, define_flags)

@@ -1,0 +1,73 @@
+"""Pictures for people: what a query found, and where they may be written."""
+
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from mefn_jax.config import require_local
+from mefn_jax.data.images import to_rgb
+from mefn_jax.errors import ConfigError
+from mefn_jax.runtime.console import printable
+
+FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+_CELL, _PICTURE, _GAP, _LINE = 230, 210, 12, 18
+_INK, _GREY, _PALE, _PAPER = (30, 30, 30), (110, 110, 110), (225, 225, 225), (255, 255, 255)
+
+
+def draw_ranking(title: str, found: list[tuple[float, Path]], columns: int = 5) -> Image.Image:
+    """A contact sheet of `(score, image file)`, best first, under a title; a file that is gone leaves its place
+    empty."""
+    columns = min(columns, len(found))
+    rows, height = -(-len(found) // columns), _PICTURE + 2 * _LINE + _GAP
+    width = max(columns, 2) * _CELL + _GAP
+    sheet = Image.new("RGB", (width, rows * height + 2 * _GAP + _LINE), _PAPER)
+    pen, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(_LINE - 3), ImageFont.load_default(_LINE - 6)
+    pen.text((_GAP, _GAP), truncate(pen, printable(title), width - 2 * _GAP, font), _INK, font)
+    for k, (score, path) in enumerate(found):
+        left, top = _GAP + k % columns * _CELL, 2 * _GAP + _LINE + k // columns * height
+        picture = thumbnail(path)
+        sheet.paste(picture, (left + (_PICTURE - picture.width) // 2, top + (_PICTURE - picture.height) // 2))
+        pen.text((left, top + _PICTURE + 2), f"{k + 1}.  {score:.4f}", _INK, font)
+        pen.text((left, top + _PICTURE + 2 + _LINE), truncate(pen, printable(path.name), _PICTURE, small), _GREY, small)
+    return sheet
+
+
+def thumbnail(path: Path) -> Image.Image:
+    """An image file's picture for a cell; grey if it can no longer be read."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.contain(to_rgb(ImageOps.exif_transpose(image)), (_PICTURE, _PICTURE))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return Image.new("RGB", (_PICTURE, _PICTURE), _PALE)
+
+
+def check_picture_path(out: str) -> Path:
+    """The path `--out` of a picture to write, whose folder is made. Raises ConfigError if it cannot be written."""
+    require_local("--out", out)
+    path = Path(out)
+    if path.suffix.lower() not in FORMATS:
+        raise ConfigError(f"--out={out}: cannot be written as an image; give a .png or .jpg file")
+    if path.is_dir():
+        raise ConfigError(f"--out={out}: is a directory; give a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"--out={out}: {e.strerror}") from None
+    return path
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Writes a picture. Raises ConfigError."""
+    try:
+        picture.save(path)
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"--out={path}: cannot be written ({e})") from None
+
+
+def truncate(pen, text: str, width: int, font) -> str:
+    """The text, cut with dots if it is wider."""
+    if pen.textlength(text, font) <= width:
+        return text
+    while text and pen.textlength(text + "...", font) > width:
+        text = text[:-1]
+    return text + "..."

@@ -1,0 +1,16 @@
+"""Pages for a browser: the templates in this folder."""
+
+import base64
+
+import jinja2
+
+
+def template(name: str) -> jinja2.Template:
+    """A page's template, which escapes all that it is given."""
+    loader = jinja2.PackageLoader("mefn_jax.reports", "pages")
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(name)
+
+
+def data_uri(kind: str, data: bytes) -> str:
+    """An image inside of a page."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,83 @@
+"""A trained model for use in Python: `mefn_jax.load`."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mefn_jax.data import images as reading
+from mefn_jax.data.pipeline import pad_rows
+from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.evaluation.captions import encode_captions
+from mefn_jax.evaluation.evaluator import Evaluator, concatenate
+from mefn_jax.evaluation.evaluator import load_checkpoint as load_evaluator
+from mefn_jax.features import Features
+from mefn_jax.reports import explanation
+from mefn_jax.reports.explanation import Explanation
+
+
+class Retriever:
+    """A trained model.
+
+    Attributes:
+        config: the configuration it was trained with.
+        step: the step of its checkpoint.
+        evaluator, params: what it is made of: the compiled model, and its parameters.
+    """
+
+    def __init__(self, evaluator: Evaluator, params, step: int):
+        self.evaluator, self.params, self.step, self.config = evaluator, params, step, evaluator.config
+
+    def encode_images(self, images: list[str | Path | bytes]) -> Features:
+        """Features of B images, each a file or the bytes of one; or of precomputed regions, float `(N, C)` each, for a
+        model that takes these. NumPy arrays; `fragments (B, N, D)` are its regions. Raises DataError naming an image
+        that cannot be read."""
+        if self.config.image.arch == "regions":
+            return self._in_batches([np.asarray(x, np.float32) for x in images])
+        resize = reading.resize_from_config(self.config.image)
+        files = [read_image(image, f"image {k}") for k, image in enumerate(images)]
+        return self._in_batches([reading.decode(data, resize, name) for data, name in files])
+
+    def encode_texts(self, captions: list[str]) -> Features:
+        """Features of B captions. NumPy arrays; `fragments (B, M, D)` are its words. Raises ConfigError for a caption
+        without words."""
+        if isinstance(captions, str) or not len(captions):
+            raise DataError("encode_texts: give a list of captions")
+        return encode_captions(self.evaluator, self.params, list(captions), "encode_texts")
+
+    def score(self, images: Features, texts: Features) -> np.ndarray:
+        """The scores of all pairs, float32 `(I, T)`, cosine scale, higher is better."""
+        whole = slice(0, len(images.mask)), slice(0, len(texts.mask))
+        return self.evaluator.scores(self.params, images, texts)(*whole)
+
+    def explain(self, image: str | Path | bytes, caption: str) -> Explanation:
+        """What the matcher makes of one pair; `explained` of `mefn_jax.figures` draws it. Raises ConfigError for a
+        matcher that has no entropy map, and for precomputed regions."""
+        if self.config.image.arch == "regions":
+            raise ConfigError("explain: this model takes precomputed regions; eval.py --explain draws those of a split")
+        data, name = read_image(image, "the image")
+        return explanation.explain_image(self.evaluator, self.params, data, name, caption, self.encode_texts([caption]))
+
+    def _in_batches(self, arrays: list[np.ndarray]) -> Features:
+        devices, size = self.evaluator.mesh.size, self.config.eval.batch_size
+        size = -(-min(size, max(1, len(arrays))) // devices) * devices
+        if not arrays or len({x.shape for x in arrays}) > 1:
+            raise DataError("encode_images: give images, or regions as many an image")
+        parts = [np.stack(arrays[k : k + size]) for k in range(0, len(arrays), size)]
+        found = [self.evaluator.of_images(self.params, pad_rows(part, size), len(part)) for part in parts]
+        return concatenate(found)
+
+
+def load(workdir: str | Path, step: str | int = "best", ema: bool = False) -> Retriever:
+    """A trained model from a run's directory, which may be gs://; nothing else is needed. `step` is "best" (by val
+    rSum), "latest" or a number; with `ema`, the average of its parameters. Raises CheckpointError."""
+    return Retriever(*load_evaluator(workdir, str(step), ema))
+
+
+def read_image(image: str | Path | bytes, name: str) -> tuple[bytes, str]:
+    """The bytes of an image and its name. Raises DataError."""
+    if isinstance(image, bytes):
+        return image, name
+    try:
+        return Path(image).read_bytes(), str(image)
+    except OSError as e:
+        raise DataError(f"{image}: {e.strerror}") from None

@@ -1,0 +1,178 @@
+"""Several processes that train as one: joining, and agreeing on what they run before they begin."""
+
+import contextlib
+import json
+import os
+import re
+import sys
+import threading
+import traceback
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+from jax.experimental import multihost_utils
+
+from mefn_jax.errors import ConfigError, OtherProcessError, UserError, reason
+from mefn_jax.runtime.storage import write_atomic
+
+METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+
+
+def initialize() -> None:
+    """Joins the other processes, as the flags, a TPU slice of several hosts, or Slurm say; does nothing where there is
+    one process. Before any other call of JAX. Raises ConfigError if the others do not come in time."""
+    f = flags.FLAGS
+    given = {}
+    if not f.coordinator and (f.processes or f.process >= 0):
+        raise ConfigError("--processes and --process need --coordinator=HOST:PORT, the address of process 0")
+    if f.coordinator:
+        if f.processes < 1 or not 0 <= f.process < f.processes:
+            raise ConfigError(
+                f"--coordinator={f.coordinator} needs --processes=N and --process=0 to N - 1, but they are "
+                f"{f.processes} and {f.process}"
+            )
+        given = {"coordinator_address": f.coordinator, "num_processes": f.processes, "process_id": f.process}
+    elif not (count_slurm_tasks() > 1 or count_tpu_hosts() > 1):
+        return
+    if f.coordinator or has_one_task_per_node():
+        given["local_device_ids"] = []  # all: JAX would take it that each GPU has a task of its own
+    # JAX aborts the process when its own time is over, with a trace of C++; this one is over before.
+    watch = threading.Timer(f.join_timeout, _give_up, [f.join_timeout])
+    watch.daemon = True
+    watch.start()
+    try:
+        jax.distributed.initialize(initialization_timeout=f.join_timeout + 60, **given)
+    except Exception as e:  # whatever the runtime and the cluster's environment raise
+        raise ConfigError(f"the processes cannot be joined: {reason(e)}") from None
+    finally:
+        watch.cancel()
+    if jax.default_backend() == "cpu":
+        # With programs from the cache, processes hung or were ended by gloo's "distributed collective mismatch", and
+        # without it none did: it looks as if these did not keep their collectives in order. Not looked up in XLA.
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _give_up(seconds: int) -> None:
+    print(
+        f"error: the other processes did not come within {seconds} s. Run the same command on all hosts (Cloud TPU: "
+        "gcloud compute tpus tpu-vm ssh NAME --worker=all --command=...), or give a longer --join_timeout",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)  # the main thread is waiting in C++
+
+
+def count_slurm_tasks() -> int:
+    """The tasks of this Slurm step, if it was started by srun."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_PROCID" in os.environ else 1
+
+
+def has_one_task_per_node() -> bool:
+    """Whether this Slurm step has one task on each of its nodes, such as "1(x4)"."""
+    return set(re.findall(r"(\d+)(?:\(|,|$)", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))) == {"1"}
+
+
+def count_tpu_hosts() -> int:
+    """The hosts of this TPU slice, or of all its slices; 1 without TPUs."""
+    if int(os.environ.get("MEGASCALE_NUM_SLICES", "1")) > 1:
+        return 2  # at least
+    if "TPU_WORKER_HOSTNAMES" in os.environ:  # GKE
+        return len(os.environ["TPU_WORKER_HOSTNAMES"].split(","))
+    if not (list(Path("/dev").glob("accel*")) or Path("/dev/vfio").exists()):
+        return 1
+    try:
+        request = urllib.request.Request(METADATA, headers={"Metadata-Flavor": "Google"})
+        with urllib.request.urlopen(request, timeout=2) as answer:
+            return len(answer.read().decode().split(","))
+    except (urllib.error.URLError, OSError):  # not a Cloud TPU machine
+        return 1
+
+
+def broadcast_text(make: Callable[[], str]) -> str:
+    """The text that `make` gives on process 0, on every process."""
+    text = np.frombuffer((make() if jax.process_index() == 0 else "").encode(), np.uint8)
+    if jax.process_count() == 1:
+        return text.tobytes().decode()
+    length = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
+    text = np.resize(text, length) if len(text) else np.zeros(length, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes().decode()
+
+
+def check_processes_agree(facts: dict[str, str]) -> None:
+    """Raises ConfigError, on all processes, unless `facts` are the same on all."""
+    if jax.process_count() == 1:
+        return
+    first = json.loads(broadcast_text(lambda: json.dumps(facts)))
+    differing = [key for key in sorted(facts.keys() | first.keys()) if facts.get(key) != first.get(key)]
+    here = np.array(not differing)
+    same = np.atleast_1d(multihost_utils.process_allgather(here))
+    if differing:
+        listed = "; ".join(f"{key}: {facts.get(key)} here, {first.get(key)} there" for key in differing)
+        raise ConfigError(f"process {jax.process_index()} differs from process 0 ({listed}); run the same on all hosts")
+    if not same.all():
+        others = ", ".join(str(k) for k in np.flatnonzero(~same))
+        raise ConfigError(f"process {others} does not run the same as process 0; its output says what differs")
+
+
+def on_all_processes(part):
+    """What `part()` gives, once it has worked on all processes. Where it raises on one, all raise: that one its error,
+    the others OtherProcessError, instead of waiting for it for ever."""
+    result, error = None, None
+    try:
+        result = part()
+    except Exception as e:
+        error = e
+    if error is not None and jax.process_count() == 1:
+        raise error
+    if jax.process_count() > 1:
+        failed = np.atleast_1d(multihost_utils.process_allgather(np.array(error is not None)))
+        if error is not None:
+            raise error
+        if failed.any():
+            others = ", ".join(str(k) for k in np.flatnonzero(failed))
+            raise OtherProcessError(f"process {others} cannot go on; its output says why")
+    return result
+
+
+@contextlib.contextmanager
+def exit_all_on_error(before_end: Callable[[], None]):
+    """An error in the body ends this process where there are several, after `before_end()`: the others wait for it in
+    the middle of a step, and JAX ends them when they miss it."""
+    try:
+        yield
+    except Exception as e:
+        if jax.process_count() == 1:
+            raise
+        print(f"error: {e}" if isinstance(e, UserError) else traceback.format_exc(), file=sys.stderr, flush=True)
+        with contextlib.suppress(Exception):
+            before_end()
+        os._exit(1)
+
+
+def check_workdir_is_shared(workdir: epath.Path) -> None:
+    """Raises ConfigError, on all processes, unless all have the same directory under this name."""
+    if jax.process_count() == 1:
+        return
+    token = workdir / f".shared-{broadcast_text(lambda: uuid.uuid4().hex)}"
+    first = jax.process_index() == 0
+
+    def found():
+        if not token.exists():
+            raise ConfigError(
+                f"--workdir={workdir} on process {jax.process_index()} is not the directory of process 0: give one "
+                "that all hosts share, gs://BUCKET/PATH or a network disk"
+            )
+
+    on_all_processes(lambda: write_atomic(token, b"") if first else None)
+    try:
+        on_all_processes(found)
+    finally:
+        if first:
+            token.unlink()

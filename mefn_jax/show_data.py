@@ -1,0 +1,64 @@
+"""Shows what the model sees of its data.
+
+    python -m mefn_jax.show_data --config=configs/NAME.py [--config.data.dir=DIR] --out=FILE.png [--rows=24] [--step=1]
+
+Prints split sizes, captions an image, lengths, the share of unknown tokens, and captions that stand in two splits;
+draws a contact sheet of the batch of a training step: augmented images, tokens, and the positives among its rows.
+Precomputed regions are drawn whole: which of them are left out is decided on the device.
+"""
+
+import dataclasses
+
+from absl import flags
+
+from mefn_jax import losses
+from mefn_jax.config import check_config, require_local
+from mefn_jax.data import pipeline, sheet, statistics
+from mefn_jax.data.from_config import fill_data_widths, open_dataset
+from mefn_jax.encoders.pretrained.towers import load_pretrained
+from mefn_jax.model import MODEL_CHOICES
+from mefn_jax.reports import contact_sheet
+from mefn_jax.runtime.cli import define_config_flag, run_command
+from mefn_jax.runtime.console import print0
+from mefn_jax.training.setup import make_tokenizer
+
+SPLIT_ORDER = {"train": 0, "val": 1, "test": 2}  # of what is printed; other splits follow
+
+
+def show_data(config, out: str, rows: int, step: int) -> None:
+    """Prints the statistics of all splits, and writes the first `rows` rows of the batch of a training step to the
+    image file `out`. Raises ConfigError or DataError as training would, and if `out` cannot be written."""
+    check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
+    require_local("data.dir", config.data.dir)
+    out = contact_sheet.check_picture_path(out)
+    dataset = open_dataset(config)
+    split = dataset.split("train")
+    config, _, json = load_pretrained(fill_data_widths(config, split))
+    tokenizer = make_tokenizer(config, json, dataset, split)
+    names = sorted(dataset.splits, key=lambda name: (SPLIT_ORDER.get(name, len(SPLIT_ORDER)), name))
+    found = {
+        name: statistics.compute_statistics(split if name == "train" else dataset.split(name), tokenizer)
+        for name in names
+    }
+    print0("\n".join(statistics.format_statistics(found, tokenizer)))
+    split = dataclasses.replace(split, words=None)  # what is drawn is what the cached words stand for
+    whole = pipeline.training_dataset_from_config(config, split, tokenizer)[step]
+    batch = {name: values[:rows] for name, values in whole.items()}
+    contact_sheet.save_picture(sheet.draw_batch(batch, tokenizer), out)
+    drawn = f"the first {len(batch['ids'])} rows of {len(whole['ids'])}"
+    print0(f"\nwrote {out}: {drawn} of the batch of step {step + 1}")
+
+
+def define_flags() -> None:
+    define_config_flag("configs/shapes.py")
+    flags.DEFINE_string("out", None, "Image file to write.", required=True)
+    flags.DEFINE_integer("rows", 24, "Rows of the batch to draw, the first ones.", lower_bound=1)
+    flags.DEFINE_integer("step", 1, "The training step whose batch is drawn.", lower_bound=1)
+
+
+def main() -> None:
+    show_data(flags.FLAGS.config, flags.FLAGS.out, flags.FLAGS.rows, flags.FLAGS.step - 1)
+
+
+if __name__ == "__main__":
+    run_command(main, define_flags)
