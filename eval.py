@@ -6,7 +6,7 @@
     python eval.py --config=FILE.py --compile_for=v5e:2x4                 # the scoring step, for a TPU slice
     python eval.py --compare=DIR,DIR,... --out=DIR [--split=test]         # evaluated runs in one table; globs too
     python eval.py --workdir=DIR --index_images=FOLDER --index=INDEX      # encodes a folder of images
-    python eval.py --workdir=DIR --index=INDEX --query=TEXT [--topk=10] [--shortlist=1000] [--out=FILE.png]
+    python eval.py --workdir=DIR --index=INDEX --query=TEXT [--topk=10] [--rerank=1000] [--out=FILE.png]
     python eval.py --workdir=DIR --query_image=FILE --captions=FILE.txt [--topk=10]
     python eval.py --workdir=DIR --explain=N [--split=test]               # entropy maps of N pairs; of any pair:
     python eval.py --workdir=DIR --explain_image=FILE --explain_caption=TEXT [--out=FILE.png]
@@ -30,10 +30,10 @@ def define_flags() -> None:
     flags.DEFINE_string("step", "best", "Checkpoint: best (by val rSum), latest, or a step.")
     flags.DEFINE_list("folds", ["1"], "Consecutive folds of the images to average over; 1,5: COCO's 5K and 1K at once.")
     flags.DEFINE_string("save_scores", "", "A .npy file for the scores of all pairs, float32 (images, captions).")
-    flags.DEFINE_bool("ema", False, "Evaluate the average of the parameters (train.ema), into eval/<split>_ema.")
+    flags.DEFINE_bool("ema", False, "Evaluate the average of the parameters (train.ema_decay), into eval/<split>_ema.")
     flags.DEFINE_list("compare", [], "Directories of evaluated runs; the first is what the others are compared with.")
     flags.DEFINE_list("ensemble", [], "Directories of runs whose score matrices are averaged.")
-    flags.DEFINE_string("shortlist", "", "Two-stage retrieval beside all pairs, or of --query: share or number.")
+    flags.DEFINE_string("rerank", "", "Two-stage retrieval beside all pairs, or of --query: share or number.")
     flags.DEFINE_string("index_images", "", "A folder of images to encode into --index.")
     flags.DEFINE_string("index", "", "Directory of an index, to be made or searched.")
     flags.DEFINE_string("query", None, "A caption, whose images are looked for in --index.")
@@ -77,8 +77,8 @@ def main() -> None:
     if not all(number.isdigit() and int(number) for number in f.folds) or not f.folds:
         raise ConfigError(f"--folds={','.join(f.folds)}: give numbers of at least 1")
     folds = tuple(map(int, f.folds))
-    if f.shortlist and (f.config is not None or f.compare or f.ensemble or pairs or f.index_images or f.query_image):
-        raise ConfigError("--shortlist is of one run's evaluation, or of --query: leave it out")
+    if f.rerank and (f.config is not None or f.compare or f.ensemble or pairs or f.index_images or f.query_image):
+        raise ConfigError("--rerank is of one run's evaluation, or of --query: leave it out")
     if f.index_images or f.index or f.query is not None or f.query_image:
         retrieval(f)
     elif pairs:
@@ -86,19 +86,20 @@ def main() -> None:
     elif f.compare:
         compare.compare(f.compare, f.split, f.out)
     elif f.ensemble:
-        ensemble.evaluate_ensemble(f.ensemble, f.data_dir, f.split, f.step, folds, f.out, keep=f.save_scores)
+        ensemble.evaluate_ensemble(f.ensemble, f.data_dir, f.split, f.step, folds, f.out, save_scores=f.save_scores)
     elif f.config is not None:
         if f["step"].present:
             raise ConfigError("--config evaluates pretrained towers without a run: leave --step out")
-        evaluate.zero_shot(f.config, f.data_dir, f.split, folds, f.out, keep=f.save_scores)
+        evaluate.zero_shot(f.config, f.data_dir, f.split, folds, f.out, save_scores=f.save_scores)
     elif f.report:
         from mefn_jax.reports import report  # matplotlib and jinja2, which only this needs
 
-        keep, short = f.save_scores, f.shortlist
-        report.write_report(f.workdir or "runs/shapes", f.data_dir, f.split, f.step, folds, f.out, f.ema, keep, short)
+        report.write_report(
+            f.workdir or "runs/shapes", f.data_dir, f.split, f.step, folds, f.out, f.ema, f.save_scores, f.rerank
+        )
     else:
         evaluate.evaluate(
-            f.workdir or "runs/shapes", f.data_dir, f.split, f.step, folds, f.out, f.ema, f.save_scores, f.shortlist
+            f.workdir or "runs/shapes", f.data_dir, f.split, f.step, folds, f.out, f.ema, f.save_scores, f.rerank
         )
 
 
@@ -121,7 +122,7 @@ def retrieval(f) -> None:
     elif f.query_image:
         search.rank_captions(*run_of, f.query_image, f.captions, f.topk, f.ema)
     else:
-        search.search_images(*run_of, f.index, f.query, f.topk, f.shortlist, f.out, f.ema)
+        search.search_images(*run_of, f.index, f.query, f.topk, f.rerank, f.out, f.ema)
 
 
 def explanations(f) -> None:

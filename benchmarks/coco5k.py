@@ -44,7 +44,7 @@ def main() -> None:
     module = kind(**options)
     few = jax.tree.map(lambda x: x[:2], (images, texts))
     params = module.init(jax.random.key(0), *few)
-    step = compile_tile_scorer(functools.partial(module.apply, method="tile"), mesh, default_score_tile_mib(mesh))
+    step = compile_tile_scorer(functools.partial(module.apply, method="score_tile"), mesh, default_score_tile_mib(mesh))
     scores = TiledScores(functools.partial(step, params), images, texts, mesh)
     start = time.perf_counter()
     scores(even_slices(o.images, TILE_IMAGES)[0], even_slices(captions, TILE_CAPTIONS)[0])

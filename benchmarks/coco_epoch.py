@@ -87,26 +87,26 @@ def read(directory: str, steps: int) -> dict:
     dataset = Dataset(directory)
     split = dataset.split("train")
     tokenizer = Tokenizer(dataset.tokenizer_json, 32, True, "keep")
-    augment = Augment(crop=0.5, flip=0.5, words=0.2)
+    augment = Augment(crop=0.5, flip=0.5, word_noise=0.2)
     batches = pipeline.training_dataset(split, tokenizer, Resize(SIZE), BATCH, 0, augment=augment)
     iterator = pipeline.iterate(batches, 0, THREADS, 0, lambda batch: batch)
     first = next(iterator)
     startup, most, seconds = time.perf_counter() - start, 0, []
-    steps = steps or split.captions // BATCH
-    seen = np.zeros(split.captions, bool)
-    seen[first["caption"]] = True
+    steps = steps or split.num_captions // BATCH
+    seen = np.zeros(split.num_captions, bool)
+    seen[first["caption_index"]] = True
     for step in range(1, steps):
         begun = time.perf_counter(), time.process_time()
         batch = next(iterator)
         seconds.append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
-        seen[batch["caption"]] = True
+        seen[batch["caption_index"]] = True
         if step % 50 == 0 or step == steps - 1:
             most = max(most, resident_mb())
     iterator.close()
     tenth = max(1, len(seconds) // 10)
     waited, worked = np.array(seconds).T
     return {
-        "images": split.images,
+        "images": split.num_images,
         "steps": steps,
         "startup_s": round(startup, 2),
         "resident_mb": most,
@@ -114,7 +114,9 @@ def read(directory: str, steps: int) -> dict:
         "cpu_ms_a_step": round(1000 * float(worked.mean()), 1),
         "last_over_first_tenth": round(float(worked[-tenth:].mean() / worked[:tenth].mean()), 3),
         "no_caption_twice": bool(seen.sum() == steps * BATCH),
-        "first_batch_spread": round(float(np.std(first["owner"]) / split.images), 3),  # of a uniform draw: 0.289
+        "first_batch_spread": round(
+            float(np.std(first["image_index"]) / split.num_images), 3
+        ),  # of a uniform draw: 0.289
     }
 
 

@@ -176,7 +176,7 @@ def precomputed(root: Path, number: int) -> dict[str, Callable]:
     split, mapped = Dataset(root).split("train"), np.load(root / "train_ims.npy", mmap_mode="r")
     batches = pipeline.training_dataset(split, trained(1000), images.Resize(SIZE), ROW_BATCH, 0)
     steps = range(number // ROW_BATCH)
-    owners = [batches[k]["owner"] for k in steps]
+    owners = [batches[k]["image_index"] for k in steps]
 
     def through_pipeline():
         for k in steps:
@@ -235,7 +235,7 @@ def main() -> None:
     augment = Augment(crop=options.crop, flip=0.5)
     passes = {
         "ours": ours(jpegs, augment),
-        "ours, colour too": ours(jpegs, Augment(crop=options.crop, flip=0.5, colour=0.4)),
+        "ours, colour too": ours(jpegs, Augment(crop=options.crop, flip=0.5, color_jitter=0.4)),
         "bare decoder": bare(jpegs, simplejpeg.decode_jpeg),
         "bare Pillow": bare(jpegs, pillow),
         "torch": theirs(jpegs, augment),

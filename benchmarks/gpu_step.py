@@ -22,11 +22,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from mefn_jax.model import dummy_inputs
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a checkout need not be installed
 
 from configs import flickr30k
 from mefn_jax import losses, optim
-from mefn_jax.model import batch_shapes, build_model, dummy_images, dummy_texts
+from mefn_jax.model import batch_shapes, build_model
 from mefn_jax.runtime import flops
 from mefn_jax.runtime.chips import chip_of
 from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, make_mesh
@@ -42,11 +44,11 @@ EACH = 1e3  # seconds to milliseconds
 def config_of(name: str, batch: int, tiny: bool):
     c = flickr30k.get_config(f"model={name},image=vit_b16")
     with c.unlocked():
-        c.image.size, c.text.max_words = (32 if tiny else 224), 30  # and [CLS], [SEP]
-        c.image.scales = (2,) if tiny else (7, 4, 2)
+        c.image.size, c.text.max_tokens = (32 if tiny else 224), 30  # and [CLS], [SEP]
+        c.image.region_grids = (2,) if tiny else (7, 4, 2)
         c.loss.name = "info_nce"
         c.text.bert.dropout = 0.0
-        c.train.update(batch_size=batch, dtype="bfloat16", multipliers=())
+        c.train.update(batch_size=batch, dtype="bfloat16", lr_multipliers=())
         if tiny:
             c.image.vit.update(TINY)
             c.text.bert.update(TINY)
@@ -58,9 +60,9 @@ def batch_of(config) -> dict:
     """Random values of a batch's shapes; all texts are of full length."""
     rng, batch = np.random.default_rng(0), {}
     for name, x in batch_shapes(config).items():
-        high = {"images": 256, "ids": VOCABULARY, "mask": 2}.get(name, config.train.batch_size)
-        batch[name] = rng.integers(1 if name == "mask" else 0, high, x.shape).astype(x.dtype)
-    return batch | {"owner": np.arange(config.train.batch_size, dtype=np.int32)}
+        high = {"images": 256, "text": VOCABULARY, "text_mask": 2}.get(name, config.train.batch_size)
+        batch[name] = rng.integers(1 if name == "text_mask" else 0, high, x.shape).astype(x.dtype)
+    return batch | {"image_index": np.arange(config.train.batch_size, dtype=np.int32)}
 
 
 def timed(run, number: int) -> float:
@@ -78,7 +80,7 @@ def ours(name: str, batch: int, steps: int, tiny: bool) -> dict:
     config = config_of(name, batch, tiny)
     mesh = make_mesh(None, jax.devices()[:1])
     model = build_model(config, VOCABULARY)
-    init = functools.partial(model.init, jax.random.key(0), dummy_images(config), *dummy_texts(config))
+    init = functools.partial(model.init, jax.random.key(0), *dummy_inputs(config))
     factors = optim.lr_multipliers(jax.eval_shape(init), (), 1.0)
     optimizer = optim.adamw(lambda step: 1e-5, config.train.weight_decay, config.train.clip_norm, factors)
     current = state.create_state(init, optimizer, factors, mesh)
@@ -101,15 +103,15 @@ def ours(name: str, batch: int, steps: int, tiny: bool) -> dict:
 def of_scores(model, params, given, config, mesh, steps: int) -> float:
     """Milliseconds of the scores, the loss and its gradients by features and parameters."""
     images = jax.jit(model.encode_images)(params, given["images"])
-    texts = jax.jit(model.encode_texts)(params, given["ids"], given["mask"])
+    texts = jax.jit(model.encode_texts)(params, given["text"], given["text_mask"])
     loss = losses.make_loss(config.loss)(0)
     scored = {"matcher": params["matcher"], "loss": params["loss"]}
 
     def value(scored, of_images, of_texts):
         with_them = images.replace(fragments=of_images[0], pooled=of_images[1])
         and_texts = texts.replace(fragments=of_texts[0], pooled=of_texts[1])
-        scores = ring_scores(model.score, scored, with_them, and_texts, mesh, config.train.tile_mib)
-        return loss(scores, losses.positives_mask(given["owner"]), scored["loss"].get("scale"), None)
+        scores = ring_scores(model.score, scored, with_them, and_texts, mesh, config.train.score_tile_mib)
+        return loss(scores, losses.positives_mask(given["image_index"]), scored["loss"].get("scale"), None)
 
     run = jax.jit(jax.grad(value, (0, 1, 2)))
     both = [(x.fragments, x.pooled) for x in (images, texts)]
@@ -164,7 +166,7 @@ def theirs(batch: int, steps: int, tiny: bool) -> dict:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device == "cuda")
     given = batch_of(config)
     raw = torch.from_numpy(given["images"]).to(device).permute(0, 3, 1, 2).contiguous()
-    ids, mask = (torch.from_numpy(given[name]).long().to(device) for name in ("ids", "mask"))
+    ids, mask = (torch.from_numpy(given[name]).long().to(device) for name in ("text", "text_mask"))
 
     def one():
         with torch.autocast(device, torch.bfloat16):

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import jax
 
+from mefn_jax.model import dummy_inputs
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a checkout need not be installed
 
 from configs import flickr30k
 from mefn_jax import aot, losses
-from mefn_jax.model import batch_shapes, build_model, dummy_images, dummy_texts
+from mefn_jax.model import batch_shapes, build_model
 from mefn_jax.runtime.sharding import abstract_params, batch_sharding, make_mesh
 from mefn_jax.scoring.ring import ring_scores
 
@@ -31,7 +33,7 @@ SLICES = ("2x4", "8x8", "16x16")
 def config_of(batch, remat="none", large=False, **mesh):
     c = flickr30k.get_config("image=vit_b16")
     with c.unlocked():
-        c.image.size, c.text.max_words = 224, 30  # and [CLS], [SEP]
+        c.image.size, c.text.max_tokens = 224, 30  # and [CLS], [SEP]
         c.train.update(batch_size=batch, dtype="bfloat16", remat=remat)
         c.mesh.update(mesh)
         if large:
@@ -44,21 +46,21 @@ def of_scores(config, target) -> int:
     """Bytes a chip of temporaries that the loss and its gradients by the features need."""
     mesh = make_mesh(config.mesh, aot.topology_devices(target))
     model = build_model(config, aot.DEFAULT_VOCABULARY)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), dummy_images(config), *dummy_texts(config))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *dummy_inputs(config))
     params, batch = abstract_params(mesh, shapes), batch_shapes(config)
     rows = batch_sharding(mesh)
     images = aot.with_batch_sharding(jax.eval_shape(model.encode_images, params, batch["images"]), rows)
-    texts = aot.with_batch_sharding(jax.eval_shape(model.encode_texts, params, batch["ids"], batch["mask"]), rows)
+    texts = aot.with_batch_sharding(jax.eval_shape(model.encode_texts, params, batch["text"], batch["text_mask"]), rows)
     loss = losses.make_loss(config.loss)(0)
 
     def value(matcher, of_images, of_texts, images, texts, owner):
         images = images.replace(fragments=of_images[0], pooled=of_images[1])
         texts = texts.replace(fragments=of_texts[0], pooled=of_texts[1])
-        scores = ring_scores(model.score, {"matcher": matcher}, images, texts, mesh, config.train.tile_mib)
+        scores = ring_scores(model.score, {"matcher": matcher}, images, texts, mesh, config.train.score_tile_mib)
         return loss(scores, losses.positives_mask(owner), None, None)
 
     both = [(x.fragments, x.pooled) for x in (images, texts)]
-    owner = aot.with_batch_sharding(batch["owner"], rows)
+    owner = aot.with_batch_sharding(batch["image_index"], rows)
     lowered = jax.jit(jax.grad(value, (0, 1, 2))).lower(params["matcher"], *both, images, texts, owner)
     return aot.compile_lowered(lowered).memory_analysis().temp_size_in_bytes
 

@@ -51,10 +51,10 @@ def timed(folder: Path, width: int) -> dict:
         query = rng.normal(size=width).astype(np.float32)
         query /= np.linalg.norm(query)
         start = time.perf_counter()
-        positions, products = search_embeddings(index.coarse, query, 10, mesh, index.readable)
+        positions, products = search_embeddings(index.embeddings, query, 10, mesh, index.readable)
         times.append(time.perf_counter() - start)
-    sample = np.unique(np.concatenate([np.arange(0, len(index.coarse), 97), positions]))
-    brute = np.asarray(index.coarse[sample]) @ query
+    sample = np.unique(np.concatenate([np.arange(0, len(index.embeddings), 97), positions]))
+    brute = np.asarray(index.embeddings[sample]) @ query
     best = sample[np.argsort(-brute, kind="stable")[:10]]
     assert best.tolist() == positions.tolist(), "not what brute force finds"
     np.testing.assert_allclose(products, np.sort(brute)[::-1][:10], atol=1e-6)

@@ -92,7 +92,7 @@ def ours(matcher, images: Features, texts: Features) -> tuple[float, float]:
     params = matcher.init(jax.random.key(0), *some)
 
     def tile(params, regions, words):
-        return matcher.apply(params, regions, words, method="tile")
+        return matcher.apply(params, regions, words, method="score_tile")
 
     step = functools.partial(compile_tile_scorer(tile, mesh, default_score_tile_mib(mesh)), params)
     rows, columns = even_slices(len(images.mask), TILE_IMAGES), even_slices(len(texts.mask), TILE_CAPTIONS)
@@ -114,7 +114,7 @@ def arithmetic(matcher, images: Features, texts: Features) -> float:
     groups, number, _ = pack(texts)
     params = matcher.init(jax.random.key(0), *jax.tree.map(lambda x: x[:1], (images, texts)))
     words = jax.tree.map(lambda x: x[0], to_packed(*(jnp.asarray(x[:1]) for x in groups)))
-    tile = functools.partial(matcher.apply, params, method="tile")
+    tile = functools.partial(matcher.apply, params, method="score_tile")
     return number * count_flops(tile, jax.eval_shape(region_block, images), words)
 
 

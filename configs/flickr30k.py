@@ -21,11 +21,11 @@ VIT_BASE = {"width": 768, "layers": 12, "heads": 12, "mlp_width": 3072}
 IMAGES = {
     "resnet101": {"arch": "resnet", "resnet": {"depths": (3, 4, 23, 3)}, **IMAGENET},
     "resnet50": {"arch": "resnet", "resnet": {"depths": (3, 4, 6, 3)}, **IMAGENET},
-    "vit_b16": {"arch": "vit", "vit": VIT_BASE | {"patch": 16, "pool": "class"}, "scales": (7, 4, 2), **HALF},
+    "vit_b16": {"arch": "vit", "vit": VIT_BASE | {"patch": 16, "pool": "class"}, "region_grids": (7, 4, 2), **HALF},
     "clip_vit_b32": {
         "arch": "vit",
         "vit": VIT_BASE | {"patch": 32, "pool": "class", "embed_norm": True, "activation": "quick_gelu", "eps": 1e-5},
-        "scales": (7, 4, 2),
+        "region_grids": (7, 4, 2),
         **CLIP,
     },
     "regions": {"arch": "regions", "regions": {"projection": "mlp"}, "pooling": "gpo"},  # as VSE-infinity has them
@@ -41,14 +41,14 @@ def get_config(arg=""):
     c = default.base()
     c.data.dir = "data/flickr30k"
     c.embed_dim = 512
-    c.image.scales = (7, 7, 7)  # C3, C4 and C5
+    c.image.region_grids = (7, 7, 7)  # C3, C4 and C5
     c.image.update(IMAGES[options["image"]])
     c.text.arch = options["text"]
-    c.augment.update(words=0.2)
-    c.augment.update({"regions": 0.2} if options["image"] == "regions" else {"crop": 0.5, "flip": 0.5})
+    c.augment.update(word_noise=0.2)
+    c.augment.update({"region_dropout": 0.2} if options["image"] == "regions" else {"crop": 0.5, "flip": 0.5})
     if options["text"] == "clip":
-        c.text.max_words = 75  # all that CLIP reads
+        c.text.max_tokens = 75  # all that CLIP reads
     c.train.update(epochs=30.0, batch_size=128, learning_rate=5e-4)
     # Pretrained towers move more slowly than what is new (VSE-infinity's factor for BERT).
-    c.train.multipliers = ("image/backbone:0.1", "text/backbone:0.1")
+    c.train.lr_multipliers = ("image/backbone:0.1", "text/backbone:0.1")
     return default.finish(c, f"model={options['model']}" + (",smoke" if options["smoke"] else ""))

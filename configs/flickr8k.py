@@ -17,10 +17,10 @@ def get_config(arg=""):
     c.embed_dim = 128
     c.image.arch = "vit"
     c.image.size = 64
-    c.image.scales = (4,)
+    c.image.region_grids = (4,)
     c.image.mean = c.image.std = (0.5, 0.5, 0.5)
     c.image.vit.update(width=128, layers=2, heads=4, mlp_width=256, patch=8, stem=(32, 64), dropout=0.1)
-    c.text.max_words = 20
+    c.text.max_tokens = 20
     c.text.bert.update(width=128, layers=2, heads=4, mlp_width=256, max_positions=64)
     c.train.update(epochs=8.0, batch_size=64, learning_rate=1e-3, log_every=100, eval_every=1000, save_every=500)
     c.eval.val_images = 200

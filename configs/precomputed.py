@@ -2,10 +2,10 @@
 
     python -m mefn_jax.precompute --config=configs/precomputed.py:text=bert --config.data.dir=DIR \\
         --config.text.pretrained=BERT --out=WORDS
-    python train.py --config=configs/precomputed.py:model=NAME --config.data.dir=DIR --config.data.words=WORDS
+    python train.py --config=configs/precomputed.py:model=NAME --config.data.dir=DIR --config.data.cached_text=WORDS
 
 Other text towers: `:text=bert --config.text.pretrained=BERT` trains it (or keeps it as it is, with
-`--config.train.multipliers='("text/backbone:0",)'`), `:text=gru` is SCAN's, from random initialisation. The learning
+`--config.train.lr_multipliers='("text/backbone:0",)'`), `:text=gru` is SCAN's, from random initialisation. The learning
 rate was chosen for MEFN and VSE++; SCAN did better with 2e-3. Figures: docs/results.md.
 """
 
@@ -13,26 +13,26 @@ from configs import default
 from mefn_jax.config import parse_arg
 from mefn_jax.errors import ConfigError
 
-TEXTS = ("words", "bert", "gru")
+TEXTS = ("cached", "bert", "gru")
 
 
 def get_config(arg=""):
-    options = parse_arg(arg, model="mefn", smoke=False, text="words")
+    options = parse_arg(arg, model="mefn", smoke=False, text="cached")
     if options["text"] not in TEXTS:
         raise ConfigError(f"text={options['text']} is none of {', '.join(TEXTS)}")
     c = default.base()
     c.data.dir = "data/f8k_precomp"
     c.embed_dim = 256
     c.image.arch = "regions"
-    c.image.regions.update(grid=4, transform="root", channel_dropout=0.5)
+    c.image.regions.update(grid=4, power_norm=True, channel_dropout=0.5)
     c.text.arch = options["text"]
-    c.text.max_words = 16
+    c.text.max_tokens = 16
     if c.text.arch != "gru":
         c.text.update(pooling="mean", channel_dropout=0.2)
-        c.train.start = "linear"
-    c.matcher.background = 1024
+        c.train.init = "cca"
+    c.matcher.hub_vectors = 1024
     c.loss.name = "info_nce"
     c.train.update(epochs=4.0, batch_size=128, learning_rate=1e-3, weight_decay=0.0)
-    c.train.update(log_every=50, eval_every=100_000, save_every=500, tile_mib=2.0)  # evaluates at the end alone
+    c.train.update(log_every=50, eval_every=100_000, save_every=500, score_tile_mib=2.0)  # evaluates at the end alone
     c.eval.update(batch_size=250, val_images=0)
     return default.finish(c, f"model={options['model']}" + (",smoke" if options["smoke"] else ""))

@@ -13,17 +13,17 @@ from configs import default
 def get_config(arg=""):
     c = default.base()
     c.embed_dim = 128
-    c.data.twins_together = True
+    c.data.pair_twins = True
     c.image.arch = "vit"
     c.image.size = 72
-    c.image.scales = (3,)
+    c.image.region_grids = (3,)
     c.image.mean = c.image.std = (0.5, 0.5, 0.5)
     c.image.vit.update(width=128, layers=2, heads=4, mlp_width=256, patch=24, stem=())
-    c.text.max_words = 20
+    c.text.max_tokens = 20
     # Twins that have swapped places are told apart by some seeds; with the hinge's sum they were not (50 %).
     c.loss.name = "info_nce"
     c.text.bert.update(width=128, layers=2, heads=4, mlp_width=256, max_positions=64, dropout=0.0)
     c.train.update(steps=1500, epochs=0.0, batch_size=64, learning_rate=1e-3, log_every=100)
-    c.train.update(eval_every=500, save_every=500, tile_mib=2.0)
+    c.train.update(eval_every=500, save_every=500, score_tile_mib=2.0)
     c.eval.val_images = 200
     return default.finish(c, arg)

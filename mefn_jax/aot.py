@@ -16,11 +16,12 @@ from etils import epath
 from jax.experimental import topologies
 
 from mefn_jax import config as configuration
-from mefn_jax import losses, optim
+from mefn_jax import optim
 from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import ConfigError, reason
 from mefn_jax.evaluation.evaluator import compile_scorer, score_tile_mib
-from mefn_jax.model import MODEL_CHOICES, batch_shapes, build_model, dummy_images, dummy_texts
+from mefn_jax.model import batch_shapes, build_model, dummy_inputs
+from mefn_jax.resolve import check_options
 from mefn_jax.runtime import flops
 from mefn_jax.runtime.chips import GIB, chip_of
 from mefn_jax.runtime.collectives import list_collectives
@@ -58,6 +59,7 @@ def use_cpu() -> None:
 
 def topology_devices(target: str) -> list:
     """The devices of a topology such as "v5e:16x16", or of several slices of it, "v5e:16x16:2". Raises ConfigError."""
+    use_cpu()
     match = re.fullmatch(r"(v\w+):(\d+(?:x\d+)+)(?::(\d+))?", target)
     if not match:
         raise ConfigError(f"--compile_for={target}: give {TARGET_HELP}")
@@ -79,8 +81,9 @@ def topology_devices(target: str) -> list:
 
 def resolve_config(config, report: str):
     """The configuration with its towers' sizes. Raises ConfigError for what cannot be compiled or written."""
-    configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
-    widths = {"image.regions.width": config.image.arch == "regions", "text.words.width": config.text.arch == "words"}
+    use_cpu()
+    check_options(config)
+    widths = {"image.regions.width": config.image.arch == "regions", "text.cached.width": config.text.arch == "cached"}
     for key, needed in widths.items():
         if needed and not configuration.get_dotted(config, key):
             raise ConfigError(f"{key} is 0, and --compile_for reads no data that would say it: give --config.{key}=N")
@@ -94,13 +97,13 @@ def compile_train(config, target: str, report: str = "") -> bool:
     whether it fits. Raises ConfigError."""
     config = resolve_config(config, report)
     mesh = make_mesh(config.mesh, topology_devices(target))
-    check_divides(config.train.batch_size, config.train.encoder_parts, mesh)
+    check_divides(config.train.batch_size, config.train.grad_cache_chunks, mesh)
     model = build_model(config, config.text.vocab_size or DEFAULT_VOCABULARY)
-    init = functools.partial(model.init, jax.random.key(0), dummy_images(config), *dummy_texts(config))
-    factors = optim.lr_multipliers(jax.eval_shape(init), config.train.multipliers, config.train.layer_decay)
-    schedule = optim.lr_schedule(config.train.learning_rate, 1000, config.train.warmup)
+    init = functools.partial(model.init, jax.random.key(0), *dummy_inputs(config))
+    factors = optim.lr_multipliers(jax.eval_shape(init), config.train.lr_multipliers, config.train.layer_decay)
+    schedule = optim.lr_schedule(config.train.learning_rate, 1000, config.train.warmup_fraction)
     optimizer = optim.adamw(schedule, config.train.weight_decay, config.train.clip_norm, factors)
-    new = functools.partial(state.create_state, init, optimizer, factors, mesh, averaged=config.train.ema > 0)
+    new = functools.partial(state.create_state, init, optimizer, factors, mesh, averaged=config.train.ema_decay > 0)
     current = abstract_params(mesh, jax.eval_shape(new))
     batch = with_batch_sharding(batch_shapes(config), batch_sharding(mesh))
     recipe = step.make_step_config(config, model, optimizer, factors)
@@ -130,7 +133,7 @@ def lower_scoring(config, target: str):
     model = build_model(config, config.text.vocab_size or DEFAULT_VOCABULARY)
     if not model.has_tile:
         raise ConfigError(f"--compile_for: the matcher of model={config.model} has no tile to compile")
-    shapes = jax.eval_shape(model.init, jax.random.key(0), dummy_images(config), *dummy_texts(config))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *dummy_inputs(config))
     params, batch, everywhere = abstract_params(mesh, shapes), batch_shapes(config), replicated(mesh)
     images = with_batch_sharding(
         jax.eval_shape(model.encode_images, params, batch["images"]), batch_sharding(mesh), TILE_IMAGES * mesh.size
@@ -147,7 +150,7 @@ def lower_scoring(config, target: str):
     regions = jax.eval_shape(region_block, with_batch_sharding(images, everywhere, size))
     words = jax.eval_shape(lambda groups: jax.tree.map(lambda x: x[0], to_packed(*groups)), groups)
     # Loops are counted once, by XLA and by us.
-    work = {"scores": mesh.size * tiles * TEXT_GROUPS * flops.count_flops(model.tile, params, regions, words)}
+    work = {"scores": mesh.size * tiles * TEXT_GROUPS * flops.count_flops(model.score_tile, params, regions, words)}
     lowered = compile_scorer(model, mesh, mib).lower(params, images, groups, number)
     tile = {"images": size, "regions": images.mask.shape[1], "words": GROUP_WORDS, "tiles": tiles * TEXT_GROUPS}
     return lowered, mesh, tile, params, work
@@ -224,10 +227,10 @@ def summarize_params(mesh, params) -> dict:
 
 
 TRAIN_ADVICE = (
-    "train.remat=dots or blocks, train.encoder_parts=2 or more, a smaller train.tile_mib, mesh.fsdp=2 or more "
+    "train.remat=dots or blocks, train.grad_cache_chunks=2 or more, a smaller train.score_tile_mib, mesh.fsdp=2 or more "
     "(parameters and optimiser), train.dtype=bfloat16, or a smaller train.batch_size"
 )
-SCORE_ADVICE = "a smaller eval.tile_mib"
+SCORE_ADVICE = "a smaller eval.score_tile_mib"
 
 
 def print_and_write_report(facts: dict, target: str, mesh, what: str, report: str, advice: str) -> bool:

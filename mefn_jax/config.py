@@ -10,27 +10,27 @@ BASE_CHOICES = {
     "image.arch": ("resnet", "vit", "regions"),
     "text.punctuation": ("keep", "drop"),
     "train.dtype": ("float32", "bfloat16"),
-    "train.start": ("random", "linear"),
+    "train.init": ("random", "cca"),
     "image.resnet.norm": ("group", "batch"),
-    "image.vit.pool": ("mean", "class", "tanh"),
+    "image.vit.pool": ("mean", "class", "pooler"),
 }
 DEFAULT_SIZE = 224  # of images, where neither the configuration nor a checkpoint says it
 POSITIVE = (
     "embed_dim",
-    "text.max_words",
+    "text.max_tokens",
     "train.batch_size",
     "train.learning_rate",
     "train.clip_norm",
-    "train.encoder_parts",
-    "train.tile_mib",
+    "train.grad_cache_chunks",
+    "train.score_tile_mib",
     "train.log_every",
     "train.eval_every",
     "train.save_every",
     "data.threads",
     "eval.batch_size",
-    "matcher.init_scale",
-    "matcher.init_sharpness",
-    "matcher.init_background_scale",
+    "matcher.init_lambda",
+    "matcher.init_kappa",
+    "matcher.init_hub_scale",
 )
 # Chances and shares: in [0, 1).
 PROBABILITIES = (
@@ -44,32 +44,32 @@ PROBABILITIES = (
     "text.gru.dropout",
     "image.regions.channel_dropout",
     "text.channel_dropout",
-    "train.warmup",
-    "train.ema",
-    "augment.colour",
-    "augment.words",
-    "augment.regions",
+    "train.warmup_fraction",
+    "train.ema_decay",
+    "augment.color_jitter",
+    "augment.word_noise",
+    "augment.region_dropout",
 )
 NOT_NEGATIVE = (
     "image.size",
     "image.regions.width",
     "image.regions.grid",
-    "text.words.width",
-    "data.hold_out",
-    "matcher.background",
+    "text.cached.width",
+    "data.held_out_images",
+    "matcher.hub_vectors",
     "train.steps",
     "train.epochs",
     "train.seed",
     "train.weight_decay",
     "data.workers",
     "eval.val_images",
-    "eval.tile_mib",
-    "eval.explained",
+    "eval.score_tile_mib",
+    "eval.explained_pairs",
 )
 PIXEL_AUGMENTATIONS = {
     "augment.crop": 1.0,
     "augment.flip": 0.0,
-    "augment.colour": 0.0,
+    "augment.color_jitter": 0.0,
 }  # what changes pixels, and its off
 # What the shape and meaning of the parameters depend on: a checkpoint is only continued with the same.
 MODEL_KEYS = ("model", "embed_dim", "image", "text", "matcher")
@@ -119,8 +119,10 @@ def check_config(config: ConfigDict, choices: dict) -> None:
             raise ConfigError(f"{key}: {get_dotted(config, key)!r} must not be negative")
     if len(config.data.scenes) != 3 or min(config.data.scenes) < 1:
         raise ConfigError(f"data.scenes: {tuple(config.data.scenes)} must be three numbers: train, val, test")
-    if config.data.hold_out and not config.data.dir:
-        raise ConfigError("data.hold_out: the drawn scenes have a val split of their own; give data.dir, or leave it 0")
+    if config.data.held_out_images and not config.data.dir:
+        raise ConfigError(
+            "data.held_out_images: the drawn scenes have a val split of their own; give data.dir, or leave it 0"
+        )
     if (config.train.steps > 0) == (config.train.epochs > 0):
         raise ConfigError(
             f"train.steps={config.train.steps} and train.epochs={config.train.epochs}: set exactly one, the other to 0"
@@ -137,7 +139,7 @@ def check_config(config: ConfigDict, choices: dict) -> None:
     if not 0 <= config.augment.flip <= 1:
         raise ConfigError(f"augment.flip: {config.augment.flip!r} must be in [0, 1]")
     for kind, check_tower in (("image", check_image_tower), ("text", check_text_tower)):
-        towerless = config[kind].arch in ("regions", "words")
+        towerless = config[kind].arch in ("regions", "cached")
         if towerless or not config[kind].pretrained:  # else the sizes come from the checkpoint
             check_tower(config)
 
@@ -155,10 +157,12 @@ def check_image_tower(config: ConfigDict) -> None:
             )
         return
     size = c.size or DEFAULT_SIZE
-    if not c.scales or min(c.scales) < 1:
-        raise ConfigError(f"image.scales: {tuple(c.scales)} must be numbers above 0, one a scale")
-    if c.arch == "resnet" and len(c.scales) > len(c.resnet.depths):
-        raise ConfigError(f"image.scales: {len(c.scales)} scales, but the ResNet has {len(c.resnet.depths)} stages")
+    if not c.region_grids or min(c.region_grids) < 1:
+        raise ConfigError(f"image.region_grids: {tuple(c.region_grids)} must be numbers above 0, one for each grid")
+    if c.arch == "resnet" and len(c.region_grids) > len(c.resnet.depths):
+        raise ConfigError(
+            f"image.region_grids: {len(c.region_grids)} grids, but the ResNet has {len(c.resnet.depths)} stages"
+        )
     if c.arch == "vit":
         _check_heads("image.vit", c.vit)
         if c.vit.patch < 1 or c.vit.patch % 2 ** len(c.vit.stem):
@@ -171,12 +175,12 @@ def check_image_tower(config: ConfigDict) -> None:
 
 def check_text_tower(config: ConfigDict) -> None:
     """Raises ConfigError if the text tower's sizes cannot work with the captions' length."""
-    arch, max_words = config.text.arch, config.text.max_words
-    if arch == "words":
+    arch, max_tokens = config.text.arch, config.text.max_tokens
+    if arch == "cached":
         if config.text.pretrained:
             raise ConfigError(f"text.pretrained={config.text.pretrained} is a text tower; set text.arch=bert to run it")
-        if config.augment.words:
-            raise ConfigError("augment.words changes tokens, but text.arch=words has none; set it to 0")
+        if config.augment.word_noise:
+            raise ConfigError("augment.word_noise changes tokens, but text.arch=cached has none; set it to 0")
         return
     if arch == "gru" and config.text.channel_dropout:
         raise ConfigError("text.channel_dropout is of a projection, which text.arch=gru has none of; set it to 0")
@@ -184,9 +188,9 @@ def check_text_tower(config: ConfigDict) -> None:
         return
     tower = config.text[arch]
     _check_heads(f"text.{arch}", tower)
-    if max_words + 2 > tower.max_positions:
+    if max_tokens + 2 > tower.max_positions:
         raise ConfigError(
-            f"text.max_words={max_words} with [CLS] and [SEP] exceeds text.{arch}.max_positions={tower.max_positions}"
+            f"text.max_tokens={max_tokens} with [CLS] and [SEP] exceeds text.{arch}.max_positions={tower.max_positions}"
         )
 
 

@@ -29,7 +29,7 @@ def make_loss(config):
         return lambda step: without_options[config.name]
 
     def at(step):
-        hardest = hard_negative_weight(step, config.warmup_steps)
+        hardest = hard_negative_weight(step, config.hard_negative_ramp)
         return functools.partial(triplet, margin=config.margin, hardest=hardest, anchors=config.anchors)
 
     return at
@@ -95,13 +95,13 @@ def _hinges(cost, hardest):
     return jnp.mean((1 - hardest) * jnp.sum(cost, 1) + hardest * jnp.max(cost, 1))
 
 
-def hard_negative_weight(step, warmup_steps: int):
-    """How much of the hardest-negative form to use at `step`: rises linearly from 0 to 1 in `warmup_steps`.
+def hard_negative_weight(step, hard_negative_ramp: int):
+    """How much of the hardest-negative form to use at `step`: rises linearly from 0 to 1 in `hard_negative_ramp`.
 
-    Hardest negatives from step 0 collapse (PEERS.md 3). `warmup_steps < 0` keeps the sum of hinges for good.
+    Hardest negatives from step 0 collapse (PEERS.md 3). `hard_negative_ramp < 0` keeps the sum of hinges for good.
     """
-    if warmup_steps < 0:
+    if hard_negative_ramp < 0:
         return jnp.float32(0.0)
-    if warmup_steps == 0:
+    if hard_negative_ramp == 0:
         return jnp.float32(1.0)
-    return jnp.minimum(step / warmup_steps, 1.0).astype(jnp.float32)
+    return jnp.minimum(step / hard_negative_ramp, 1.0).astype(jnp.float32)

@@ -17,7 +17,7 @@ from mefn_jax.encoders.grids import grid_boxes
 from mefn_jax.encoders.gru import GRU
 from mefn_jax.encoders.image import ImageEncoder
 from mefn_jax.encoders.pooling import POOLINGS
-from mefn_jax.encoders.regions import PROJECTIONS, TRANSFORMS, RegionEncoder
+from mefn_jax.encoders.regions import PROJECTIONS, RegionEncoder
 from mefn_jax.encoders.resnet import ResNet
 from mefn_jax.encoders.text import CachedTextEncoder, TextEncoder
 from mefn_jax.encoders.transformer import ACTIVATIONS, REMAT
@@ -37,29 +37,28 @@ MODELS = {
     "mefn_no_local": (MEFN, {"branches": "global"}),
     "mefn_no_global": (MEFN, {"branches": "local"}),
     "vsepp": (PooledCosine, {}),
-    "scan_t2i_lse": (SCAN, {"direction": "t2i", "aggregate": "lse", "scale": 9.0, "sharpness": 6.0}),
-    "scan_t2i_avg": (SCAN, {"direction": "t2i", "aggregate": "avg", "scale": 9.0}),
-    "scan_i2t_lse": (SCAN, {"direction": "i2t", "aggregate": "lse", "scale": 4.0, "sharpness": 5.0}),
-    "scan_i2t_avg": (SCAN, {"direction": "i2t", "aggregate": "avg", "scale": 4.0}),
+    "scan_t2i_lse": (SCAN, {"direction": "t2i", "aggregate": "lse", "inverse_temperature": 9.0, "lse_factor": 6.0}),
+    "scan_t2i_avg": (SCAN, {"direction": "t2i", "aggregate": "avg", "inverse_temperature": 9.0}),
+    "scan_i2t_lse": (SCAN, {"direction": "i2t", "aggregate": "lse", "inverse_temperature": 4.0, "lse_factor": 5.0}),
+    "scan_i2t_avg": (SCAN, {"direction": "i2t", "aggregate": "avg", "inverse_temperature": 4.0}),
     "clip": (PooledCosine, {}),
 }
 DEFAULT_NUM_REGIONS = 36  # of an image, where they are precomputed and only shapes are asked for (SCAN's)
 # The names that an option may have.
 MODEL_CHOICES = {
     "model": tuple(MODELS),
-    "image.fit": RESIZE_MODES,
+    "image.resize": RESIZE_MODES,
     "image.resample": tuple(RESAMPLE),
     "image.pooling": ("tower", *POOLINGS),
     "image.regions.projection": PROJECTIONS,
-    "image.regions.transform": TRANSFORMS,
     "image.vit.activation": tuple(ACTIVATIONS),
     "text.bert.activation": tuple(ACTIVATIONS),
     "text.clip.activation": tuple(ACTIVATIONS),
     "train.remat": tuple(REMAT),
-    "text.arch": ("bert", "clip", "gru", "words"),
+    "text.arch": ("bert", "clip", "gru", "cached"),
     "text.pooling": ("tower", *POOLINGS),
     "matcher.entropy": tuple(ENTROPIES),
-    "matcher.attend": DIRECTIONS,
+    "matcher.local": DIRECTIONS,
     "matcher.global_input": GLOBAL_INPUTS,
 }
 
@@ -97,40 +96,40 @@ class Model:
         """All pairs, float32 `(I, T)`, cosine scale, higher is better."""
         return self.matcher.apply({"params": params["matcher"]}, images, texts)
 
-    def tile(self, params, regions: RegionBlock, words: PaddedTexts | PackedTexts) -> jax.Array:
+    def score_tile(self, params, regions: RegionBlock, words: PaddedTexts | PackedTexts) -> jax.Array:
         """The same of images and texts arranged for it (`matching/sides.py`), but for `levels`, for a matcher that
         `has_tile`."""
-        return self.matcher.apply({"params": params["matcher"]}, regions, words, method="tile")
+        return self.matcher.apply({"params": params["matcher"]}, regions, words, method="score_tile")
 
-    def levels(self, params, images: Features, texts: Features) -> tuple[jax.Array, jax.Array]:
+    def hub_offsets(self, params, images: Features, texts: Features) -> tuple[jax.Array, jax.Array]:
         """What is to be taken from `tile`'s scores of each image, float32 `(I,)`, and of each text, `(T,)`."""
-        if not hasattr(self.matcher, "levels"):
+        if not hasattr(self.matcher, "hub_offsets"):
             return jnp.zeros(len(images.mask)), jnp.zeros(len(texts.mask))
-        return self.matcher.apply({"params": params["matcher"]}, images, texts, method="levels")
+        return self.matcher.apply({"params": params["matcher"]}, images, texts, method="hub_offsets")
 
     @property
     def has_tile(self) -> bool:
         """Whether the matcher can score packed texts, which is faster."""
-        return hasattr(self.matcher, "tile")
+        return hasattr(self.matcher, "score_tile")
 
     @property
-    def coarse_is_score(self) -> bool:
+    def is_dual_encoder(self) -> bool:
         """Whether a pair's score is no more than the product of its coarse vectors."""
         return isinstance(self.matcher, PooledCosine)
 
-    def coarse(self, params, features: Features) -> jax.Array:
+    def embed(self, params, features: Features) -> jax.Array:
         """The vectors for shortlists, float32 `(B, D)`, of images or of texts."""
-        return self.matcher.apply({"params": params["matcher"]}, features, method="coarse")
+        return self.matcher.apply({"params": params["matcher"]}, features, method="embed")
 
     def explain(self, params, image: Features, text: Features) -> dict:
         """What the matcher computes of one pair (Features without batch axis); see `MEFN.explain`."""
         return self.matcher.apply({"params": params["matcher"]}, image, text, method="explain")
 
-    def learned(self, params) -> dict:
+    def scalars(self, params) -> dict:
         """The matcher's learned scalars by name; empty for a matcher without any."""
-        if not hasattr(self.matcher, "learned"):
+        if not hasattr(self.matcher, "scalars"):
             return {}
-        return self.matcher.apply({"params": params["matcher"]}, method="learned")
+        return self.matcher.apply({"params": params["matcher"]}, method="scalars")
 
 
 def _encode(encoder, params, dropout_key, *inputs, **options) -> Features:
@@ -150,15 +149,15 @@ def build_model(config: ConfigDict, vocab_size: int) -> Model:
 
 def build_image_encoder(config: ConfigDict) -> ImageEncoder | RegionEncoder:
     """The image encoder that a configuration describes."""
-    c, dropout = config.image, config.augment.regions
+    c, dropout = config.image, config.augment.region_dropout
     if c.arch == "regions":
         pooling = "mean" if c.pooling == "tower" else c.pooling
         r = c.regions
-        return RegionEncoder(config.embed_dim, r.projection, pooling, dropout, r.channel_dropout, r.grid, r.transform)
+        return RegionEncoder(config.embed_dim, r.projection, pooling, dropout, r.channel_dropout, r.grid, r.power_norm)
     run = {"dtype": config.train.dtype, "remat": config.train.remat}
     backbone = ResNet(**c.resnet, **run) if c.arch == "resnet" else ViT(**c.vit, **run)
-    scales, mean, std = (tuple(x) for x in (c.scales, c.mean, c.std))
-    return ImageEncoder(backbone, config.embed_dim, scales, mean, std, c.pooling, dropout)
+    region_grids, mean, std = (tuple(x) for x in (c.region_grids, c.mean, c.std))
+    return ImageEncoder(backbone, config.embed_dim, region_grids, mean, std, c.pooling, dropout)
 
 
 def dummy_images(config: ConfigDict, number: int = 1):
@@ -171,21 +170,26 @@ def dummy_images(config: ConfigDict, number: int = 1):
 def region_boxes(config: ConfigDict, model: Model):
     """Where the regions lie: x0, y0, x1, y1 in image widths and heights, float64 `(N, 4)`; None where the
     encoder has no grids: precomputed regions come without boxes."""
-    if config.image.arch == "regions" or not hasattr(model.image, "states"):
+    if config.image.arch == "regions" or not hasattr(model.image, "backbone_features"):
         return None
     shapes = jax.eval_shape(model.image.init, jax.random.key(0), dummy_images(config))
-    states = functools.partial(model.image.apply, method="states")
+    states = functools.partial(model.image.apply, method="backbone_features")
     grids, _ = jax.eval_shape(states, shapes, dummy_images(config))
     return np.concatenate([grid_boxes(*grid.shape[1:3]) for grid in grids])
 
 
 def dummy_texts(config: ConfigDict, number: int = 1):
     """Texts of nothing, as the text encoder takes them: ids int32 or cached words float16, and mask bool."""
-    if config.text.arch == "words":
-        shape = number, config.text.max_words
-        return jnp.zeros((*shape, config.text.words.width), jnp.float16), jnp.ones(shape, bool)
-    shape = number, config.text.max_words + 2
+    if config.text.arch == "cached":
+        shape = number, config.text.max_tokens
+        return jnp.zeros((*shape, config.text.cached.width), jnp.float16), jnp.ones(shape, bool)
+    shape = number, config.text.max_tokens + 2
     return jnp.ones(shape, jnp.int32), jnp.ones(shape, bool)
+
+
+def dummy_inputs(config: ConfigDict, number: int = 1) -> tuple:
+    """Returns `number` empty images and texts, the inputs of `Model.init` after the key."""
+    return dummy_images(config, number), *dummy_texts(config, number)
 
 
 def batch_shapes(config: ConfigDict) -> dict:
@@ -194,16 +198,18 @@ def batch_shapes(config: ConfigDict) -> dict:
     images = jax.eval_shape(lambda: dummy_images(config, size))
     if config.image.arch == "regions":
         images = jax.ShapeDtypeStruct((size, DEFAULT_NUM_REGIONS, images.shape[2]), images.dtype)
-    ids, mask = jax.eval_shape(lambda: dummy_texts(config, size))
-    shapes = {"images": images, "ids": ids, "mask": mask}
-    return shapes | {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("owner", "caption", "epoch")}
+    text, text_mask = jax.eval_shape(lambda: dummy_texts(config, size))
+    shapes = {"images": images, "text": text, "text_mask": text_mask}
+    return shapes | {
+        name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("image_index", "caption_index", "epoch")
+    }
 
 
 def build_text_encoder(config: ConfigDict, vocab_size: int) -> TextEncoder | CachedTextEncoder:
     """The text encoder that a configuration describes; `vocab_size` is the tokenizer's."""
     c, run = config.text, {"dtype": config.train.dtype, "remat": config.train.remat}
     vocab_size = c.vocab_size or vocab_size
-    if c.arch == "words":
+    if c.arch == "cached":
         return CachedTextEncoder(config.embed_dim, "mean" if c.pooling == "tower" else c.pooling, c.channel_dropout)
     if c.arch == "gru":
         return TextEncoder(GRU(vocab_size, width=config.embed_dim, **c.gru), 0, c.pooling)

@@ -8,9 +8,9 @@ import optax
 from mefn_jax.errors import ConfigError
 
 
-def lr_schedule(learning_rate: float, steps: int, warmup: float) -> optax.Schedule:
-    """Rises linearly over `warmup * steps` steps, then falls as a cosine to 0 at `steps`."""
-    warm = max(1, round(warmup * steps))
+def lr_schedule(learning_rate: float, steps: int, warmup_fraction: float) -> optax.Schedule:
+    """Rises linearly over `warmup_fraction * steps` steps, then falls as a cosine to 0 at `steps`."""
+    warm = max(1, round(warmup_fraction * steps))
     return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warm, max(steps, warm + 1))
 
 
@@ -57,7 +57,7 @@ def lr_multipliers(params, multipliers: tuple[str, ...], layer_decay: float) -> 
     for number, text in enumerate(multipliers):
         if number not in used:
             raise ConfigError(
-                f"train.multipliers: {text!r} fits no parameter that the rules before it leave; paths look like "
+                f"train.lr_multipliers: {text!r} fits no parameter that the rules before it leave; paths look like "
                 "image/backbone/layer_0/attention/query/kernel"
             )
     return factors
@@ -68,9 +68,9 @@ def _rule(text: str) -> tuple[re.Pattern, float]:
     try:
         rule = re.compile(regex), float(value)
     except (re.error, ValueError) as e:
-        raise ConfigError(f"train.multipliers: {text!r} is not a regex:factor ({e})") from None
+        raise ConfigError(f"train.lr_multipliers: {text!r} is not a regex:factor ({e})") from None
     if not separator or not regex or not rule[1] >= 0:
-        raise ConfigError(f"train.multipliers: {text!r} is not a regex:factor with a factor of at least 0")
+        raise ConfigError(f"train.lr_multipliers: {text!r} is not a regex:factor with a factor of at least 0")
     return rule
 
 

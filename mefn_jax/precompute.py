@@ -24,23 +24,23 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mefn_jax import losses
-from mefn_jax.config import check_config, require_local
+from mefn_jax.config import require_local
 from mefn_jax.data import pipeline
 from mefn_jax.data.dataset import ALIASES
 from mefn_jax.data.formats.precomputed import SPLIT_FILES
-from mefn_jax.data.from_config import open_dataset
+from mefn_jax.data.from_config import make_tokenizer, open_dataset
 from mefn_jax.data.images import resize_from_config
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation import evaluator
-from mefn_jax.model import MODEL_CHOICES, build_image_encoder, build_text_encoder
+from mefn_jax.model import build_image_encoder, build_text_encoder
+from mefn_jax.resolve import check_options
 from mefn_jax.runtime.checkpoint import params_digest, versions
 from mefn_jax.runtime.cli import define_config_flag, run_command
 from mefn_jax.runtime.console import print0
-from mefn_jax.runtime.sharding import batch_sharding, from_local_rows, make_mesh, replicated
+from mefn_jax.runtime.sharding import batch_sharding, from_local_rows, make_mesh, replicated, round_up
 from mefn_jax.runtime.storage import resolve_directory
 
 SAVE_SECONDS = 10.0  # between two notes of how far it has come
@@ -60,12 +60,11 @@ class FrozenTowers:
 
 def from_config(config: ConfigDict) -> FrozenTowers:
     """The pretrained towers that a configuration names. Raises ConfigError without any."""
-    check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
+    check_options(config)
     config, found, text = towers.load_pretrained(config)
     if not found:
         raise ConfigError("give image.pretrained, text.pretrained or both: only trained towers are worth keeping")
-    t = config.text
-    tokenizer = Tokenizer(text, t.max_words, t.lower_case, t.punctuation) if text else None
+    tokenizer = make_tokenizer(config, text) if text else None
     if tokenizer:
         towers.check_vocabulary(config, tokenizer.vocab_size)
     image = build_image_encoder(config) if "image" in found else None
@@ -78,7 +77,7 @@ def from_run(workdir) -> FrozenTowers:
     loaded, params, _ = evaluator.load_checkpoint(workdir, "best")
     if loaded.config.image.arch == "regions":
         raise ConfigError(f"--workdir={workdir}: was trained on precomputed regions; it has no image tower")
-    if loaded.config.text.arch == "words":
+    if loaded.config.text.arch == "cached":
         raise ConfigError(f"--workdir={workdir}: was trained on cached words; it has no text tower")
     return FrozenTowers(loaded.config, loaded.model.image, loaded.model.text, params, loaded.tokenizer)
 
@@ -95,7 +94,7 @@ def precompute(found: FrozenTowers, out: Path, splits: list[str]) -> None:
     if found.image and any(split.region_width for split in opened):
         raise ConfigError(f"data.dir={found.config.data.dir} holds precomputed regions; an image tower needs images")
     for split in opened:
-        texts = [(r["image_id"], r["captions"]) for r in map(split.record, range(split.images))]
+        texts = [(r["image_id"], r["captions"]) for r in map(split.record, range(split.num_images))]
         progress.begin(split.name, texts)
         prefix = out / SPLIT_FILES.get(split.name, split.name)
         write_lines(split, texts, prefix)
@@ -181,25 +180,27 @@ def write_lines(split: Split, texts: list[tuple[str, list[str]]], prefix: Path) 
 
 def one_row_per_image(split: Split) -> bool:
     """SCAN's readers take row k // 5 for caption k, or row k where there are as many rows as captions."""
-    return bool(np.all(np.diff(split.first) == 5))
+    return bool(np.all(np.diff(split.caption_offsets) == 5))
 
 
 def write_regions(found: FrozenTowers, params, mesh, split: Split, prefix: Path, progress: Progress) -> None:
     """`_ims.npy`: the image tower's grids, scale after scale, before any projection."""
     c = found.config
-    size = -(-c.eval.batch_size // mesh.size) * mesh.size
+    size = round_up(c.eval.batch_size, mesh.size)
 
     def regions(params, pixels):
-        grids, _ = found.image.apply({"params": params["image"]}, pixels, method="states")
+        grids, _ = found.image.apply({"params": params["image"]}, pixels, method="backbone_features")
         return jnp.concatenate([g.reshape(len(g), -1, g.shape[-1]) for g in grids], 1).astype(jnp.float32)
 
     pixels = jax.ShapeDtypeStruct((size, c.image.size, c.image.size, 3), jnp.uint8)
     try:
         shape = jax.eval_shape(regions, params, pixels).shape
     except TypeError as e:  # widths that differ
-        raise ConfigError(f"image.scales={tuple(c.image.scales)}: the scales' widths differ; choose one scale") from e
+        raise ConfigError(
+            f"image.region_grids={tuple(c.image.region_grids)}: the scales' widths differ; choose one scale"
+        ) from e
     encode = jax.jit(regions, in_shardings=(replicated(mesh), batch_sharding(mesh)), out_shardings=batch_sharding(mesh))
-    first = np.arange(split.images + 1) if one_row_per_image(split) else split.first
+    first = np.arange(split.num_images + 1) if one_row_per_image(split) else split.caption_offsets
 
     def batches(start):
         for batch, number in pipeline.image_batches(split, resize_from_config(c.image), size, c.data.threads, start):
@@ -213,12 +214,14 @@ def write_regions(found: FrozenTowers, params, mesh, split: Split, prefix: Path,
 def write_words(found: FrozenTowers, params, mesh, captions: list[str], prefix: Path, progress: Progress) -> None:
     """`_words.npy` and `_word_offsets.npy`: the text tower's states of each caption's words, one behind the other."""
     c = found.config
-    size = -(-c.eval.batch_size // mesh.size) * mesh.size
+    size = round_up(c.eval.batch_size, mesh.size)
     numbers = found.tokenizer(captions)[1].sum(1) - 2
     offsets = np.concatenate([[0], np.cumsum(numbers)])
 
     def words(params, ids, mask):
-        return found.text.apply({"params": params["text"]}, ids, mask, method="states")[0].astype(jnp.float16)
+        return found.text.apply({"params": params["text"]}, ids, mask, method="backbone_features")[0].astype(
+            jnp.float16
+        )
 
     rows = batch_sharding(mesh)
     encode = jax.jit(words, in_shardings=(replicated(mesh), rows, rows), out_shardings=rows)

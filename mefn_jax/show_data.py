@@ -11,16 +11,14 @@ import dataclasses
 
 from absl import flags
 
-from mefn_jax import losses
-from mefn_jax.config import check_config, require_local
 from mefn_jax.data import pipeline, sheet, statistics
 from mefn_jax.data.from_config import fill_data_widths, open_dataset
 from mefn_jax.encoders.pretrained.towers import load_pretrained
-from mefn_jax.model import MODEL_CHOICES
 from mefn_jax.reports import contact_sheet
+from mefn_jax.resolve import validate
 from mefn_jax.runtime.cli import define_config_flag, run_command
 from mefn_jax.runtime.console import print0
-from mefn_jax.training.setup import make_tokenizer
+from mefn_jax.training.setup import choose_tokenizer
 
 SPLIT_ORDER = {"train": 0, "val": 1, "test": 2}  # of what is printed; other splits follow
 
@@ -28,13 +26,12 @@ SPLIT_ORDER = {"train": 0, "val": 1, "test": 2}  # of what is printed; other spl
 def show_data(config, out: str, rows: int, step: int) -> None:
     """Prints the statistics of all splits, and writes the first `rows` rows of the batch of a training step to the
     image file `out`. Raises ConfigError or DataError as training would, and if `out` cannot be written."""
-    check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
-    require_local("data.dir", config.data.dir)
+    validate(config)
     out = contact_sheet.check_picture_path(out)
     dataset = open_dataset(config)
     split = dataset.split("train")
     config, _, json = load_pretrained(fill_data_widths(config, split))
-    tokenizer = make_tokenizer(config, json, dataset, split)
+    tokenizer = choose_tokenizer(config, json, dataset, split)
     names = sorted(dataset.splits, key=lambda name: (SPLIT_ORDER.get(name, len(SPLIT_ORDER)), name))
     found = {
         name: statistics.compute_statistics(split if name == "train" else dataset.split(name), tokenizer)

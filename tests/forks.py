@@ -9,7 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-IMPORTED = ("training", "evaluate", "retrieve", "compare", "precompute", "data.prepare")
+IMPORTED = (
+    "training.loop",
+    "evaluation.ensemble",
+    "retrieval.search",
+    "reports.compare",
+    "precompute",
+    "data.prepare",
+)
 
 
 class Forks:

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 import configs.shapes
 from mefn_jax import optim
-from mefn_jax.model import build_model, dummy_images, dummy_texts
+from mefn_jax.model import build_model, dummy_inputs
 from mefn_jax.runtime.sharding import batch_sharding, make_mesh, param_shardings, replicated
 from mefn_jax.scoring import rerank
 from mefn_jax.training import state
@@ -65,7 +65,7 @@ def test_what_does_not_fit_says_what_to_change(command, tmp_path):
         "--compile_for=v5e:2x2",
         f"--compile_report={path}",
         "--config.train.batch_size=65536",
-        "--config.train.tile_mib=4096",
+        "--config.train.score_tile_mib=4096",
         check=False,
     )
     assert done.returncode == 1, done.stdout + done.stderr
@@ -120,7 +120,7 @@ def listing() -> str:
     config = configs.shapes.get_config()
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, topology_devices(TARGET))
     model = build_model(config, 1000)
-    init = functools.partial(model.init, jax.random.key(0), dummy_images(config), *dummy_texts(config))
+    init = functools.partial(model.init, jax.random.key(0), *dummy_inputs(config))
     factors = optim.lr_multipliers(jax.eval_shape(init), (), 1.0)
     optimizer = optim.adamw(optax.constant_schedule(0.1), 0.1, 1.0, factors)
     shapes = jax.eval_shape(functools.partial(state.create_state, init, optimizer, factors, mesh))

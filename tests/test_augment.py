@@ -19,7 +19,7 @@ from mefn_jax.errors import DataError
 sides = st.integers(1, 3000)
 shares = st.floats(0.05, 1)
 seeds = st.integers(0, 2**32)
-ALL = Augment(crop=0.3, flip=0.5, colour=0.4)
+ALL = Augment(crop=0.3, flip=0.5, color_jitter=0.4)
 
 
 def rng(seed=0):
@@ -163,7 +163,7 @@ def test_a_cut_sees_nothing_of_what_is_around_it():
 
 def test_a_flip_mirrors_and_can_be_forbidden():
     data, resize = jpeg(photograph()), images.Resize(64)
-    still = images.decode(data, resize, "x", Augment(crop=0.3, colour=0.4), rng(5))
+    still = images.decode(data, resize, "x", Augment(crop=0.3, color_jitter=0.4), rng(5))
     always = dataclasses.replace(ALL, flip=1.0)
     np.testing.assert_array_equal(images.decode(data, resize, "x", always, rng(5)), still[:, ::-1])
     np.testing.assert_array_equal(images.decode(data, resize, "x", always, rng(5), may_flip=False), still)
@@ -178,7 +178,7 @@ def test_the_seed_decides():
 
 def through_pillow(data, resize, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(images, "_plain_jpeg", lambda data: None)
+        patch.setattr(images, "_plain_jpeg_size", lambda data: None)
         return images.decode(data, resize, "x", Augment(crop=0.4), rng(3)), images.decode(data, resize, "x")
 
 

@@ -27,7 +27,7 @@ def test_a_level_is_the_free_energy_over_the_background():
 
 def test_scores_are_less_the_levels_of_either_side_alone():
     images, texts = features(2, np.ones((3, N), bool)), features(3, np.ones((2, M), bool))
-    with_it, without = MEFN(background=4), MEFN()
+    with_it, without = MEFN(hub_vectors=4), MEFN()
     params = with_it.init(jax.random.key(0), images, texts)
     plain = {k: v for k, v in params["params"].items() if "background" not in k}
     scores, cosines = with_it.apply(params, images, texts), without.apply({"params": plain}, images, texts)
@@ -38,7 +38,7 @@ def test_scores_are_less_the_levels_of_either_side_alone():
         one = jax.tree.map(lambda x, i=i: x[i], images), jax.tree.map(lambda x, t=t: x[t], texts)
         parts = with_it.apply(params, *one, method="explain")
         assert float(parts["score"]) == pytest.approx(float(scores[i, t]), abs=1e-5)
-        assert float(parts["image_background"]) == pytest.approx(float(of_images[i]), abs=1e-6)
+        assert float(parts["image_hub_offset"]) == pytest.approx(float(of_images[i]), abs=1e-6)
 
 
 def test_a_hub_loses_its_places():
@@ -57,7 +57,7 @@ def test_a_hub_loses_its_places():
 
 @pytest.mark.parametrize("branches", ["both", "local", "global"])
 def test_gradients_are_finite_with_identical_fragments_and_backgrounds(branches):
-    module = MEFN(background=3, branches=branches)
+    module = MEFN(hub_vectors=3, branches=branches)
     mask = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [0, 1, 0, 1, 1]], bool)
     images, texts = features(5, mask[:, :N], identical=True), features(6, mask, identical=True)
     params = module.init(jax.random.key(0), images, texts)

@@ -69,7 +69,7 @@ def test_five_captions_an_image_and_restval_is_training_data(directory):
     assert dataset.tokenizer_json is None
     for name, images in (("train", 22), ("dev", 4), ("test", 3)):
         split = dataset.split(name)
-        assert (split.images, split.captions) == (images, 5 * images)
+        assert (split.num_images, split.num_captions) == (images, 5 * images)
     split = dataset.split("train")
     names = {split.record(k)["image_id"] for k in range(22)}
     assert names == {f"COCO_train_{k:012}.jpg" for k in range(20)} | {f"COCO_restval_{k:012}.jpg" for k in range(2)}

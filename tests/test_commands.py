@@ -109,7 +109,7 @@ def test_eval_prints_and_writes_what_the_design_says(trained, command):
 
 def test_folds_are_consecutive_and_averaged(trained, command):
     workdir, _ = trained
-    text = command("eval.py", f"--workdir={workdir}", "--folds=4,1", "--step=latest", "--shortlist=0.5").stdout
+    text = command("eval.py", f"--workdir={workdir}", "--folds=4,1", "--step=latest", "--rerank=0.5").stdout
     assert "4 consecutive folds of 6 images, averaged" in text
     ranks = np.load(workdir / "eval" / "test" / "ranks.npz")
     assert ranks["t2i"].max() <= 6
@@ -127,7 +127,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_with_its_commit(trained, 
 
     def without(self, step):
         found = meta(self, step)
-        del found["config"]["eval"]["tile_mib"]
+        del found["config"]["eval"]["score_tile_mib"]
         return found | {"commit": "1234abc"}
 
     monkeypatch.setattr(Checkpoints, "meta", without)
@@ -212,8 +212,8 @@ def test_skip_bad_leaves_out_truncated_images_and_counts_them(tmp_path, command)
     refused = command("train.py", *options, f"--workdir={tmp_path / 'a'}", check=False)
     assert refused.returncode == 1
     assert "image 'train_3.jpg' cannot be decoded" in refused.stderr
-    assert "data.skip_bad=True" in refused.stderr
-    text = command("train.py", *options, f"--workdir={tmp_path / 'a'}", "--config.data.skip_bad=True").stdout
+    assert "data.skip_undecodable=True" in refused.stderr
+    text = command("train.py", *options, f"--workdir={tmp_path / 'a'}", "--config.data.skip_undecodable=True").stdout
     assert "left out 1 images of train that cannot be decoded: train_3.jpg" in text
 
 
@@ -311,8 +311,8 @@ def test_pretrained_towers_are_trained_kept_frozen_and_evaluated(towers, command
     options = (
         f"--config.text.pretrained={towers / 'bert'}",
         f"--config.image.pretrained={towers / 'vit'}",
-        "--config.text.max_words=10",
-        '--config.train.multipliers=("text/backbone:0", "image/backbone:0.1")',
+        "--config.text.max_tokens=10",
+        '--config.train.lr_multipliers=("text/backbone:0", "image/backbone:0.1")',
     )
     text = command("train.py", SMOKE, f"--workdir={workdir}", *options).stdout
     size = sum(leaf.size for leaf in jax.tree.leaves(weights.load_tower(towers / "bert", "text").params))
@@ -336,7 +336,7 @@ def test_pretrained_towers_are_trained_kept_frozen_and_evaluated(towers, command
     shutil.rmtree(towers / "vit")
     assert "mefn (step" in command("eval.py", f"--workdir={workdir}").stdout
     args = ("train.py", SMOKE, f"--workdir={workdir}")
-    assert "train.multipliers freezes other parameters" in refusal(command, *args, *options[:-1])
+    assert "train.lr_multipliers freezes other parameters" in refusal(command, *args, *options[:-1])
     assert "image.pretrained: " in refusal(command, *args, *options, f"--config.image.pretrained={towers}")
     more = command(*args, *options[2:], "--config.train.steps=10").stdout
     assert "resuming after 8" in more
@@ -353,7 +353,7 @@ def test_clip_is_evaluated_zero_shot(clip, prepared, tmp_path, command):
         f"--config.image.pretrained={clip}",
         f"--config.text.pretrained={clip}",
         "--config.image.size=0",
-        "--config.text.max_words=10",
+        "--config.text.max_tokens=10",
         f"--config.data.dir={prepared}",
     )
     text = command("eval.py", config, *options, "--split=val", f"--out={tmp_path / 'out'}").stdout
@@ -364,11 +364,11 @@ def test_clip_is_evaluated_zero_shot(clip, prepared, tmp_path, command):
     assert (report["config"]["image"]["size"], report["config"]["image"]["resample"]) == (16, "bicubic")
     # The same, written out: cosines of the projected pooled states.
     split = Dataset(prepared).split("val")
-    captions = [c for k in range(split.images) for c in split.record(k)["captions"]]
+    captions = [c for k in range(split.num_images) for c in split.record(k)["captions"]]
     ids, mask = Tokenizer(weights.read_tokenizer(clip), 10, False, "keep")(captions)
     assert {tuple(ids[0, [0, -1]]), ids[0, mask[0]][-1]} == {(38, 39), 39}
     how = images.Resize(16, resample="bicubic")
-    pixels = np.stack([images.decode(split.record(k)["image"], how, "") for k in range(split.images)])
+    pixels = np.stack([images.decode(split.record(k)["image"], how, "") for k in range(split.num_images)])
     pixels = (pixels / 255 - np.array([0.48, 0.46, 0.41])) / np.array([0.27, 0.26, 0.28])
     pooled = []
     for kind, inputs in (("image", (pixels.astype(np.float32),)), ("text", (ids, mask))):
@@ -376,9 +376,9 @@ def test_clip_is_evaluated_zero_shot(clip, prepared, tmp_path, command):
         states = tower.module.apply({"params": tower.params}, *inputs)[1] @ tower.projection
         pooled.append(states / np.linalg.norm(states, axis=1, keepdims=True))
     scores = np.asarray(pooled[0] @ pooled[1].T)
-    own = scores[split.caption_image, np.arange(split.captions)]
+    own = scores[split.caption_image, np.arange(split.num_captions)]
     near = np.abs(scores - own) < 1e-5
-    near[split.caption_image, np.arange(split.captions)] = False
+    near[split.caption_image, np.arange(split.num_captions)] = False
     higher = scores > own + 1e-5
     ranks = np.load(tmp_path / "out" / "ranks.npz")["t2i"]
     assert np.all(ranks >= 1 + higher.sum(0))
@@ -389,7 +389,7 @@ def test_what_would_be_random_is_not_evaluated(clip, towers, command):
     config = "--config=configs/flickr30k.py:smoke"
     assert "model=mefn has to be trained" in refusal(command, "eval.py", config)
     config = "--config=configs/flickr30k.py:model=clip,smoke"
-    options = ("--config.image.size=16", "--config.text.max_words=10", f"--config.text.pretrained={clip}")
+    options = ("--config.image.size=16", "--config.text.max_tokens=10", f"--config.text.pretrained={clip}")
     assert "image.pretrained='': give a CLIP checkpoint" in refusal(command, "eval.py", config, *options)
     message = refusal(command, "eval.py", config, *options, f"--config.image.pretrained={towers / 'vit'}")
     assert "give a CLIP checkpoint with its projection" in message
@@ -428,7 +428,7 @@ def test_a_text_tower_without_its_own_tokenizer_is_refused(towers, command):
     options = (
         f"--workdir={towers / 'run'}",
         f"--config.text.pretrained={towers / 'bert'}",
-        "--config.text.max_words=10",
+        "--config.text.max_tokens=10",
     )
     path = towers / "bert" / "tokenizer.json"
     whole = tokenizers.Tokenizer.from_file(str(path))

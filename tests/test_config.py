@@ -54,30 +54,30 @@ def test_arguments_are_a_closed_set(arg, message):
     [
         ("model", "mefn_no_entrop", "did you mean 'mefn_no_entropy'"),
         ("image.arch", "vgg", "image.arch: 'vgg' is not one of resnet, vit"),
-        ("matcher.attend", "all", "matcher.attend: 'all' is not one of"),
+        ("matcher.local", "all", "matcher.local: 'all' is not one of"),
         ("train.batch_size", 0, "train.batch_size: 0 must be greater than 0"),
         ("train.steps", 5, "train.steps=5 and train.epochs=30.0: set exactly one"),
-        ("train.warmup", 1.0, "train.warmup"),
+        ("train.warmup_fraction", 1.0, "train.warmup_fraction"),
         ("train.steps", -5, "train.steps: -5 must not be negative"),
         ("train.seed", -1, "train.seed: -1 must not be negative"),
         ("data.workers", -1, "data.workers: -1 must not be negative"),
         ("data.scenes", (10, 5), "data.scenes: (10, 5) must be three numbers"),
-        ("eval.tile_mib", -1.0, "eval.tile_mib: -1.0 must not be negative"),
+        ("eval.score_tile_mib", -1.0, "eval.score_tile_mib: -1.0 must not be negative"),
         ("image.size", -1, "image.size: -1 must not be negative"),
         ("image.crop", 1.5, "image.crop: 1.5 must be in (0, 1]"),
         ("image.mean", (0.5,), "image.mean: (0.5,) must be three numbers"),
-        ("image.vit.pool", "max", "image.vit.pool: 'max' is not one of mean, class, tanh"),
+        ("image.vit.pool", "max", "image.vit.pool: 'max' is not one of mean, class, pooler"),
         ("image.resnet.norm", "layer", "image.resnet.norm: 'layer' is not one of group, batch"),
         ("text.bert.activation", "mish", "text.bert.activation: 'mish' is not one of gelu"),
         ("text.bert.dropout", 2.0, "text.bert.dropout: 2.0 must be in [0, 1)"),
         ("train.layer_decay", 0.0, "train.layer_decay: 0.0 must be in (0, 1]"),
-        ("image.scales", (), "image.scales: () must be numbers above 0"),
-        ("image.scales", (7, 7, 7, 7, 7), "image.scales: 5 scales, but the ResNet has 4 stages"),
-        ("image.fit", "stretch", "image.fit: 'stretch' is not one of crop, squash"),
+        ("image.region_grids", (), "image.region_grids: () must be numbers above 0"),
+        ("image.region_grids", (7, 7, 7, 7, 7), "image.region_grids: 5 grids, but the ResNet has 4 stages"),
+        ("image.resize", "stretch", "image.resize: 'stretch' is not one of crop, squash"),
         ("train.dtype", "float16", "train.dtype: 'float16' is not one of float32, bfloat16"),
         ("text.bert.heads", 7, "text.bert.width=768 is not a multiple of text.bert.heads=7"),
         ("loss.anchors", "images", "loss.anchors: 'images' is not one of both, image, text, did you mean 'image'?"),
-        ("text.max_words", 600, "exceeds text.bert.max_positions=512"),
+        ("text.max_tokens", 600, "exceeds text.bert.max_positions=512"),
     ],
 )
 def test_impossible_values_are_named(key, value, message):
@@ -107,7 +107,7 @@ def test_sizes_must_divide(key, value, message):
 
 def test_differences_are_named_by_dotted_key():
     old, new = load("default").to_dict(), load("default", "model=vsepp").to_dict()
-    assert configuration.diff_configs(old, new) == {"model": ("mefn", "vsepp"), "loss.warmup_steps": (-1, 500)}
+    assert configuration.diff_configs(old, new) == {"model": ("mefn", "vsepp"), "loss.hard_negative_ramp": (-1, 500)}
     assert configuration.diff_configs({"a": (1, 2)}, {"a": [1, 2]}) == {}
 
 
@@ -116,8 +116,8 @@ def test_differences_are_named_by_dotted_key():
     [
         ("crop", 0.0, r"augment.crop: 0.0 must be in \(0, 1\]"),
         ("flip", 1.5, r"augment.flip: 1.5 must be in \[0, 1\]"),
-        ("words", 1.0, r"augment.words: 1.0 must be in \[0, 1\)"),
-        ("colour", 0.1, "augment.colour=0.1 changes pixels, but image.arch=regions has none"),
+        ("word_noise", 1.0, r"augment.word_noise: 1.0 must be in \[0, 1\)"),
+        ("color_jitter", 0.1, "augment.color_jitter=0.1 changes pixels, but image.arch=regions has none"),
     ],
 )
 def test_augmentation_is_checked(key, value, message):

@@ -27,8 +27,8 @@ from mefn_jax.errors import DataError
 OPTIONS = {"vocab_size": 300, "lower_case": True, "punctuation": "keep", "scenes": None, "seed": 0}
 
 
-def tokenizer_of(dataset, max_words=8):
-    return tok.Tokenizer(dataset.tokenizer_json, max_words, True, "keep")
+def tokenizer_of(dataset, max_tokens=8):
+    return tok.Tokenizer(dataset.tokenizer_json, max_tokens, True, "keep")
 
 
 def edit(path, change):
@@ -98,7 +98,7 @@ def test_prepared_examples_keep_bytes_and_order(prepared):
     dataset = Dataset(prepared)
     split = dataset.split("train")
     folder = prepared.parent / "source"
-    assert (split.images, split.captions) == (40, 200)
+    assert (split.num_images, split.num_captions) == (40, 200)
     for k in (0, 7, 39):
         record = split.record(k)
         assert record["image_id"] == f"train_{k}.jpg"
@@ -117,7 +117,7 @@ def test_prepare_leaves_nothing_behind_when_it_fails(flickr8k, tmp_path, monkeyp
     with pytest.raises(DataError, match=r"dev_5.jpg"):
         prepare("flickr8k", flickr8k, out, **OPTIONS)
     write_flickr8k(tmp_path / "again")
-    monkeypatch.setattr(tok, "train", lambda *a: 1 / 0)  # late, when the records are written
+    monkeypatch.setattr(tok, "train_tokenizer", lambda *a: 1 / 0)  # late, when the records are written
     with pytest.raises(ZeroDivisionError):
         prepare("flickr8k", tmp_path / "again", out, **OPTIONS)
     assert list(out.parent.iterdir()) == []
@@ -152,7 +152,7 @@ def test_a_killed_prepare_leaves_nothing_readable_and_starts_over(flickr8k, tmp_
         Dataset(out)
     prepare("flickr8k", flickr8k, out, **OPTIONS)
     assert set(out.parent.iterdir()) == {out, at_work}  # what another process works on is left alone
-    assert Dataset(out).split("train").images == 12
+    assert Dataset(out).split("train").num_images == 12
     lock.close()
 
 
@@ -163,7 +163,7 @@ def test_examples_keep_their_order_over_files(tmp_path, monkeypatch):
     assert len(list((tmp_path / "out").glob("*-train.array_record-*"))) == 3
     split = Dataset(tmp_path / "out").split("train")
     assert [split.record(k)["image_id"] for k in range(12)] == [f"train_{k}.jpg" for k in range(12)]
-    assert split.captions == 60
+    assert split.num_captions == 60
 
 
 def test_prepare_does_not_overwrite(flickr8k, tmp_path):
@@ -205,7 +205,7 @@ def test_a_damaged_data_set_is_named(prepared, tmp_path, damage, message):
 
     def read():
         dataset = Dataset(root)
-        return dataset.tokenizer_json, dataset.split("train").texts()
+        return dataset.tokenizer_json, dataset.split("train").all_captions()
 
     with pytest.raises(DataError, match=message):
         read()
@@ -302,7 +302,7 @@ def test_an_image_of_absurd_size_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("data", [b"", b"not an image", jpeg(100, 100)[:400], jpeg(64, 64)[:-200]])
 def test_broken_images_are_named(data):
-    with pytest.raises(DataError, match=r"image 'x.jpg' cannot be decoded .* data.skip_bad=True"):
+    with pytest.raises(DataError, match=r"image 'x.jpg' cannot be decoded .* data.skip_undecodable=True"):
         images.decode(data, images.Resize(32), "x.jpg")
 
 

@@ -29,14 +29,14 @@ TINY = {
 }
 
 
-def encoder(backbone, scales=(7,)):
-    return ImageEncoder(backbone, 12, scales, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+def encoder(backbone, region_grids=(7,)):
+    return ImageEncoder(backbone, 12, region_grids, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_image_features(name):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    module = encoder(TINY[name], scales=(3,))
+    module = encoder(TINY[name], region_grids=(3,))
     params = module.init(jax.random.key(0), pixels)
     found = module.apply(params, pixels)
     assert found.fragments.shape == (2, 9, 12)
@@ -50,7 +50,7 @@ def test_image_features(name):
 
 def test_regions_of_several_scales_stand_behind_one_another():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    module = encoder(TINY["vit"], scales=(3, 2, 1))
+    module = encoder(TINY["vit"], region_grids=(3, 2, 1))
     params = module.init(jax.random.key(0), pixels)
     found = module.apply(params, pixels)
     assert found.fragments.shape == (2, 9 + 4 + 1, 12)
@@ -70,7 +70,7 @@ def test_regions_of_several_scales_stand_behind_one_another():
 
 def test_a_resnets_scales_are_its_last_stages():
     pixels = np.zeros((1, 64, 64, 3), np.uint8)
-    module = encoder(ResNet(8, (1, 1, 1), (8, 16, 32), False, False), scales=(4, 2))
+    module = encoder(ResNet(8, (1, 1, 1), (8, 16, 32), False, False), region_grids=(4, 2))
     shapes = jax.eval_shape(module.init, jax.random.key(0), pixels)["params"]
     assert [shapes[f"regions_{k}"]["kernel"].shape[0] for k in range(2)] == [16, 32]
     assert jax.eval_shape(module.apply, {"params": shapes}, pixels).fragments.shape == (1, 16 + 4, 12)

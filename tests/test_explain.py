@@ -30,7 +30,7 @@ def workdir(tmp_path_factory):
     """A trained run whose evaluations draw pairs."""
     config = shapes.get_config("smoke")
     with config.unlocked():
-        config.train.steps, config.train.eval_every, config.eval.explained = 2, 2, 2
+        config.train.steps, config.train.eval_every, config.eval.explained_pairs = 2, 2, 2
     found = tmp_path_factory.mktemp("run")
     loop.train(config, found)
     return found
@@ -46,13 +46,13 @@ def loaded(workdir):
 
 def test_parts_by_word_are_those_by_piece(loaded):
     model, params, split, images, texts = loaded
-    captions = explanation.evenly_spaced(5, split.captions)
+    captions = explanation.evenly_spaced(5, split.num_captions)
     found = explanation.explain_captions(model, params, split, images, texts, captions)
     for x, caption in zip(found, captions, strict=True):
         image = split.caption_image[caption]
         one = jax.tree.map(lambda f, k=image: f[k], images), jax.tree.map(lambda f, k=caption: f[k], texts)
         parts = jax.device_get(model.model.explain(params, *one))
-        assert x.caption == split.record(image)["captions"][caption - split.first[image]]
+        assert x.caption == split.record(image)["captions"][caption - split.caption_offsets[image]]
         assert "".join(x.words) == x.caption.lower().replace(" ", "")
         assert x.H.shape == (len(x.boxes), len(x.words)) == (len(x.region_weights), len(x.word_weights))
         assert x.values["MFE"] == pytest.approx(x.H.sum(), rel=1e-5)
@@ -70,21 +70,21 @@ def test_parts_by_word_are_those_by_piece(loaded):
 
 def test_places_are_those_of_each_image(loaded):
     model, params, split, images, texts = loaded
-    boxes = np.random.default_rng(0).random((split.images, images.mask.shape[1], 4))
-    captions = [0, split.captions - 1]
+    boxes = np.random.default_rng(0).random((split.num_images, images.mask.shape[1], 4))
+    captions = [0, split.num_captions - 1]
     found = explanation.explain_captions(
         model, params, split, images, texts, captions, explain.RegionSources(boxes, None)
     )
-    for x, image in zip(found, (0, split.images - 1), strict=True):
+    for x, image in zip(found, (0, split.num_images - 1), strict=True):
         np.testing.assert_array_equal(x.boxes, boxes[image])
 
 
 def test_captions_of_no_word_are_left_out(loaded):
     model, params, split, images, texts = loaded
-    texts = texts.replace(mask=texts.mask & (np.arange(split.captions) > 0)[:, None])
+    texts = texts.replace(mask=texts.mask & (np.arange(split.num_captions) > 0)[:, None])
     assert explanation.explain_captions(model, params, split, images, texts, [0]) == []
     found = explanation.explain_captions(model, params, split, images, texts, [0, 7])
-    assert [x.caption for x in found] == [split.texts()[7]]
+    assert [x.caption for x in found] == [split.all_captions()[7]]
 
 
 def test_captions_to_explain_are_the_middles_of_equal_parts():
@@ -96,7 +96,7 @@ def test_captions_to_explain_are_the_middles_of_equal_parts():
 def test_training_logs_means_and_draws_pairs(workdir, loaded):
     model, params, split, _images, _texts = loaded
     line = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
-    part = split.head(model.config.eval.val_images)
+    part = split.first_images(model.config.eval.val_images)
     means = explanation.mean_statistics(model, params, part, *model.encode(params, part))
     assert {name: line[f"pairs.{name}"] for name in means} == pytest.approx(means, rel=1e-4)
     assert 0 < means["region_entropy"] <= 1
@@ -205,13 +205,13 @@ def test_boxes_and_photographs_of_precomputed_regions(tmp_path):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (80, 50), (10, 200, 10)).save(tmp_path / "photos" / "17.jpg")
     places = explain.read_region_sources(str(path), str(tmp_path / "photos"), 4)
-    x = places.put(made(["a", "dog"], side=None, boxes=False), 2, "17")
+    x = places.attach(made(["a", "dog"], side=None, boxes=False), 2, "17")
     np.testing.assert_array_equal(x.boxes, grid_boxes(3, 3))
     assert x.photo.shape == (225, 360, 3)
     with pytest.raises(DataError, match=r"no 18, 18\.jpg"):
-        places.put(x, 2, "18")
+        places.attach(x, 2, "18")
     with pytest.raises(DataError, match="9 an image, but the model has 5"):
-        places.put(made(["a"], regions=5), 0, "17")
+        places.attach(made(["a"], regions=5), 0, "17")
     with pytest.raises(DataError, match=r"expected \(5, regions, 4\), found \(4, 9, 4\)"):
         explain.read_region_sources(str(path), "", 5)
     np.save(path, 3 * np.ones((5, 9, 4)))
@@ -232,7 +232,7 @@ def test_the_library(workdir, loaded, tmp_path):
     found = mefn_jax.load(workdir, "latest")
     files = [split.record(k)["image"] for k in range(3)]
     (tmp_path / "one.png").write_bytes(files[0])
-    captions = split.texts()[:7]
+    captions = split.all_captions()[:7]
     encoded = found.encode_images([tmp_path / "one.png", *files[1:]]), found.encode_texts(captions)
     expected = model.scores(params, images, texts)(slice(0, 3), slice(0, 7))
     np.testing.assert_allclose(found.score(*encoded), expected, atol=1e-5)

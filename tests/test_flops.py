@@ -52,7 +52,7 @@ def test_a_step_is_three_times_forwards_but_for_what_is_frozen(frozen, negatives
     )
     factors = {kind: {"backbone": {"kernel": 0.0 if kind == frozen else 1.0}} for kind in ("image", "text")}
     recipe = SimpleNamespace(model=model, factors=factors, negatives=negatives)
-    mesh, batch = SimpleNamespace(size=devices), {"images": images, "ids": ids, "mask": mask}
+    mesh, batch = SimpleNamespace(size=devices), {"images": images, "text": ids, "text_mask": mask}
     found = flops.step_flops(recipe, mesh, params, batch)
     scores = flops.count_flops(lambda v, t: model.score(None, v, t), jnp.zeros((b, n, d)), jnp.zeros((b, words, d)))
     assert found == {

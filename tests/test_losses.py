@@ -133,8 +133,8 @@ def test_the_losses_begin_where_their_authors_began():
 
 
 LOSSES = {
-    "sum of hinges": {"name": "triplet", "margin": 0.2, "warmup_steps": -1, "anchors": "both"},
-    "hardest": {"name": "triplet", "margin": 0.2, "warmup_steps": 60, "anchors": "both"},
+    "sum of hinges": {"name": "triplet", "margin": 0.2, "hard_negative_ramp": -1, "anchors": "both"},
+    "hardest": {"name": "triplet", "margin": 0.2, "hard_negative_ramp": 60, "anchors": "both"},
     "info_nce": {"name": "info_nce"},
     "siglip": {"name": "siglip"},
 }

@@ -151,7 +151,7 @@ def test_gram_form_equals_readable_form_whatever_there_is(seed, masks, identical
 def test_the_score_is_the_distance_of_the_unified_embeddings(attend):
     images, texts = features(4, np.ones((1, N), bool)), features(5, np.array([[1, 1, 1, 0, 0]], bool))
     image, text = (jax.tree.map(lambda x: x[0], f) for f in (images, texts))
-    params, _, explain = matcher(attend=attend)
+    params, _, explain = matcher(local=attend)
     parts = explain(params, image, text)
     f_v, f_t = unified_embeddings(image, text, parts, parts["gate"], attend)
     assert float(f_v @ f_v) == pytest.approx(1, abs=1e-5)

@@ -29,8 +29,8 @@ def naive(scores, owner):
 
 def ranked(scores, owner, tile_images, tile_captions, **options):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "IMAGES", tile_images)
-        patch.setattr(ranking, "CAPTIONS", tile_captions)
+        patch.setattr(ranking, "TILE_IMAGES", tile_images)
+        patch.setattr(ranking, "TILE_CAPTIONS", tile_captions)
         return ranking.rank(lambda r, c: scores[r, c], owner, **options)
 
 
@@ -112,8 +112,8 @@ def test_the_best_of_every_query_are_numpys_and_agree_with_the_ranks(gallery, ti
     relevant = owner[None] == np.arange(len(scores))[:, None]
     ranks = metrics.best_ranks(*found.counts[1], owner)
     for best, table, true, rank in (
-        (found.captions, scores, relevant, ranks[0]),
-        (found.images, scores.T, relevant.T, ranks[1]),
+        (found.top_captions, scores, relevant, ranks[0]),
+        (found.top_images, scores.T, relevant.T, ranks[1]),
     ):
         for query, row in enumerate(table):
             # A tie counts against the model; else the earlier comes first.
@@ -150,5 +150,5 @@ def test_all_scores_are_kept_if_asked_for():
     rng = np.random.default_rng(0)
     scores, owner = rng.random((5, 10), np.float32), np.repeat(np.arange(5, dtype=np.int32), 2)
     keep = np.zeros_like(scores)
-    ranked(scores, owner, 2, 3, keep=keep)
+    ranked(scores, owner, 2, 3, save_to=keep)
     np.testing.assert_array_equal(keep, scores)

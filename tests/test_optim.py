@@ -34,7 +34,7 @@ def test_matrices_decay_and_nothing_else():
 
 
 def test_the_schedule_rises_and_falls_to_zero():
-    schedule = optim.lr_schedule(0.01, steps=100, warmup=0.1)
+    schedule = optim.lr_schedule(0.01, steps=100, warmup_fraction=0.1)
     assert [float(schedule(k)) for k in (0, 5, 10, 100)] == pytest.approx([0.0, 0.005, 0.01, 0.0], abs=1e-9)
     assert np.all(np.diff([float(schedule(k)) for k in range(10, 101)]) < 0)
 
@@ -144,9 +144,9 @@ def after(steps: int, *rules, model=None):
     optimizer = optim.adamw(lambda _: 0.1, weight_decay=0.5, clip_norm=1e9, factors=found)
     mesh = make_mesh(devices=jax.devices()[:1])
     current = state.create_state(lambda: jax.tree.map(jnp.asarray, params), optimizer, found, mesh)
-    batch = {"images": rng.normal(size=(8, 5)), "ids": rng.normal(size=(8, 5)), "mask": np.ones((8, 5), bool)}
-    batch |= {name: np.arange(8) for name in ("owner", "caption", "epoch")}
-    config = types.SimpleNamespace(name="triplet", margin=0.2, warmup_steps=-1, anchors="both")
+    batch = {"images": rng.normal(size=(8, 5)), "text": rng.normal(size=(8, 5)), "text_mask": np.ones((8, 5), bool)}
+    batch |= {name: np.arange(8) for name in ("image_index", "caption_index", "epoch")}
+    config = types.SimpleNamespace(name="triplet", margin=0.2, hard_negative_ramp=-1, anchors="both")
     recipe = step.StepConfig(model or linear_model(), optimizer, found, losses.make_loss(config), seed=0)
     run = step.compile_step(mesh, current, recipe)
     for _ in range(steps):

@@ -82,7 +82,7 @@ def scorers():
         params = module.init(jax.random.key(0), *some)
 
         def tile(params, regions, words, module=module):
-            return module.apply(params, regions, words, method="tile")
+            return module.apply(params, regions, words, method="score_tile")
 
         found[name] = params, compile_tile_scorer(tile, mesh, 1.0), jax.jit(module.apply)
     return mesh, found
@@ -118,7 +118,7 @@ def test_any_scale_is_that_of_the_readable_form(entropy):
         def readable(image, text):
             return module.apply(params, image, text, method="explain")["score"]
 
-        tile = module.apply(params, region_block(images), words, method="tile")[:, place]
+        tile = module.apply(params, region_block(images), words, method="score_tile")[:, place]
         pairs = jax.vmap(jax.vmap(readable, (None, 0)), (0, None))(images, texts)
         return tile, module.apply(params, images, texts), pairs
 
@@ -136,13 +136,13 @@ def test_packed_is_readable_with_all_options(attend, global_input):
 
     @functools.partial(jax.jit, static_argnums=0)
     def forms(name):
-        module = MEFN(entropy=name, attend=attend, global_input=global_input)
+        module = MEFN(entropy=name, local=attend, global_input=global_input)
         params = module.init(jax.random.key(0), images, texts)
 
         def readable(image, text):
             return module.apply(params, image, text, method="explain")["score"]
 
-        tile = module.apply(params, region_block(images), words, method="tile")[:, place]
+        tile = module.apply(params, region_block(images), words, method="score_tile")[:, place]
         return tile, jax.vmap(jax.vmap(readable, (None, 0)), (0, None))(images, texts)
 
     for name in ENTROPIES:
@@ -155,7 +155,7 @@ def test_an_image_without_regions_has_a_score():
     images = dataclasses.replace(images, mask=mask, fragments=images.fragments * mask[..., None])
     module = MEFN()
     params = jax.jit(module.init)(jax.random.key(0), images, texts)
-    tile = jax.jit(functools.partial(module.apply, method="tile"))(params, region_block(images), words)[:, place]
+    tile = jax.jit(functools.partial(module.apply, method="score_tile"))(params, region_block(images), words)[:, place]
     np.testing.assert_allclose(tile, jax.jit(module.apply)(params, images, texts), atol=1e-5)
     assert np.all(np.isfinite(tile))
 
@@ -170,7 +170,7 @@ def test_an_entropy_that_is_not_known_here_is_computed_pair_by_pair(monkeypatch)
 
     def forms(name):
         module = MEFN(entropy=name)
-        tile = module.apply(params, region_block(images), words, method="tile")[:, place]
+        tile = module.apply(params, region_block(images), words, method="score_tile")[:, place]
         return tile, module.apply(params, images, texts)
 
     found, expected = (jax.jit(forms, static_argnums=0)(name) for name in ("mine", "shannon"))
@@ -204,7 +204,7 @@ def test_devices_change_no_rank(name):
     params = module.init(jax.random.key(0), images, texts)
 
     def tile(params, regions, words):
-        return module.apply(params, regions, words, method="tile")
+        return module.apply(params, regions, words, method="score_tile")
 
     found = []
     for devices in (1, 3, 8):
@@ -213,5 +213,5 @@ def test_devices_change_no_rank(name):
         found.append(rank(TiledScores(step, images, texts, mesh), owner, best=5))
     for other in found[1:]:
         jax.tree.map(np.testing.assert_array_equal, other.counts, found[0].counts)
-        np.testing.assert_array_equal(other.captions.positions, found[0].captions.positions)
-        np.testing.assert_array_equal(other.images.positions, found[0].images.positions)
+        np.testing.assert_array_equal(other.top_captions.positions, found[0].top_captions.positions)
+        np.testing.assert_array_equal(other.top_images.positions, found[0].top_images.positions)

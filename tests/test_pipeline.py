@@ -30,7 +30,7 @@ def parts(prepared):
     return dataset.split("train"), tokenizer_of(dataset)
 
 
-AUGMENT = Augment(crop=0.5, flip=0.5, colour=0.3, words=0.4)
+AUGMENT = Augment(crop=0.5, flip=0.5, color_jitter=0.3, word_noise=0.4)
 
 
 def read_by_hosts(parts, hosts, seed, start, threads, workers, steps=2):
@@ -79,8 +79,8 @@ def test_what_is_random_follows_from_seed_epoch_and_caption_alone(parts):
         dataset = pipeline.training_dataset(*parts, images.Resize(16), size, 5, augment=AUGMENT)
         batches = [dataset[k] for k in range(2 * 200 // size)]
         whole = jax.tree.map(lambda *xs: np.concatenate(xs), *batches)
-        keys = zip(whole["epoch"].tolist(), whole["caption"].tolist(), strict=True)
-        rows[size] = {key: (whole["images"][k].tobytes(), whole["ids"][k].tobytes()) for k, key in enumerate(keys)}
+        keys = zip(whole["epoch"].tolist(), whole["caption_index"].tolist(), strict=True)
+        rows[size] = {key: (whole["images"][k].tobytes(), whole["text"][k].tobytes()) for k, key in enumerate(keys)}
     assert rows[8] == rows[20]
     assert len(rows[8]) == 400
     again = [rows[8][0, c] != rows[8][1, c] for c in range(200)]
@@ -92,7 +92,7 @@ def test_batches_are_put_ahead_of_the_step(parts):
     put, enough = [], threading.Event()
 
     def watch(batch):
-        put.append(batch["caption"])
+        put.append(batch["caption_index"])
         if len(put) == 3:
             enough.set()
         return batch
@@ -131,7 +131,7 @@ def test_a_broken_image_is_named_from_any_thread_and_process(parts, workers):
 def test_one_epoch_visits_every_pair_once(parts):
     split, tokenizer = parts
     dataset = pipeline.training_dataset(split, tokenizer, images.Resize(16), 8, 3)
-    epochs = [np.concatenate([dataset[k]["caption"] for k in range(25 * e, 25 * (e + 1))]) for e in range(2)]
+    epochs = [np.concatenate([dataset[k]["caption_index"] for k in range(25 * e, 25 * (e + 1))]) for e in range(2)]
     for captions in epochs:
         np.testing.assert_array_equal(np.sort(captions), np.arange(200))
     assert not np.array_equal(*epochs)
@@ -141,9 +141,9 @@ def test_a_batch_row_is_the_image_and_caption_it_says(parts):
     split, tokenizer = parts
     batch = pipeline.training_dataset(split, tokenizer, images.Resize(16), 8, 0)[2]
     for k in range(8):
-        record = split.record(int(batch["owner"][k]))
-        text = record["captions"][batch["caption"][k] - 5 * batch["owner"][k]]
-        np.testing.assert_array_equal(batch["ids"][k], tokenizer([text])[0][0])
+        record = split.record(int(batch["image_index"][k]))
+        text = record["captions"][batch["caption_index"][k] - 5 * batch["image_index"][k]]
+        np.testing.assert_array_equal(batch["text"][k], tokenizer([text])[0][0])
         np.testing.assert_array_equal(batch["images"][k], images.decode(record["image"], images.Resize(16), ""))
 
 
@@ -167,15 +167,15 @@ def test_twins_come_in_one_batch_and_every_pair_is_visited(tmp_path):
     split, tokenizer = dataset.split("train"), tokenizer_of(dataset)
     twin = split.twins()
     assert (twin >= 0).sum() > 5
-    batches = pipeline.training_dataset(split, tokenizer, images.Resize(16), 2, 0, twins_together=True)
+    batches = pipeline.training_dataset(split, tokenizer, images.Resize(16), 2, 0, pair_twins=True)
     epoch = [batches[k] for k in range(78)]  # 155 captions in twos; one is visited twice
-    captions = np.concatenate([b["caption"] for b in epoch])
+    captions = np.concatenate([b["caption_index"] for b in epoch])
     assert set(captions.tolist()) == set(range(155))
     for batch in epoch:
-        first, second = batch["owner"]
+        first, second = batch["image_index"]
         assert twin[first] == (second if twin[first] >= 0 else -1)
         if twin[first] >= 0:
-            assert (batch["caption"] % 5 == batch["caption"][0] % 5).all()
+            assert (batch["caption_index"] % 5 == batch["caption_index"][0] % 5).all()
 
 
 def test_bad_images_can_be_left_out(tmp_path):
@@ -187,9 +187,9 @@ def test_bad_images_can_be_left_out(tmp_path):
     tokenizer = tokenizer_of(dataset)
     with pytest.raises(DataError, match=r"train_2.jpg"):
         [pipeline.training_dataset(dataset.split("train"), tokenizer, images.Resize(16), 6, 0)[k] for k in range(5)]
-    split = Dataset(tmp_path / "out", skip_bad=True).split("train")
+    split = Dataset(tmp_path / "out", skip_undecodable=True).split("train")
     assert split.skipped == ["train_2.jpg"]
-    assert (split.images, split.captions) == (5, 25)
+    assert (split.num_images, split.num_captions) == (5, 25)
     batches = [pipeline.training_dataset(split, tokenizer, images.Resize(16), 5, 0)[k] for k in range(5)]
-    np.testing.assert_array_equal(np.sort(np.concatenate([b["caption"] for b in batches])), np.arange(25))
+    np.testing.assert_array_equal(np.sort(np.concatenate([b["caption_index"] for b in batches])), np.arange(25))
     assert [split.record(k)["image_id"] for k in range(5)] == [f"train_{k}.jpg" for k in (0, 1, 3, 4, 5)]

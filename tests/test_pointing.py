@@ -20,7 +20,7 @@ from mefn_jax.model import build_model, region_boxes
 def scenes():
     records = list(drawn.generate_examples("test", 30, 0))
     split = Split("test", records, np.arange(30), np.arange(31) * 5)
-    json = tokens.train_tokenizer(split.texts(), 400, True, "keep")
+    json = tokens.train_tokenizer(split.all_captions(), 400, True, "keep")
     return split, tokens.Tokenizer(json, 20, True, "keep")
 
 
@@ -58,7 +58,7 @@ def test_a_matcher_that_points_right_has_all_and_one_that_points_wrong_none(scen
     config = types.SimpleNamespace(eval=types.SimpleNamespace(batch_size=64))
     evaluator = types.SimpleNamespace(config=config, model=Pointer(), tokenizer=tokenizer)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    right = np.zeros((split.captions, 20, 9), np.float32)
+    right = np.zeros((split.num_captions, 20, 9), np.float32)
     for word in pointing.named_words(split, tokenizer):
         inside = (centres[:, None] >= word.boxes[:, :2]) & (centres[:, None] <= word.boxes[:, 2:])
         right[word.caption, word.piece] = inside.all(-1).any(-1)
@@ -81,6 +81,6 @@ def test_a_matcher_that_points_right_has_all_and_one_that_points_wrong_none(scen
 def test_boxes_are_those_of_the_encoders_grids():
     config = shapes.get_config("smoke")
     with config.unlocked():
-        config.image.scales = (4, 2)
+        config.image.region_grids = (4, 2)
     found = region_boxes(config, build_model(config, 50))
     np.testing.assert_array_equal(found, np.concatenate([grid_boxes(4, 4), grid_boxes(2, 2)]))

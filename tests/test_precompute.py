@@ -25,8 +25,8 @@ def options(towers, prepared, out):
         "--config=configs/flickr8k.py:smoke",
         f"--config.image.pretrained={towers / 'vit'}",
         f"--config.text.pretrained={towers / 'bert'}",
-        "--config.image.scales=(2, 1)",
-        "--config.text.max_words=10",
+        "--config.image.region_grids=(2, 1)",
+        "--config.text.max_tokens=10",
         f"--config.data.dir={prepared}",
         f"--out={out}",
     )
@@ -37,16 +37,16 @@ def test_features_are_the_towers_states(towers, prepared, tmp_path, command):
     text = command("-m mefn_jax.precompute", *options(towers, prepared, out), "--splits=train,dev").stdout
     assert f"wrote train, val into {out}" in text
     split = Dataset(prepared).split("val")
-    captions = [c for k in range(split.images) for c in split.record(k)["captions"]]
+    captions = [c for k in range(split.num_images) for c in split.record(k)["captions"]]
     assert (out / "dev_caps.txt").read_text().splitlines() == captions
-    assert (out / "dev_ids.txt").read_text().split() == [str(k) for k in range(split.images)]
+    assert (out / "dev_ids.txt").read_text().split() == [str(k) for k in range(split.num_images)]
 
     how = images.Resize(64, "squash", resample="bicubic")
-    pixels = np.stack([images.decode(split.record(k)["image"], how, "") for k in range(split.images)]) / 255
+    pixels = np.stack([images.decode(split.record(k)["image"], how, "") for k in range(split.num_images)]) / 255
     pixels = ((pixels - np.array([0.4, 0.5, 0.6])) / 0.2).astype(np.float32)
     tower = weights.load_tower(towers / "vit", "image")
     (grid,), _ = tower.module.apply({"params": tower.params}, pixels)
-    expected = [np.asarray(pool_grid(grid, n)).reshape(split.images, n * n, -1) for n in (2, 1)]
+    expected = [np.asarray(pool_grid(grid, n)).reshape(split.num_images, n * n, -1) for n in (2, 1)]
     found = np.load(out / "dev_ims.npy")
     assert (found.dtype, found.shape) == (np.float32, (12, 5, 16))
     np.testing.assert_allclose(found, np.concatenate(expected, 1), atol=2e-4)
@@ -126,7 +126,7 @@ def test_other_settings_and_missing_towers_are_refused(towers, prepared, tmp_pat
         assert "Traceback" not in result.stderr
         return result.stderr
 
-    changed = refusal(*options(towers, prepared, out), "--config.image.scales=(2,)")
+    changed = refusal(*options(towers, prepared, out), "--config.image.region_grids=(2,)")
     assert "holds features with other settings (image)" in changed
     # The same weights elsewhere are the same.
     (towers / "elsewhere").mkdir()

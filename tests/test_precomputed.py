@@ -38,26 +38,26 @@ def write_precomp(root, split, images, repeated=False, shape=(3, 4), dtype=np.fl
 def test_both_repetition_rules_give_the_same_images(tmp_path, repeated, ids, shape):
     rows = write_precomp(tmp_path / "x", "train", 6, repeated, shape, ids=ids)
     split = Dataset(tmp_path / "x").split("train")
-    assert (split.images, split.captions, split.region_width) == (6, 30, shape[-1])
-    found = split.records.read(split.rows)
+    assert (split.num_images, split.num_captions, split.region_width) == (6, 30, shape[-1])
+    found = split.records.read(split.record_ids)
     np.testing.assert_array_equal(found, rows.reshape(6, -1, shape[-1]))
     for k in (0, 5):
         assert split.record(k)["captions"] == [f"A dog number {n} of train {k}." for n in range(5)]
         np.testing.assert_array_equal(split.record(k)["regions"], rows[k].reshape(-1, shape[-1]))
-    assert split.texts() == [f"A dog number {n} of train {k}." for k in range(6) for n in range(5)]
+    assert split.all_captions() == [f"A dog number {n} of train {k}." for k in range(6) for n in range(5)]
 
 
 def test_flickr30k_dev_keeps_all_images(tmp_path):
     write_precomp(tmp_path, "dev", 1014)
     split = Dataset(tmp_path).split("dev")
-    assert (split.name, split.images, split.captions) == ("val", 1014, 5070)
+    assert (split.name, split.num_images, split.num_captions) == ("val", 1014, 5070)
 
 
 def test_rows_that_differ_are_images_of_one_caption_and_repeated_ids_group_rows(tmp_path):
     rows = np.arange(40, dtype=np.float32).reshape(10, 2, 2)
     np.save(tmp_path / "train_ims.npy", rows)
     (tmp_path / "train_caps.txt").write_text("".join(f"caption {k}\n" for k in range(10)))
-    assert Dataset(tmp_path).split("train").images == 10
+    assert Dataset(tmp_path).split("train").num_images == 10
     ids = (7, 7, 7, 8, 8, 9, 9, 9, 9, 5)
     (tmp_path / "train_ids.txt").write_text("".join(f"{k}\n" for k in ids))
     with pytest.raises(DataError, match="rows 0 and 2 should be one image's, but differ"):
@@ -65,8 +65,8 @@ def test_rows_that_differ_are_images_of_one_caption_and_repeated_ids_group_rows(
     np.save(tmp_path / "train_ims.npy", rows[list(ids)])
     split = Dataset(tmp_path).split("train")
     assert [split.record(k)["image_id"] for k in range(4)] == ["7", "8", "9", "5"]
-    np.testing.assert_array_equal(split.first, [0, 3, 5, 9, 10])
-    np.testing.assert_array_equal(split.records.read(split.rows), rows[[7, 8, 9, 5]])
+    np.testing.assert_array_equal(split.caption_offsets, [0, 3, 5, 9, 10])
+    np.testing.assert_array_equal(split.records.read(split.record_ids), rows[[7, 8, 9, 5]])
     (tmp_path / "train_ids.txt").write_text("".join(f"{k}\n" for k in (7, 7, 7, 8, 8, 9, 9, 9, 9, 7)))
     with pytest.raises(DataError, match=r"train_ids.txt: an id stands in several places"):
         Dataset(tmp_path).split("train")
@@ -76,7 +76,7 @@ def test_rows_that_differ_are_images_of_one_caption_and_repeated_ids_group_rows(
 def test_any_number_becomes_what_a_device_takes(tmp_path, dtype):
     rows = write_precomp(tmp_path, "train", 4, dtype=dtype)
     split = Dataset(tmp_path).split("train")
-    found = split.records.read(split.rows[[2, 0]])
+    found = split.records.read(split.record_ids[[2, 0]])
     assert found.dtype == (np.float16 if dtype == np.float16 else np.float32)
     np.testing.assert_array_equal(found, rows[[2, 0]].astype(found.dtype))
 
@@ -148,7 +148,7 @@ def lines(name, text):
 
 def read_all(root):
     split = Dataset(root).split("train")
-    return split.records.read(split.rows)
+    return split.records.read(split.record_ids)
 
 
 def complaint(root) -> str:
@@ -197,7 +197,7 @@ def test_large_numbers_are_finite(tmp_path):
     write_precomp(tmp_path, "train", 6)
     put(3e38)(tmp_path)  # its square is not
     split = Dataset(tmp_path).split("train")
-    assert split.records.read(split.rows).max() == np.float32(3e38)
+    assert split.records.read(split.record_ids).max() == np.float32(3e38)
 
 
 def test_repeated_rows_that_are_not_finite_are_one_image_all_the_same(tmp_path):
@@ -206,21 +206,21 @@ def test_repeated_rows_that_are_not_finite_are_one_image_all_the_same(tmp_path):
     rows = np.load(path)
     rows[:5, 1] = np.nan
     np.save(path, rows)
-    split = Dataset(tmp_path, skip_bad=True).split("train")
-    assert (split.images, split.captions, split.skipped) == (5, 25, ["0"])
+    split = Dataset(tmp_path, skip_undecodable=True).split("train")
+    assert (split.num_images, split.num_captions, split.skipped) == (5, 25, ["0"])
     rows[5:] = np.nan
     np.save(path, rows)
     with pytest.raises(DataError, match="no image of train can be used"):
-        Dataset(tmp_path, skip_bad=True).split("train")
+        Dataset(tmp_path, skip_undecodable=True).split("train")
 
 
 def test_images_whose_regions_are_not_finite_can_be_left_out(tmp_path):
     write_precomp(tmp_path, "train", 6)
     put(np.nan)(tmp_path)
-    split = Dataset(tmp_path, skip_bad=True).split("train")
-    assert (split.images, split.captions, split.skipped) == (5, 25, ["3"])
+    split = Dataset(tmp_path, skip_undecodable=True).split("train")
+    assert (split.num_images, split.num_captions, split.skipped) == (5, 25, ["3"])
     assert split.record(3)["captions"][0] == "A dog number 0 of train 4."
-    assert np.isfinite(split.records.read(split.rows)).all()
+    assert np.isfinite(split.records.read(split.record_ids)).all()
 
 
 SHAPES = st.lists(st.integers(-1, 10**25) | st.booleans(), max_size=4).map(tuple)
@@ -249,7 +249,7 @@ def test_regions_train_evaluate_and_refuse_another_width(tmp_path, command):
     refused = command("train.py", *options, check=False)
     assert "image.arch=vit takes images, but the data set has precomputed regions; set" in refused.stderr
     options += ("--config.image.arch=regions", "--config.image.regions.projection=mlp", "--config.image.pooling=gpo")
-    options += ("--config.augment.regions=0.2", "--config.augment.words=0.2")
+    options += ("--config.augment.region_dropout=0.2", "--config.augment.word_noise=0.2")
     text = command("train.py", *options, "--config.train.steps=2").stdout
     assert "training a tokenizer on the 100 training captions" in text
     assert "train 20 images, 100 captions; val 6, 30" in text

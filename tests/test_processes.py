@@ -69,7 +69,7 @@ def start(cache):
             port = free.getsockname()[1]
         started = []
         for k in range(processes):
-            joined = (f"--coordinator=localhost:{port}", f"--processes={processes}", f"--process={k}")
+            joined = (f"--coordinator_address=localhost:{port}", f"--num_processes={processes}", f"--process_id={k}")
             words = [sys.executable, str(ROOT / "train.py"), *SMOKE, f"--workdir={workdir}", *given, *each(k)]
             started.append(
                 subprocess.Popen(

@@ -99,7 +99,7 @@ def test_a_page_says_what_was_evaluated(page):
         "Configuration",
     ):
         assert said in found, said
-    assert "text.max_words" in found
+    assert "text.max_tokens" in found
 
 
 @settings(deadline=None)
@@ -110,7 +110,7 @@ def test_what_is_picked(seed):
     owner = np.sort(np.r_[np.arange(6), rng.integers(0, 6, 9)])
     scores = rng.permutation(6 * 15).reshape(6, 15).astype(np.float32)
     top = np.argsort(-scores, 1)[:, :10], np.argsort(-scores, 0)[:5].T
-    ranks = {"caption_image": owner, "own_scores": scores[owner, np.arange(15)]}
+    ranks = {"caption_image": owner, "positive_scores": scores[owner, np.arange(15)]}
     ranks |= {"i2t_top": top[0], "i2t_top_scores": np.take_along_axis(scores, top[0], 1)}
     ranks |= {"t2i_top": top[1], "t2i_top_scores": np.take_along_axis(scores.T, top[1], 1)}
     of_images, of_captions = report.hardest_negative_scores(ranks)
@@ -119,8 +119,8 @@ def test_what_is_picked(seed):
     for i in range(6):
         others = [scores[i, c] for c in top[0][i] if owner[c] != i]
         assert of_images[i] == max(others) if others else np.isnan(of_images[i])
-    place = 1 + np.sum(scores > ranks["own_scores"], 0)
-    margins = ranks["own_scores"] - of_captions
+    place = 1 + np.sum(scores > ranks["positive_scores"], 0)
+    margins = ranks["positive_scores"] - of_captions
     best, worst = report.best_and_worst(place, margins)
     assert list(best) == sorted(np.flatnonzero(place == 1), key=lambda c: -margins[c])[: report.QUERIES_SHOWN]
     assert (

@@ -80,11 +80,11 @@ def test_a_query_finds_what_scoring_all_images_finds(name, runs, folder, tmp_pat
 def test_a_shortlist_is_what_the_matcher_scores(runs, folder, tmp_path, capsys):
     search.index_images(runs["mefn"], "latest", folder, tmp_path / "index")
     for asked in ("4", "0.34"):
-        search.search_images(runs["mefn"], "latest", tmp_path / "index", CAPTION, 2, shortlist=asked)
+        search.search_images(runs["mefn"], "latest", tmp_path / "index", CAPTION, 2, rerank=asked)
         assert "4 of them scored by the matcher" in capsys.readouterr().out
     for asked in ("0", "13", "few"):
-        with pytest.raises(ConfigError, match=f"--shortlist={asked}: give a share"):
-            search.search_images(runs["mefn"], "latest", tmp_path / "index", CAPTION, 2, shortlist=asked)
+        with pytest.raises(ConfigError, match=f"--rerank={asked}: give a share"):
+            search.search_images(runs["mefn"], "latest", tmp_path / "index", CAPTION, 2, rerank=asked)
 
 
 def test_a_stopped_index_goes_on_and_ends_the_same(runs, folder, tmp_path, monkeypatch):
@@ -174,13 +174,13 @@ def test_names_of_any_bytes_stand_beside_their_own_scores(runs, tmp_path, capsys
     search.index_images(runs["vsepp"], "latest", folder, tmp_path / "index")
     found = search.search_images(runs["vsepp"], "latest", tmp_path / "index", CAPTION, 10, out=str(tmp_path / "x.png"))
     model, params, _ = evaluator.load_checkpoint(runs["vsepp"], "latest")
-    texts = model.of_captions(params, [CAPTION])
+    texts = model.encode_captions(params, [CAPTION])
     assert sorted(name for _, name in found) == sorted(names)
     for score, name in found:
         pixels = decode((folder / name).read_bytes(), resize_from_config(model.config.image), name)[None]
         pixels = np.repeat(pixels, model.mesh.size, 0)
-        image = model.of_images(params, pixels, 1)
-        np.testing.assert_allclose(model.coarse(params, image) @ model.coarse(params, texts).T, score, atol=1e-5)
+        image = model.encode_pixels(params, pixels, 1)
+        np.testing.assert_allclose(model.embed(params, image) @ model.embed(params, texts).T, score, atol=1e-5)
     said = capsys.readouterr().out
     assert "7 images" in said
     assert all(shown in said for shown in ("b\ufffdc.png", "caf\ufffd.png", "k\u202fl.png"))
@@ -251,7 +251,7 @@ def test_what_is_not_finite_is_an_error(runs, folder, tmp_path):
 
 def test_a_caption_that_is_too_long_is_cut_with_a_warning(runs, folder, tmp_path, capsys):
     search.index_images(runs["mefn"], "latest", folder, tmp_path / "index")
-    most = shapes.get_config("smoke").text.max_words
+    most = shapes.get_config("smoke").text.max_tokens
     long = " ".join(["red"] * (most + 3))
     best = search.search_images(runs["mefn"], "latest", tmp_path / "index", long, 3)
     assert f"{most + 3} wordpieces, of which the model takes the first {most}" in capsys.readouterr().out
@@ -272,10 +272,8 @@ def test_the_commands(runs, folder, tmp_path, command):
     assert len([line for line in said.splitlines() if line.strip()[:1] in ("1", "2")]) == 2
     refused = command("eval.py", *options, f"--query={CAPTION}", check=False)
     assert "--index=INDEX is missing" in refused.stderr
-    refused = command(
-        "eval.py", *options, f"--query_image={lines}", f"--captions={lines}", "--shortlist=5", check=False
-    )
-    assert "--shortlist is of one run's evaluation, or of --query" in refused.stderr
+    refused = command("eval.py", *options, f"--query_image={lines}", f"--captions={lines}", "--rerank=5", check=False)
+    assert "--rerank is of one run's evaluation, or of --query" in refused.stderr
 
 
 @settings(deadline=None, max_examples=60)

@@ -40,7 +40,7 @@ def of_scores(loss, params, scores, owner):
 def matched(name):
     """A matcher's `score(params, images, texts)`, and its parameters, a loss's among them."""
     cls, options = MODELS[name]
-    matcher = cls(**options, **({"background": 4} if name == "mefn" else {}))
+    matcher = cls(**options, **({"hub_vectors": 4} if name == "mefn" else {}))
     params = matcher.init(jax.random.key(0), *pairs(0, [M] * B)) | {"scale": jnp.float32(2), "bias": jnp.float32(-3)}
     return lambda params, *both: matcher.apply({"params": params.get("params", {})}, *both), params
 
@@ -137,7 +137,7 @@ def test_local_negatives_are_those_of_the_same_device():
 
     def local(params, vectors):
         both = with_vectors(vectors, images, texts)
-        return local_loss(score, loss, params, *both, owner=owner, mesh=mesh(), tile_mib=TILE), ()
+        return local_loss(score, loss, params, *both, owner=owner, mesh=mesh(), score_tile_mib=TILE), ()
 
     def blocks(params, vectors):
         scores = score(params, *with_vectors(vectors, images, texts))

@@ -106,4 +106,4 @@ def test_shortlists_are_by_the_mean_fragment(form):
     matcher, options = MODELS[form]
     found = features(3, np.array([[1, 1, 0, 0]], bool))
     mean = np.asarray(found.fragments[0, :2]).sum(0)
-    np.testing.assert_allclose(matcher(**options).coarse(found)[0], mean / np.linalg.norm(mean), atol=1e-6)
+    np.testing.assert_allclose(matcher(**options).embed(found)[0], mean / np.linalg.norm(mean), atol=1e-6)

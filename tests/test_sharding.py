@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 import configs.shapes
 from mefn_jax import optim
 from mefn_jax.errors import ConfigError
-from mefn_jax.model import build_model, dummy_images, dummy_texts
+from mefn_jax.model import build_model, dummy_inputs
 from mefn_jax.runtime.collectives import list_collectives
 from mefn_jax.runtime.sharding import batch_sharding, check_divides, from_full_copy, make_mesh, mesh_shape, param_spec
 from mefn_jax.training import state, step
@@ -20,7 +20,7 @@ from mefn_jax.training.grad_cache import encode_in_chunks
 
 B, VOCABULARY = 16, 64
 MESHES = [  # sizes, and what is to make no difference either
-    ({"data": 2}, {"encoder_parts": 4}),
+    ({"data": 2}, {"grad_cache_chunks": 4}),
     ({"data": 8}, {}),
     ({"data": 1, "fsdp": 4}, {"remat": "dots"}),
     ({"data": 2, "fsdp": 2, "tensor": 2}, {"remat": "blocks"}),
@@ -30,21 +30,21 @@ MESHES = [  # sizes, and what is to make no difference either
 def config_of(**train):
     c = configs.shapes.get_config("smoke")
     with c.unlocked():
-        c.text.max_words, c.text.vocab_size = 6, VOCABULARY
+        c.text.max_tokens, c.text.vocab_size = 6, VOCABULARY
         c.train.update(batch_size=B, **train)
-        c.matcher.background = 8
+        c.matcher.hub_vectors = 8
     return c
 
 
 def batch_of(config, number):
     rng = np.random.default_rng(number)
-    words = np.arange(config.text.max_words + 2) < rng.integers(3, config.text.max_words + 3, (B, 1))
+    words = np.arange(config.text.max_tokens + 2) < rng.integers(3, config.text.max_tokens + 3, (B, 1))
     return {
         "images": rng.integers(0, 256, (B, config.image.size, config.image.size, 3), np.uint8),
-        "ids": rng.integers(0, VOCABULARY, words.shape).astype(np.int32) * words,
-        "mask": words,
-        "owner": rng.integers(0, 12, B).astype(np.int32),
-        "caption": np.arange(B, dtype=np.int32),
+        "text": rng.integers(0, VOCABULARY, words.shape).astype(np.int32) * words,
+        "text_mask": words,
+        "image_index": rng.integers(0, 12, B).astype(np.int32),
+        "caption_index": np.arange(B, dtype=np.int32),
         "epoch": np.zeros(B, np.int32),
     }
 
@@ -55,7 +55,7 @@ def trained(config, sizes, steps=3):
     number = int(np.prod(list(sizes.values())))
     mesh = make_mesh(sizes, jax.devices()[:number])
     model = build_model(config, VOCABULARY)
-    init = functools.partial(model.init, jax.random.key(0), dummy_images(config), *dummy_texts(config))
+    init = functools.partial(model.init, jax.random.key(0), *dummy_inputs(config))
     factors = optim.lr_multipliers(jax.eval_shape(init), (), 1.0)
     # Not Adam, which makes steps of full length of the rounding in a gradient that is zero (the keys' bias).
     optimizer = optax.sgd(0.05, momentum=0.9)
@@ -93,7 +93,7 @@ def test_a_resnet_and_dropout_do_not_see_the_devices():
     with config.unlocked():
         config.image.arch = "resnet"
         config.image.resnet.update(depths=(1, 1), widths=(32, 64))
-        config.text.bert.dropout = config.augment.regions = 0.2
+        config.text.bert.dropout = config.augment.region_dropout = 0.2
     (losses, params, *_), (ours, theirs, *_) = (trained(config, sizes, 2) for sizes in ({"data": 1}, {"data": 4}))
     np.testing.assert_allclose(losses, ours, rtol=2e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, theirs)
@@ -139,7 +139,7 @@ def test_a_batch_that_cannot_be_split_is_refused():
     check_divides(48, 3, mesh)
     with pytest.raises(ConfigError, match=r"train\.batch_size=20 is not a multiple of the 8 devices;"):
         check_divides(20, 1, mesh)
-    with pytest.raises(ConfigError, match=r"train\.batch_size=40 .* times train\.encoder_parts=4"):
+    with pytest.raises(ConfigError, match=r"train\.batch_size=40 .* times train\.grad_cache_chunks=4"):
         check_divides(40, 4, mesh)
 
 

@@ -35,13 +35,13 @@ def some_of_each():
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("name", ["mefn", "scan_t2i_lse"])
 def test_what_is_shortlisted_is_scored_as_all_pairs_are(name, devices, monkeypatch):
-    monkeypatch.setattr(rerank, "TILES", 2)
-    monkeypatch.setattr(packing, "TEXTS", 4)
+    monkeypatch.setattr(rerank, "TILES_PER_CALL", 2)
+    monkeypatch.setattr(packing, "GROUP_TEXTS", 4)
     images, texts = some_of_each()
     module, mesh = MODELS[name][0](**MODELS[name][1]), make_mesh(devices=jax.devices()[:devices])
     params = module.init(jax.random.key(0), images, texts)
-    coarse = [np.asarray(module.apply(params, x, method="coarse")) for x in (images, texts)]
-    programs = rerank.compile_reranker(functools.partial(module.apply, method="tile"), mesh)
+    coarse = [np.asarray(module.apply(params, x, method="embed")) for x in (images, texts)]
+    programs = rerank.compile_reranker(functools.partial(module.apply, method="score_tile"), mesh)
     two_images = 4 * 2 * N * packing.GROUP_WORDS / 2**20
     found = rerank.score_candidates(programs, params, images, texts, *coarse, 3, mesh, two_images)
     scores = np.asarray(jax.jit(module.apply)(params, images, texts))
@@ -59,16 +59,16 @@ def test_what_is_shortlisted_is_scored_as_all_pairs_are(name, devices, monkeypat
 def test_levels_are_taken_from_the_scores_of_both_stages():
     """A background, whose levels are no part of a tile."""
     config = get_config("model=mefn,smoke")
-    config.matcher.background = 4
+    config.matcher.hub_vectors = 4
     model, (images, texts) = build_model(config, 100), some_of_each()
     params = {"matcher": model.matcher.init(jax.random.key(0), images, texts)["params"]}
     evaluator = Evaluator(model, None, config, make_mesh(devices=jax.devices()[:2]))
     expected = np.asarray(jax.jit(model.score)(params, images, texts))
-    levels = evaluator.levels(params, images, texts)
+    levels = evaluator.hub_offsets(params, images, texts)
     assert min(np.ptp(x) for x in levels) > 1e-3
     scores = evaluator.scores(params, images, texts)(slice(2, 7), slice(3, CAPTIONS))
     np.testing.assert_allclose(scores, expected[2:7, 3:], atol=1e-5)
-    found = evaluator.shortlists(params, images, texts, 4)
+    found = evaluator.rerank(params, images, texts, 4)
     np.testing.assert_allclose(found.scores, np.take_along_axis(expected.T, found.images, 1), atol=1e-5)
 
 

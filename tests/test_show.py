@@ -57,7 +57,13 @@ def test_histogram_counts_every_caption_once():
 def test_the_sheet_frames_positives_and_marks_unknown_words():
     ids, mask = TOKENIZER(["a dog", "☃ cat", "a cat"])
     pixels = np.full((3, 8, 8, 3), 255, np.uint8)
-    batch = {"images": pixels, "ids": ids, "mask": mask, "owner": np.array([4, 7, 4]), "caption": np.arange(3)}
+    batch = {
+        "images": pixels,
+        "text": ids,
+        "text_mask": mask,
+        "image_index": np.array([4, 7, 4]),
+        "caption_index": np.arange(3),
+    }
     drawn = np.asarray(sheet.draw_batch(batch, TOKENIZER, columns=3))
 
     def coloured(column, colour):
@@ -84,11 +90,11 @@ def test_the_command_shows_regions_and_scenes_and_names_what_cannot_be_written(t
         write_precomp(data, split, images, shape=(5, 8))
     out = tmp_path / "new" / "sheet.png"
     options = (f"--config.data.dir={data}", "--config.image.arch=regions", "--config.train.batch_size=20")
-    text = command("-m mefn_jax.data.show", "--config=configs/flickr8k.py", *options, f"--out={out}").stdout
+    text = command("-m mefn_jax.show_data", "--config=configs/flickr8k.py", *options, f"--out={out}").stdout
     for line in ("train               8          40           5", "testall             3          15", "wrote"):
         assert line in text
     assert Image.open(out).size[0] > 1000
-    bad = command("-m mefn_jax.data.show", "--config=configs/shapes.py:smoke", f"--out={tmp_path}/x.doc", check=False)
+    bad = command("-m mefn_jax.show_data", "--config=configs/shapes.py:smoke", f"--out={tmp_path}/x.doc", check=False)
     assert "x.doc: cannot be written as an image" in bad.stderr
-    bad = command("-m mefn_jax.data.show", "--config=configs/shapes.py:smoke", "--out=gs://b/x.png", check=False)
+    bad = command("-m mefn_jax.show_data", "--config=configs/shapes.py:smoke", "--out=gs://b/x.png", check=False)
     assert "--out=gs://b/x.png" in bad.stderr

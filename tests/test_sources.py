@@ -111,10 +111,10 @@ def test_each_source_trains_and_evaluates(source, tmp_path, command):
     if source == "karpathy":
         assert "kept the first 5 captions of 27 images that have more" in text
     split = Dataset(out).split("val")
-    assert split.captions == split.images * (2 if source == "table" else 5)
+    assert split.num_captions == split.num_images * (2 if source == "table" else 5)
     command("train.py", *SMOKE, f"--config.data.dir={out}", f"--workdir={tmp_path / 'run'}")
     table_text = command("eval.py", f"--workdir={tmp_path / 'run'}", "--split=dev").stdout
-    assert f"val: {split.images} images, {split.captions} captions" in table_text
+    assert f"val: {split.num_images} images, {split.num_captions} captions" in table_text
 
 
 def broken_karpathy(root, change):

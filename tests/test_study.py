@@ -34,37 +34,37 @@ def write_words(root, split, captions, width=6, dtype=np.float16):
 def data(tmp_path):
     """Regions of 20 images, and the words of their captions."""
     write_precomp(tmp_path / "regions", "train", 20, shape=(9, 7))
-    captions = Dataset(tmp_path / "regions").split("train").texts()
+    captions = Dataset(tmp_path / "regions").split("train").all_captions()
     return tmp_path, write_words(tmp_path / "words", "train", captions)
 
 
 def test_cached_words_are_read_by_caption_and_cut_to_length(data):
     root, words = data
-    split = Dataset(root / "regions", words=str(root / "words"), max_words=4).split("train")
-    found, mask = split.words.read(np.array([7, 0, 99]))
+    split = Dataset(root / "regions", cached_text=str(root / "words"), max_tokens=4).split("train")
+    found, mask = split.cached_text.read(np.array([7, 0, 99]))
     assert (found.shape, found.dtype) == ((3, 4, 6), np.float16)
     for k, caption in enumerate((7, 0, 99)):
         assert mask[k].sum() == min(4, len(words[caption]))
         np.testing.assert_array_equal(found[k][mask[k]], words[caption][:4])
         assert not found[k][~mask[k]].any()
     batch = pipeline.training_dataset(split, None, None, 8, seed=0)[3]
-    expected, mask = split.words.read(batch["caption"])
-    np.testing.assert_array_equal(batch["ids"], expected)
-    np.testing.assert_array_equal(batch["mask"], mask)
+    expected, mask = split.cached_text.read(batch["caption_index"])
+    np.testing.assert_array_equal(batch["text"], expected)
+    np.testing.assert_array_equal(batch["text_mask"], mask)
 
 
 def test_held_out_images_are_the_last_of_train_and_leave_it(data):
     root, words = data
-    dataset = Dataset(root / "regions", hold_out=5, words=str(root / "words"), max_words=9)
+    dataset = Dataset(root / "regions", held_out_images=5, cached_text=str(root / "words"), max_tokens=9)
     train, held = dataset.split("train"), dataset.split(HELD_OUT)
-    assert (train.images, held.images, train.captions, held.captions) == (15, 5, 75, 25)
+    assert (train.num_images, held.num_images, train.num_captions, held.num_captions) == (15, 5, 75, 25)
     whole = Dataset(root / "regions").split("train")
-    assert train.texts() + held.texts() == whole.texts()
-    np.testing.assert_array_equal(held.records.read(held.rows), whole.records.read(whole.rows[15:]))
-    np.testing.assert_array_equal(held.words.read(np.array([3]))[0][0][: len(words[78])], words[78])
+    assert train.all_captions() + held.all_captions() == whole.all_captions()
+    np.testing.assert_array_equal(held.records.read(held.record_ids), whole.records.read(whole.record_ids[15:]))
+    np.testing.assert_array_equal(held.cached_text.read(np.array([3]))[0][0][: len(words[78])], words[78])
     np.testing.assert_array_equal(held.caption_image, np.repeat(np.arange(5), 5))
-    with pytest.raises(DataError, match=r"data.hold_out=20: train has 20 images"):
-        Dataset(root / "regions", hold_out=20).split("train")
+    with pytest.raises(DataError, match=r"data.held_out_images=20: train has 20 images"):
+        Dataset(root / "regions", held_out_images=20).split("train")
 
 
 def test_words_that_do_not_fit_are_refused(data):
@@ -72,7 +72,9 @@ def test_words_that_do_not_fit_are_refused(data):
 
     def complaint():
         with pytest.raises(DataError) as e:
-            Dataset(root / "regions", words=str(root / "words"), max_words=4).split("train").words.read([2])
+            Dataset(root / "regions", cached_text=str(root / "words"), max_tokens=4).split("train").cached_text.read(
+                [2]
+            )
         return str(e.value)
 
     captions = (root / "words" / "train_caps.txt").read_text()
@@ -142,23 +144,23 @@ def test_the_study_by_its_commands(tmp_path, towers, command):
         (regions / f"{split}_caps.txt").write_text("".join(f"{line}\n" for line in lines))
     data = f"--config.data.dir={regions}"
     bert = ("--config=configs/precomputed.py:smoke,text=bert", data, f"--config.text.pretrained={towers / 'bert'}")
-    bert += ("--config.text.max_words=10",)
+    bert += ("--config.text.max_tokens=10",)
     command("-m mefn_jax.precompute", *bert, f"--out={words}", "--splits=train,val")
-    frozen = (CONFIG, data, f"--config.data.words={words}", "--config.embed_dim=8", "--config.text.max_words=10")
+    frozen = (CONFIG, data, f"--config.data.cached_text={words}", "--config.embed_dim=8", "--config.text.max_tokens=10")
 
     linear = command(
-        "-m mefn_jax.linear_map", *frozen, "--split=val", "--hold_out=6", f"--out={runs / 'linear'}"
+        "-m mefn_jax.evaluation.cca_baseline", *frozen, "--split=val", "--held_out_images=6", f"--out={runs / 'linear'}"
     ).stdout
     assert "chosen on 6 held-out images" in linear
     assert json.loads((runs / "linear" / "metrics.json").read_text())["protocol"]["images"] == 8
 
-    sweep = ("-m mefn_jax.sweep", *frozen, "--config.train.ema=0.5", "--config.train.steps=4", "--split=val")
+    sweep = ("-m mefn_jax.sweep", *frozen, "--config.train.ema_decay=0.5", "--config.train.steps=4", "--split=val")
     sweep += ("--models=vsepp,mefn", "--seeds=0", f"--out={runs}")
     lines = command(*sweep).stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == ["vsepp seed 0", "mefn seed 0"]
     log = (runs / "mefn" / "0" / "log.txt").read_text()
     assert "starting from a linear map of 24 training images and 120 captions" in log
-    assert "background_scale" in log
+    assert "hub_scale" in log
     assert [line.endswith("(was done)") for line in command(*sweep).stdout.splitlines()] == [True, True]
 
     # What is averaged is evaluated beside what is trained.
@@ -191,10 +193,10 @@ def test_precomputed_regions_with_a_text_tower(text, tmp_path, towers, command):
         (tmp_path / "x" / f"{split}_caps.txt").write_text("".join(f"{line}\n" for line in lines))
     options = [f"{CONFIG},text={text.split()[-1]}", f"--config.data.dir={tmp_path / 'x'}", "--config.train.steps=2"]
     if text != "gru":
-        options += [f"--config.text.pretrained={towers / 'bert'}", "--config.text.max_words=10"]
+        options += [f"--config.text.pretrained={towers / 'bert'}", "--config.text.max_tokens=10"]
         options += ["--config.embed_dim=8"]
     if text.startswith("frozen"):
-        options += ['--config.train.multipliers=("text/backbone:0",)']
+        options += ['--config.train.lr_multipliers=("text/backbone:0",)']
     said = command("train.py", *options, f"--workdir={tmp_path / 'run'}").stdout
     assert ("starting from a linear map" in said) == (text != "gru")
     assert "done: 2 steps" in said
@@ -214,8 +216,8 @@ def test_a_failed_run_is_named_and_the_others_go_on(tmp_path, command):
 
 def test_a_part_of_cached_words_maps_the_same_file(data):
     root, words = data
-    split = Dataset(root / "regions", words=str(root / "words"), max_words=9).split("train")
-    part = split.words.part(10, 20)
+    split = Dataset(root / "regions", cached_text=str(root / "words"), max_tokens=9).split("train")
+    part = split.cached_text.take(10, 20)
     again = cached_words.CachedText.__new__(cached_words.CachedText)
     again.__setstate__(part.__getstate__())
     assert len(part) == len(again) == 10

@@ -35,11 +35,11 @@ def ranks(mesh) -> dict[str, np.ndarray]:
     images = jax.tree.map(lambda x: np.concatenate([x[:-1], x[:1]]), images)
     module = MEFN()
     params = jax.tree.map(np.asarray, module.init(jax.random.key(0), images, texts))
-    step = compile_tile_scorer(functools.partial(module.apply, method="tile"), mesh, 0.005)
+    step = compile_tile_scorer(functools.partial(module.apply, method="score_tile"), mesh, 0.005)
     scores = TiledScores(functools.partial(step, params), images, texts, mesh)
     found = rank(scores, np.arange(40) % 24, best=5)
     i2t, t2i = found.counts[1]
-    return {"i2t": i2t, "t2i": t2i, "captions": found.captions.positions, "images": found.images.positions}
+    return {"i2t": i2t, "t2i": t2i, "captions": found.top_captions.positions, "images": found.top_images.positions}
 
 
 def main(prepared, port, index, out):

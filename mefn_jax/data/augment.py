@@ -22,21 +22,21 @@ class Augment:
     Attributes:
         crop: the smallest share of the image's area that a random crop keeps; 1: no random crop.
         flip: the chance that the image is mirrored.
-        colour: strength s of brightness, contrast and saturation, whose factors are uniform in [1 - s, 1 + s].
-        words: the chance that a word is masked, replaced or dropped (`words.alter`).
-        regions: the chance that a region is left out (`encoders.regions.leave_out`, on the device).
+        color_jitter: strength s of brightness, contrast and saturation, whose factors are uniform in [1 - s, 1 + s].
+        word_noise: the chance that a word is masked, replaced or dropped (`words.alter`).
+        region_dropout: the chance that a region is left out (`encoders.regions.leave_out`, on the device).
     """
 
     crop: float = 1.0
     flip: float = 0.0
-    colour: float = 0.0
-    words: float = 0.0
-    regions: float = 0.0
+    color_jitter: float = 0.0
+    word_noise: float = 0.0
+    region_dropout: float = 0.0
 
     @property
-    def of_pixels(self) -> bool:
+    def changes_pixels(self) -> bool:
         """Whether anything changes pixels."""
-        return self.crop < 1 or self.flip > 0 or self.colour > 0
+        return self.crop < 1 or self.flip > 0 or self.color_jitter > 0
 
 
 def draw_crop_box(rng: np.random.Generator, sides: tuple[int, int], smallest: float) -> tuple[int, int, int, int]:

@@ -36,21 +36,21 @@ class Resize:
 
     Attributes:
         size: pixels of its side.
-        fit: "crop" scales the shorter side to `size / crop` pixels and cuts the centre square out; "squash" scales both
+        mode: "crop" scales the shorter side to `size / crop` pixels and cuts the centre square out; "squash" scales both
             sides to `size`, whatever the image's shape.
         crop: the share of the shorter side that is kept.
         resample: a name of RESAMPLE.
     """
 
     size: int
-    fit: str = "crop"
+    mode: str = "crop"
     crop: float = 1.0
     resample: str = "bilinear"
 
 
 def resize_from_config(image) -> Resize:
     """What `config.image` says of resizing."""
-    return Resize(image.size, image.fit, image.crop, image.resample)
+    return Resize(image.size, image.resize, image.crop, image.resample)
 
 
 def decode(
@@ -63,7 +63,7 @@ def decode(
 ) -> np.ndarray:
     """Decodes, turns upright as its EXIF says, and resizes: uint8 `(size, size, 3)`, RGB.
 
-    With `augment` (which needs `rng`) a random box takes the place of `resize.fit` if `augment.crop` is under 1, and
+    With `augment` (which needs `rng`) a random box takes the place of `resize.mode` if `augment.crop` is under 1, and
     flip and colours follow; `may_flip=False` forbids the flip ("left of" would become wrong) and changes no other draw.
     Raises DataError naming the image (`name`) if it is not a complete image, or one of absurd size.
     """
@@ -72,13 +72,15 @@ def decode(
         source = _Source(data)
         if augment is None:
             return _resize_whole(source, resize)
-        flip, factors = draw_flip(rng, augment.flip), draw_color_factors(rng, augment.colour)
+        flip, factors = draw_flip(rng, augment.flip), draw_color_factors(rng, augment.color_jitter)
         box = draw_crop_box(rng, source.sides, augment.crop)
         pixels = _resize_box(source, box, resize) if augment.crop < 1 else _resize_whole(source, resize)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise DataError(f"image {name!r} cannot be decoded ({e}); replace it, or set data.skip_bad=True") from None
+        raise DataError(
+            f"image {name!r} cannot be decoded ({e}); replace it, or set data.skip_undecodable=True"
+        ) from None
     pixels = cv2.flip(pixels, 1) if flip and may_flip else pixels
-    return apply_color_jitter(pixels, factors) if augment.colour else pixels
+    return apply_color_jitter(pixels, factors) if augment.color_jitter else pixels
 
 
 class _Source:
@@ -146,7 +148,7 @@ def _resize_whole(source: _Source, resize: Resize) -> np.ndarray:
     """The image, or the centre of it, as `resize` says."""
     shorter = round(resize.size / resize.crop)
     image = Image.fromarray(source.pixels(_reduction(source.sides, shorter)))
-    box = (0, 0, *image.size) if resize.fit == "squash" else _centre(image.size, shorter, resize.size)
+    box = (0, 0, *image.size) if resize.mode == "squash" else _centre(image.size, shorter, resize.size)
     return np.asarray(image.resize((resize.size,) * 2, RESAMPLE[resize.resample], box=box, reducing_gap=2.0))
 
 

@@ -24,7 +24,7 @@ class LoadBatch(grain.transforms.Map):
     def __init__(self, split: Split, order, size: int, rows, tokenizer: Tokenizer, resize, augment, seed: int):
         self.split, self.order, self.size, self.rows = split, order, size, rows
         self.resize, self.augment, self.seed = resize, augment or Augment(), seed
-        self.encoded = None if split.words else EncodedCaptions(tokenizer, split.captions)
+        self.encoded = None if split.cached_text else EncodedCaptions(tokenizer, split.num_captions)
 
     def map(self, step: int) -> dict:
         """The rows of a step."""
@@ -35,26 +35,34 @@ class LoadBatch(grain.transforms.Map):
         records = [self.split.record(image) for image in owners]
         ids, mask = self._texts(records, owners, epochs, captions)
         pictures = self._pictures(records, owners, epochs, captions)
-        return {"images": pictures, "ids": ids, "mask": mask, "owner": owners, "caption": captions, "epoch": epochs}
+        return {
+            "images": pictures,
+            "text": ids,
+            "text_mask": mask,
+            "image_index": owners,
+            "caption_index": captions,
+            "epoch": epochs,
+        }
 
     def _texts(self, records, owners, epochs, captions) -> tuple[np.ndarray, np.ndarray]:
-        if self.split.words:
-            return self.split.words.read(captions)
-        numbers = captions - self.split.first[owners]
+        if self.split.cached_text:
+            return self.split.cached_text.read(captions)
+        numbers = captions - self.split.caption_offsets[owners]
         texts = [record["captions"][number] for record, number in zip(records, numbers, strict=True)]
         ids, mask, numbered = self.encoded(captions, texts)
-        if not self.augment.words:
+        if not self.augment.word_noise:
             return ids, mask
         rows = zip(ids, mask, numbered, self._rngs(WORDS, epochs, captions), strict=True)
         altered = [
-            word_augment.add_word_noise(*row[:3], self.augment.words, row[3], self.encoded.tokenizer) for row in rows
+            word_augment.add_word_noise(*row[:3], self.augment.word_noise, row[3], self.encoded.tokenizer)
+            for row in rows
         ]
         return tuple(np.stack(x) for x in zip(*altered, strict=True))
 
     def _pictures(self, records, owners, epochs, captions) -> np.ndarray:
         if self.split.region_width:
-            return self.split.records.read(self.split.rows[owners])
-        if not self.augment.of_pixels:
+            return self.split.records.read(self.split.record_ids[owners])
+        if not self.augment.changes_pixels:
             return np.stack([images.decode(record["image"], self.resize, record["image_id"]) for record in records])
         rows = zip(records, self._rngs(IMAGE, epochs, captions), strict=True)
         return np.stack(
@@ -90,17 +98,17 @@ def training_dataset(
     batch_size: int,
     seed: int,
     rows: np.ndarray | None = None,
-    twins_together=False,
+    pair_twins=False,
     augment: Augment | None = None,
 ):
     """This process's rows of every global batch, by step: `dataset[k]` is the batch of step k, without end.
 
     `batch_size` is the global one; `rows` are this process's of it, ascending; by default all. Every pass visits
     each (image, caption) pair once, in a new order of all of them.
-    `twins_together` (drawn scenes) shuffles captions two by two, a caption with that of the twin: even batches then
+    `pair_twins` (drawn scenes) shuffles captions two by two, a caption with that of the twin: even batches then
     hold both.
     """
-    order = shuffle_twin_pairs(split, seed) if twins_together else Shuffled(np.arange(split.captions)[:, None], seed)
+    order = shuffle_twin_pairs(split, seed) if pair_twins else Shuffled(np.arange(split.num_captions)[:, None], seed)
     steps = PASSES * (len(order) // batch_size + 1)
     rows = np.arange(batch_size) if rows is None else rows
     return grain.MapDataset.range(steps).map(
@@ -112,7 +120,7 @@ def training_dataset_from_config(config, split: Split, tokenizer: Tokenizer, row
     """`training_dataset` of a configuration."""
     d, t = config.data, config.train
     resize, augment = images.resize_from_config(config.image), Augment(**config.augment)
-    return training_dataset(split, tokenizer, resize, t.batch_size, t.seed, rows, d.twins_together, augment)
+    return training_dataset(split, tokenizer, resize, t.batch_size, t.seed, rows, d.pair_twins, augment)
 
 
 class Shuffled:
@@ -149,11 +157,11 @@ def shuffle_twin_pairs(split: Split, seed: int) -> Shuffled:
     """All captions in twos: of a scene and its twin with the same number, the others as they come. An odd one out is
     its own partner, and is visited twice."""
     twin = split.twins()
-    firsts = np.flatnonzero(twin > np.arange(split.images))
+    firsts = np.flatnonzero(twin > np.arange(split.num_images))
     of = [
-        (split.first[i] + k, split.first[twin[i]] + k)
+        (split.caption_offsets[i] + k, split.caption_offsets[twin[i]] + k)
         for i in firsts
-        for k in range(split.first[i + 1] - split.first[i])
+        for k in range(split.caption_offsets[i + 1] - split.caption_offsets[i])
     ]
     alone = np.flatnonzero(twin[split.caption_image] < 0)
     alone = np.append(alone, alone[-1:]) if len(alone) % 2 else alone
@@ -179,18 +187,18 @@ def image_batches(split: Split, resize: images.Resize, batch_size: int, threads:
 
     def load(first):
         # A share that lies beyond the end has the last image, which is no row of the result.
-        chosen = np.minimum(first + rows, split.images - 1)
-        chosen = chosen[: max(1, np.sum(first + rows < split.images))]
+        chosen = np.minimum(first + rows, split.num_images - 1)
+        chosen = chosen[: max(1, np.sum(first + rows < split.num_images))]
         if split.region_width:
-            return split.records.read(split.rows[chosen])
+            return split.records.read(split.record_ids[chosen])
         records = [split.record(k) for k in chosen]
         return np.stack([images.decode(r["image"], resize, r["image_id"]) for r in records])
 
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    firsts = range(start, split.images, batch_size)
-    batches = grain.MapDataset.range(start, split.images, batch_size).map(load).to_iter_dataset(read)
+    firsts = range(start, split.num_images, batch_size)
+    batches = grain.MapDataset.range(start, split.num_images, batch_size).map(load).to_iter_dataset(read)
     for first, loaded in zip(firsts, batches, strict=True):
-        yield pad_rows(loaded, len(rows)), min(batch_size, split.images - first)
+        yield pad_rows(loaded, len(rows)), min(batch_size, split.num_images - first)
 
 
 def text_batches(captions: list[str], tokenizer: Tokenizer, batch_size: int):
@@ -202,11 +210,11 @@ def text_batches(captions: list[str], tokenizer: Tokenizer, batch_size: int):
 
 def caption_batches(split: Split, tokenizer: Tokenizer, batch_size: int):
     """The captions of a split in order, `(ids or cached words, mask, number)`, the last batch padded likewise."""
-    if not split.words:
-        yield from text_batches(split.texts(), tokenizer, batch_size)
+    if not split.cached_text:
+        yield from text_batches(split.all_captions(), tokenizer, batch_size)
         return
-    for start in range(0, split.captions, batch_size):
-        found, mask = split.words.read(np.arange(start, min(start + batch_size, split.captions)))
+    for start in range(0, split.num_captions, batch_size):
+        found, mask = split.cached_text.read(np.arange(start, min(start + batch_size, split.num_captions)))
         yield pad_rows(found, batch_size), pad_rows(mask, batch_size), len(found)
 
 

@@ -13,15 +13,15 @@ _FRAMES = ((214, 39, 40), (31, 119, 180), (44, 160, 44), (148, 103, 189), (255, 
 def draw_batch(batch: dict, tokenizer: Tokenizer, columns: int = 6) -> Image.Image:
     """The rows of a batch of `pipeline.training_dataset`, numbered. Rows of one image, positives of one another, have
     a frame of one colour. Unknown and masked tokens are red."""
-    number = len(batch["ids"])
+    number = len(batch["text"])
     rows = -(-number // columns)
     height = _PICTURE + _LINE * (_LINES + 2) + _GAP
     sheet = Image.new("RGB", (columns * _CELL + _GAP, rows * height + _GAP), _PAPER)
-    frames = _frames(batch["owner"])
+    frames = _frames(batch["image_index"])
     for k in range(number):
         left, top = _GAP + k % columns * _CELL, _GAP + k // columns * height
-        others = [int(j) for j in np.flatnonzero(batch["owner"] == batch["owner"][k]) if j != k]
-        _cell(sheet, left, top, batch, k, tokenizer, others, frames.get(int(batch["owner"][k])))
+        others = [int(j) for j in np.flatnonzero(batch["image_index"] == batch["image_index"][k]) if j != k]
+        _cell(sheet, left, top, batch, k, tokenizer, others, frames.get(int(batch["image_index"][k])))
     return sheet
 
 
@@ -40,7 +40,7 @@ def _cell(sheet, left, top, batch, k, tokenizer, others, frame) -> None:
     pen.text((left, top + _PICTURE + 4), title, _INK, font)
     said = f"positives: rows {', '.join(map(str, others))}" if others else "positives: its own alone"
     pen.text((left, top + _PICTURE + 4 + _LINE), said, frame or _GREY, font)
-    _words(pen, left, top + _PICTURE + 4 + 2 * _LINE, tokenizer.tokens(batch["ids"][k][batch["mask"][k]]), font)
+    _words(pen, left, top + _PICTURE + 4 + 2 * _LINE, tokenizer.tokens(batch["text"][k][batch["text_mask"][k]]), font)
 
 
 def to_picture(x: np.ndarray) -> Image.Image:

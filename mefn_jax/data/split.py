@@ -8,68 +8,74 @@ import numpy as np
 
 @dataclasses.dataclass
 class Split:
-    """Image k has captions `first[k] : first[k + 1]` of the split, in source order.
+    """Image k has captions `caption_offsets[k] : caption_offsets[k + 1]` of the split, in source order.
 
     Attributes:
         name: "train", "val", "test", or what else the source calls it.
         records: random access to `{image: bytes | regions: (N, C), captions: [str], image_id: str, scene: dict or
             None}`; it is sent to the processes that read.
-        rows: int64 `(I,)`, the record of each image (all, unless bad images are left out).
-        first: int64 `(I + 1,)`, the number of captions before each image.
+        record_ids: int64 `(I,)`, the record of each image (all, unless bad images are left out).
+        caption_offsets: int64 `(I + 1,)`, the number of captions before each image.
         skipped: names of images left out because they cannot be decoded.
         region_width: C, the width of precomputed regions; 0 for images.
         source_order: whether images stand in the order of the source, so that consecutive folds are the published ones.
-        words: the captions' words as a frozen text tower has written them (`CachedWords`); None where captions are to
+        cached_text: the captions' words as a frozen text tower has written them (`CachedWords`); None where captions are to
             be encoded.
     """
 
     name: str
     records: object
-    rows: np.ndarray
-    first: np.ndarray
+    record_ids: np.ndarray
+    caption_offsets: np.ndarray
     skipped: list[str] = dataclasses.field(default_factory=list)
     region_width: int = 0
     source_order: bool = True
-    words: object = None
+    cached_text: object = None
 
     @property
-    def images(self) -> int:
+    def num_images(self) -> int:
         """I, how many images the split has."""
-        return len(self.rows)
+        return len(self.record_ids)
 
     @property
-    def captions(self) -> int:
+    def num_captions(self) -> int:
         """C, how many captions the split has."""
-        return int(self.first[-1])
+        return int(self.caption_offsets[-1])
 
     @functools.cached_property
     def caption_image(self) -> np.ndarray:
         """The image of each caption, int32 `(C,)`."""
-        return np.repeat(np.arange(self.images, dtype=np.int32), np.diff(self.first))
+        return np.repeat(np.arange(self.num_images, dtype=np.int32), np.diff(self.caption_offsets))
 
     def record(self, image: int) -> dict:
         """`{image: bytes | regions: (N, C), captions, image_id, scene}` of an image by its position."""
-        return self.records[int(self.rows[image])]
+        return self.records[int(self.record_ids[image])]
 
-    def texts(self) -> list[str]:
+    def all_captions(self) -> list[str]:
         """All captions in order; reads every record."""
-        return [caption for k in range(self.images) for caption in self.record(k)["captions"]]
+        return [caption for k in range(self.num_images) for caption in self.record(k)["captions"]]
 
     def twins(self) -> np.ndarray:
         """Drawn scenes: the position of each image's twin, int64 `(I,)`, -1 for none."""
-        twin = np.full(self.images, -1)
-        for k in range(self.images):
+        twin = np.full(self.num_images, -1)
+        for k in range(self.num_images):
             scene = self.record(k)["scene"]
-            if scene and scene["twin"] and scene["twin"]["index"] < self.images:
+            if scene and scene["twin"] and scene["twin"]["index"] < self.num_images:
                 twin[k] = scene["twin"]["index"]
         return twin
 
-    def head(self, number: int) -> "Split":
+    def first_images(self, number: int) -> "Split":
         """The split's first images alone; all for 0."""
-        return self.part(self.name, 0, number) if 0 < number < self.images else self
+        return self.take(self.name, 0, number) if 0 < number < self.num_images else self
 
-    def part(self, name: str, start: int, stop: int) -> "Split":
+    def take(self, name: str, start: int, stop: int) -> "Split":
         """The images `start : stop` alone, as a split `name`."""
-        first = self.first[start : stop + 1]
-        words = self.words and self.words.part(first[0], first[-1])
-        return dataclasses.replace(self, name=name, rows=self.rows[start:stop], first=first - first[0], words=words)
+        offsets = self.caption_offsets[start : stop + 1]
+        cached_text = self.cached_text and self.cached_text.take(offsets[0], offsets[-1])
+        return dataclasses.replace(
+            self,
+            name=name,
+            record_ids=self.record_ids[start:stop],
+            caption_offsets=offsets - offsets[0],
+            cached_text=cached_text,
+        )

@@ -37,7 +37,7 @@ def compute_statistics(split: Split, tokenizer: Tokenizer) -> Statistics:
     """Reads all captions of a split, with a progress bar on a terminal."""
     t = tokenizer
     whole = Tokenizer(t.json, WHOLE, t.lower_case, t.punctuation)
-    raw = [c for k in tqdm(range(split.images), split.name, disable=None) for c in split.record(k)["captions"]]
+    raw = [c for k in tqdm(range(split.num_images), split.name, disable=None) for c in split.record(k)["captions"]]
     lengths, unknown = [], []
     for start in range(0, len(raw), CAPTIONS_PER_CHUNK):
         ids, mask = whole(raw[start : start + CAPTIONS_PER_CHUNK])
@@ -45,7 +45,7 @@ def compute_statistics(split: Split, tokenizer: Tokenizer) -> Statistics:
         unknown.append(np.zeros(len(ids), int) if t.unknown is None else (ids == t.unknown).sum(1))
     texts = [normalize_caption(c, t.lower_case, t.punctuation) for c in raw]
     sides = float(np.mean([mentions_side(c) for c in raw]))
-    return Statistics(texts, np.diff(split.first), np.concatenate(lengths), np.concatenate(unknown), sides)
+    return Statistics(texts, np.diff(split.caption_offsets), np.concatenate(lengths), np.concatenate(unknown), sides)
 
 
 def format_statistics(found: dict[str, Statistics], tokenizer: Tokenizer) -> list[str]:
@@ -55,7 +55,7 @@ def format_statistics(found: dict[str, Statistics], tokenizer: Tokenizer) -> lis
     for name, s in found.items():
         each = str(s.each.min()) if s.each.min() == s.each.max() else f"{s.each.min()} to {s.each.max()}"
         cells = [f"{len(s.each):,}", f"{len(s.lengths):,}", each, f"{s.lengths.mean():.1f}", f"{s.lengths.max()}"]
-        cells += [f"{100 * x:.2f} %" for x in (np.mean(s.lengths > tokenizer.max_words), unknown_fraction(s), s.sides)]
+        cells += [f"{100 * x:.2f} %" for x in (np.mean(s.lengths > tokenizer.max_tokens), unknown_fraction(s), s.sides)]
         lines.append(f"{name:9}" + "".join(f"{c:>12}" for c in cells))
     lines += ["", *_examples(found)]
     lines += ["captions by their wordpieces:", *format_histogram(np.concatenate([s.lengths for s in found.values()]))]

@@ -49,11 +49,11 @@ def train_tokenizer(captions: list[str], vocab_size: int, lower_case: bool, punc
 class Tokenizer:
     """Encodes captions to `[CLS] wordpieces [SEP] [PAD]...` of one length.
 
-    `json` is the text of a `tokenizer.json`; `max_words` the most wordpieces kept of a caption (without [CLS], [SEP]).
+    `json` is the text of a `tokenizer.json`; `max_tokens` the most wordpieces kept of a caption (without [CLS], [SEP]).
     """
 
-    def __init__(self, json: str, max_words: int, lower_case: bool, punctuation: str):
-        self.json, self.max_words = json, max_words
+    def __init__(self, json: str, max_tokens: int, lower_case: bool, punctuation: str):
+        self.json, self.max_tokens = json, max_tokens
         self.lower_case, self.punctuation = lower_case, punctuation
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json)
@@ -70,19 +70,19 @@ class Tokenizer:
         self.ordinary = np.array(sorted(known - special), np.int32)  # the ids that stand for text
 
     def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns `ids` int32 and `mask` bool, both `(B, max_words + 2)`; the mask covers [CLS] and [SEP] too."""
+        """Returns `ids` int32 and `mask` bool, both `(B, max_tokens + 2)`; the mask covers [CLS] and [SEP] too."""
         return self.encode(captions)[:2]
 
     def encode(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns `ids`, `mask`, and of which word each wordpiece is, int16 `(B, max_words + 2)`, -1 for none."""
+        """Returns `ids`, `mask`, and of which word each wordpiece is, int16 `(B, max_tokens + 2)`, -1 for none."""
         texts = [normalize_caption(c, self.lower_case, self.punctuation) for c in captions]
-        ids = np.full((len(texts), self.max_words + 2), self.pad, np.int32)
+        ids = np.full((len(texts), self.max_tokens + 2), self.pad, np.int32)
         mask, words = np.zeros(ids.shape, bool), np.full(ids.shape, -1, np.int16)
         for number, encoding in enumerate(self._tokenizer.encode_batch(texts, add_special_tokens=False)):
-            pieces = encoding.ids[: self.max_words]
+            pieces = encoding.ids[: self.max_tokens]
             ids[number, : len(pieces) + 2] = [self.cls, *pieces, self.sep]
             mask[number, : len(pieces) + 2] = True
-            words[number, 1 : len(pieces) + 1] = encoding.word_ids[: self.max_words]
+            words[number, 1 : len(pieces) + 1] = encoding.word_ids[: self.max_tokens]
         return ids, mask, words
 
     def tokens(self, ids) -> list[tuple[str, bool]]:
@@ -98,21 +98,21 @@ class Tokenizer:
 
     def pieces(self, caption: str) -> list[str]:
         """The wordpieces of one caption, in the order of the encoder's words."""
-        return self._all(caption)[: self.max_words]
+        return self._all(caption)[: self.max_tokens]
 
     def words(self, caption: str) -> tuple[list[str], np.ndarray]:
         """The words of one caption as they are written, and which of them each wordpiece is, int64 `(M,)`; words beyond
-        `max_words` pieces are left out."""
+        `max_tokens` pieces are left out."""
         text = normalize_caption(caption, self.lower_case, self.punctuation)
         found = self._tokenizer.encode(text, add_special_tokens=False)
-        numbers = np.unique(found.word_ids[: self.max_words], return_inverse=True)[1]
+        numbers = np.unique(found.word_ids[: self.max_tokens], return_inverse=True)[1]
         spans = [(0, 0)] * (numbers.max(initial=-1) + 1)
         for number, (start, stop) in zip(numbers, found.offsets, strict=False):
             spans[number] = (spans[number][0] if spans[number][1] else start, stop)
         return [text[start:stop].strip() for start, stop in spans], numbers
 
     def count(self, caption: str) -> int:
-        """How many wordpieces a caption has, those beyond `max_words` too."""
+        """How many wordpieces a caption has, those beyond `max_tokens` too."""
         return len(self._all(caption))
 
     def _all(self, caption: str) -> list[str]:
@@ -125,7 +125,7 @@ class EncodedCaptions:
 
     def __init__(self, tokenizer: Tokenizer, captions: int):
         self.tokenizer = tokenizer
-        shape = captions, tokenizer.max_words + 2
+        shape = captions, tokenizer.max_tokens + 2
         self._ids, self._words = np.zeros(shape, np.int32), np.zeros(shape, np.int16)
         self._lengths = np.zeros(captions, np.int16)  # 0: not encoded yet
 

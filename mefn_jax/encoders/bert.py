@@ -15,7 +15,7 @@ class BERT(Transformer, kw_only=True):
 
     vocab_size: int
     max_positions: int
-    segments: int = 2
+    type_vocab_size: int = 2
     pooler: bool = False
     eps: float = 1e-12
 
@@ -29,7 +29,7 @@ class BERT(Transformer, kw_only=True):
         x = embed(self.vocab_size, nn.initializers.normal(1.0), "words")(ids)
         x = x + embed(self.max_positions, _sine_table, "positions")(jnp.arange(ids.shape[1]))
         # Captions are one segment, yet BERT adds a segment embedding, and pretrained ones are not zero.
-        x = x + embed(self.segments, nn.initializers.normal(0.02), "segments")(jnp.zeros_like(ids))
+        x = x + embed(self.type_vocab_size, nn.initializers.normal(0.02), "segments")(jnp.zeros_like(ids))
         x = nn.LayerNorm(self.eps, dtype=self.dtype, name="norm")(x)
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
         x = self.blocks(x, mask, deterministic, pre_norm=False)

@@ -17,7 +17,7 @@ class ImageEncoder(nn.Module):
     Attributes:
         backbone: a Linen module `(pixels, deterministic) -> (grids [(B, h, w, C)], pooled (B, C))`.
         dim: D, the width of the joint space.
-        scales: for each scale the most rows and columns of regions. They are average-pooled from the backbone's last
+        region_grids: for each scale the most rows and columns of regions. They are average-pooled from the backbone's last
             grids (a ResNet's stages, finest first), or from its one grid (a ViT).
         mean, std: of the pixel channels, in [0, 1].
         pooling: what becomes `pooled`: "tower" for the backbone's own, else a name of `pooling.POOLINGS`, of regions.
@@ -26,7 +26,7 @@ class ImageEncoder(nn.Module):
 
     backbone: nn.Module
     dim: int
-    scales: tuple
+    region_grids: tuple
     mean: tuple
     std: tuple
     pooling: str = "tower"
@@ -35,7 +35,7 @@ class ImageEncoder(nn.Module):
     @nn.compact
     def __call__(self, pixels, deterministic=True, keys=None):
         """`keys (B,)` are the items' random keys in training."""
-        grids, pooled = self.states(pixels, deterministic)
+        grids, pooled = self.backbone_features(pixels, deterministic)
         positions = nn.Dense(self.dim, use_bias=False, name="positions")
         regions = []
         for k, grid in enumerate(grids):
@@ -50,8 +50,8 @@ class ImageEncoder(nn.Module):
             pooled = Pool(self.pooling, name="pooling")(regions, mask)
         return make_features(regions, mask, pooled)
 
-    def states(self, pixels, deterministic=True):
+    def backbone_features(self, pixels, deterministic=True):
         """The backbone's states before any projection: `(grids [(B, n, m, C)] by scale, pooled (B, C))`."""
         grids, pooled = self.backbone(normalize_pixels(pixels, self.mean, self.std), deterministic)
-        grids = grids * len(self.scales) if len(grids) == 1 else grids[-len(self.scales) :]
-        return [pool_grid(grid, most) for grid, most in zip(grids, self.scales, strict=True)], pooled
+        grids = grids * len(self.region_grids) if len(grids) == 1 else grids[-len(self.region_grids) :]
+        return [pool_grid(grid, most) for grid, most in zip(grids, self.region_grids, strict=True)], pooled

@@ -11,7 +11,6 @@ from mefn_jax.errors import ConfigError
 from mefn_jax.features import make_features, unit
 
 PROJECTIONS = ("linear", "mlp")
-TRANSFORMS = ("none", "root")
 
 
 def region_dropout(mask, keys, rate: float):
@@ -45,13 +44,13 @@ class RegionEncoder(nn.Module):
     dropout: float = 0.0
     channel_dropout: float = 0.0
     grid: int = 0
-    transform: str = "none"
+    power_norm: bool = False
 
     @nn.compact
     def __call__(self, regions, deterministic=True, keys=None, mask=None):
         """`keys (B,)` are the items' random keys in training; `mask` bool `(B, N)` says which regions exist, by default
         all."""
-        x, mask = self.states(regions, mask)
+        x, mask = self.backbone_features(regions, mask)
         mask = region_dropout(mask, keys, self.dropout)
         x = InputNorm(self.channel_dropout, name="input_norm")(x, deterministic)
         projected = nn.Dense(self.dim, name="regions")(x)
@@ -60,7 +59,7 @@ class RegionEncoder(nn.Module):
             projected = projected + nn.Dense(self.dim, name="mlp_out")(hidden)
         return make_features(projected, mask, Pool(self.pooling, name="pooling")(projected, mask))
 
-    def states(self, regions, mask=None):
+    def backbone_features(self, regions, mask=None):
         """What is projected: regions float32 `(B, N, C)`, pooled and transformed, and their mask bool `(B, N)`."""
         mask = jnp.ones(regions.shape[:2], bool) if mask is None else mask
         x = jnp.where(mask[..., None], regions, 0).astype(jnp.float32)  # a padded place may hold anything, NaN too
@@ -70,7 +69,7 @@ class RegionEncoder(nn.Module):
                 raise ConfigError(f"image.regions.grid={self.grid}: {x.shape[1]} regions an image are no square grid")
             x = pool_grid(x.reshape(-1, side, side, x.shape[-1]), self.grid).reshape(len(x), -1, x.shape[-1])
             mask = jnp.ones(x.shape[:2], bool)
-        if self.transform == "root":
+        if self.power_norm:
             x = unit(x)
             x = jnp.sign(x) * jnp.sqrt(jnp.abs(x))
         return x, mask

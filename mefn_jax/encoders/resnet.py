@@ -65,14 +65,14 @@ def max_pool_3x3(x):
 
 class Residual(nn.Module):
     """One residual block, `basic` (two 3 x 3) or `bottleneck` (1 x 1, 3 x 3, 1 x 1 at a quarter of the width), whose
-    stride sits on the 3 x 3, or with `stride_first` on the first 1 x 1 (v1). `skip` is the chance that training leaves
+    stride sits on the 3 x 3, or with `stride_in_1x1` on the first 1 x 1 (v1). `skip` is the chance that training leaves
     the branch out of an image (`skipped`)."""
 
     width: int
     stride: int
     bottleneck: bool
     norm: str = "group"
-    stride_first: bool = False
+    stride_in_1x1: bool = False
     skip: float = 0.0
     dtype: str = "float32"
 
@@ -83,7 +83,7 @@ class Residual(nn.Module):
             return make_norm(self.norm, width, self.dtype, name + "_norm")(y)
 
         if self.bottleneck:
-            first, second = (self.stride, 1) if self.stride_first else (1, self.stride)
+            first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
             y = nn.relu(normed(x, self.width // 4, 1, first, "conv_1"))
             y = nn.relu(normed(y, self.width // 4, 3, second, "conv_2"))
             y = normed(y, self.width, 1, 1, "conv_3")
@@ -100,7 +100,7 @@ class ResNet(nn.Module):
     (C2 to C5), and the mean of the last.
 
     `depths` and `widths` give the blocks and channels of each stage (ResNet-101: 3, 4, 23, 3 and 256, 512, 1024,
-    2048, bottleneck); every stage but the first (with `stride_all` the first too) halves the size. `stem_pool` adds the
+    2048, bottleneck); every stage but the first (with `downsample_first_stage` the first too) halves the size. `stem_pool` adds the
     original's 3 x 3 max-pooling after a 7 x 7 stem; without it the stem is 3 x 3 (small images). `norm` is "group" or
     "batch" (see above); stochastic_depth, dtype and remat are as in `Transformer`.
     """
@@ -111,8 +111,8 @@ class ResNet(nn.Module):
     bottleneck: bool
     stem_pool: bool
     norm: str = "group"
-    stride_first: bool = False
-    stride_all: bool = False
+    stride_in_1x1: bool = False
+    downsample_first_stage: bool = False
     stochastic_depth: float = 0.0
     dtype: str = "float32"
     remat: str = "none"
@@ -127,14 +127,14 @@ class ResNet(nn.Module):
         grids, done = [], 0
         for s, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for b in range(depth):
-                stride = 2 if (s > 0 or self.stride_all) and b == 0 else 1
+                stride = 2 if (s > 0 or self.downsample_first_stage) and b == 0 else 1
                 skip = stochastic_depth_rate(self.stochastic_depth, done, sum(self.depths))
                 x = block(
                     width,
                     stride,
                     self.bottleneck,
                     self.norm,
-                    self.stride_first,
+                    self.stride_in_1x1,
                     skip,
                     self.dtype,
                     name=f"stage_{s}_block_{b}",

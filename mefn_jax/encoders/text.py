@@ -26,7 +26,7 @@ class TextEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, ids, mask, deterministic=True):
-        words, word_mask, pooled = self.states(ids, mask, deterministic)
+        words, word_mask, pooled = self.backbone_features(ids, mask, deterministic)
         if self.dim:
             words = InputNorm(self.channel_dropout, name="input_norm")(words, deterministic)
             words = nn.Dense(self.dim, name="words")(words)
@@ -36,7 +36,7 @@ class TextEncoder(nn.Module):
             pooled = nn.Dense(self.dim, name="pooled")(pooled)
         return make_features(words, word_mask, pooled)
 
-    def states(self, ids, mask, deterministic=True):
+    def backbone_features(self, ids, mask, deterministic=True):
         """The backbone's states before any projection: words `(B, M, C)`, their mask `(B, M)`, pooled `(B, C)`."""
         hidden, pooled = self.backbone(ids, mask, deterministic)
         # Dropping the first column and one more True leaves the words: [SEP] sits behind the last one.
@@ -58,12 +58,12 @@ class CachedTextEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, words, mask, deterministic=True):
-        words, mask, _ = self.states(words, mask)
+        words, mask, _ = self.backbone_features(words, mask)
         words = InputNorm(self.channel_dropout, name="input_norm")(words, deterministic)
         words = nn.Dense(self.dim, name="words")(words)
         return make_features(words, mask, Pool(self.pooling, name="pooling")(words, mask))
 
-    def states(self, words, mask, deterministic=True):
+    def backbone_features(self, words, mask, deterministic=True):
         """As of `TextEncoder`: the words as they are, zero where masked, and their mean."""
         words = jnp.where(mask[..., None], words, 0).astype(jnp.float32)
         return words, mask, mean_pool(words, mask)

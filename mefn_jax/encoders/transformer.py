@@ -45,7 +45,7 @@ class SelfAttention(nn.Module):
     heads: int
     dropout: float = 0.0
     causal: bool = False
-    bias: bool = True  # of query, key and value
+    qkv_bias: bool = True  # of query, key and value
     dtype: str = "float32"
 
     @nn.compact
@@ -56,7 +56,7 @@ class SelfAttention(nn.Module):
         size = width // self.heads
         # One matrix for all heads: a product with a third axis is slower on CPUs.
         q, k, v = (
-            nn.Dense(width, self.bias, self.dtype, name=name)(x).reshape(
+            nn.Dense(width, self.qkv_bias, self.dtype, name=name)(x).reshape(
                 *x.shape[:2], self.heads, size
             )  # (B, L, H, C/H)
             for name in ("query", "key", "value")
@@ -84,7 +84,7 @@ class Block(nn.Module):
     eps: float = 1e-6
     activation: str = "gelu"
     causal: bool = False
-    bias: bool = True
+    qkv_bias: bool = True
     dtype: str = "float32"
 
     @nn.compact
@@ -92,7 +92,9 @@ class Block(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
 
         def attend(y):
-            attention = SelfAttention(self.heads, self.dropout, self.causal, self.bias, self.dtype, name="attention")
+            attention = SelfAttention(
+                self.heads, self.dropout, self.causal, self.qkv_bias, self.dtype, name="attention"
+            )
             return stochastic_depth(drop(attention(y, mask, deterministic)), self.skip, deterministic)
 
         def mlp(y):
@@ -144,7 +146,7 @@ class Transformer(nn.Module, kw_only=True):
     remat: str = "none"
 
     def blocks(self, x, mask, deterministic, **kind):
-        """All blocks on `x` `(B, L, C)`; `kind` are pre_norm, causal and bias of `Block`. Within a compact method."""
+        """All blocks on `x` `(B, L, C)`; `kind` are pre_norm, causal and qkv_bias of `Block`. Within a compact method."""
         block = with_remat(Block, self.remat, deterministic=3)
         for k in range(self.layers):
             x = block(

@@ -15,19 +15,19 @@ class ViT(Transformer, kw_only=True):
         patch: the patch size p; H and W must be multiples of it.
         stem: widths of 3 x 3 convolutions of stride 2 before the patches are cut (Xiao et al. 2021); empty for the
             original.
-        pool: what `pooled` is: "mean" of the grid, without a class token; the "class" token; "tanh" of a layer on it,
-            as in Hugging Face's ViT.
-        table: rows and columns of the position table, which is interpolated to the input's grid; () for the input's.
+        pool: what `pooled` is: "mean" of the grid, without a class token; the "class" token; "pooler", a
+            tanh layer on it, as in Hugging Face's ViT.
+        position_grid: rows and columns of the position table, which is interpolated to the input's grid; () for the input's.
         embed_norm: CLIP's norm before the first block, whose patches have no bias.
-        bias: of query, key and value.
+        qkv_bias: of query, key and value.
     """
 
     patch: int
     stem: tuple = ()
     pool: str = "mean"
-    table: tuple = ()
+    position_grid: tuple = ()
     embed_norm: bool = False
-    bias: bool = True
+    qkv_bias: bool = True
 
     @nn.compact
     def __call__(self, pixels, deterministic=True):
@@ -43,7 +43,7 @@ class ViT(Transformer, kw_only=True):
             x = jnp.concatenate([jnp.broadcast_to(first, (batch, 1, self.width)).astype(x.dtype), x], 1)
         if self.embed_norm:
             x = nn.LayerNorm(self.eps, dtype=self.dtype, name="embed_norm")(x)
-        x = self.blocks(x, None, deterministic, pre_norm=True, bias=self.bias)
+        x = self.blocks(x, None, deterministic, pre_norm=True, qkv_bias=self.qkv_bias)
         x = nn.LayerNorm(self.eps, dtype=self.dtype, name="norm")(x)
         grids = [x[:, -rows * columns :].reshape(batch, rows, columns, self.width)]
         if self.pool == "mean":
@@ -63,6 +63,6 @@ class ViT(Transformer, kw_only=True):
     def _positions(self, rows: int, columns: int):
         """Learned, but begun as sines as large as the patches' content (Beyer et al. 2022): from nearly nothing, the
         first norm would blow the noise of an empty patch up to the size of an object."""
-        old = self.table or (rows, columns)
+        old = self.position_grid or (rows, columns)
         table = self.param("positions", lambda _: grid_positions(*old, self.width).reshape(1, -1, self.width))
         return resize_positions(table[0], old, (rows, columns))[None]

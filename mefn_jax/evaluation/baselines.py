@@ -18,11 +18,11 @@ BINS = 6  # of each colour channel
 def caption_word_overlap(split: Split):
     """No pixels: a caption's words (tf-idf) against the words of the image's other captions. For the caption with
     number k of its image, every image is described by its captions but for its own number k."""
-    texts = [split.record(i)["captions"] for i in range(split.images)]
+    texts = [split.record(i)["captions"] for i in range(split.num_images)]
     bags = _tfidf([c for captions in texts for c in captions])
-    number = np.arange(split.captions) - split.first[split.caption_image]
+    number = np.arange(split.num_captions) - split.caption_offsets[split.caption_image]
     most = int(number.max()) + 1
-    described = np.zeros((most, split.images, bags.shape[1]), np.float32)  # (K, I, V)
+    described = np.zeros((most, split.num_images, bags.shape[1]), np.float32)  # (K, I, V)
     for k in range(most):
         np.add.at(described[k], split.caption_image[number != k], bags[number != k])
     described, bags = _unit_rows(described), _unit_rows(bags)
@@ -37,10 +37,10 @@ def caption_word_overlap(split: Split):
 def color_histogram(train: Split, split: Split):
     """The image's colour histogram, mapped to words and pairs of words by ridge regression on the training split,
     against the caption's words and pairs of words. Pairs ("red circle") say what belongs to what; colours do not."""
-    counts = Counter(t for i in range(train.images) for c in train.record(i)["captions"] for t in _terms(c))
+    counts = Counter(t for i in range(train.num_images) for c in train.record(i)["captions"] for t in _terms(c))
     vocabulary = {t: k for k, (t, _) in enumerate(counts.most_common(2000))}
-    inputs, targets = _histograms(train), np.zeros((train.images, len(vocabulary)), np.float32)
-    for i in range(train.images):
+    inputs, targets = _histograms(train), np.zeros((train.num_images, len(vocabulary)), np.float32)
+    for i in range(train.num_images):
         for caption in train.record(i)["captions"]:
             targets[i] += _bag(caption, vocabulary)
     frequency = np.maximum((targets > 0).mean(0), 1e-6)
@@ -50,7 +50,7 @@ def color_histogram(train: Split, split: Split):
     ridge = 0.01 * np.trace(x.T @ x) / x.shape[1]
     mapping = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ (targets - mean_y))
     predicted = _unit_rows((_histograms(split) - mean_x) @ mapping * weight)
-    bags = _unit_rows(np.stack([_bag(c, vocabulary) for c in split.texts()]) * weight)
+    bags = _unit_rows(np.stack([_bag(c, vocabulary) for c in split.all_captions()]) * weight)
 
     def scores(rows: slice, columns: slice) -> np.ndarray:
         return predicted[rows] @ bags[columns].T
@@ -84,7 +84,7 @@ def _bag(caption: str, vocabulary: dict[str, int]) -> np.ndarray:
 def _histograms(split: Split) -> np.ndarray:
     """Square roots of the shares of BINS^3 colours, float32 `(I, BINS^3)`."""
     rows = []
-    for i in range(split.images):
+    for i in range(split.num_images):
         record = split.record(i)
         pixels = images.decode(record["image"], images.Resize(64), record["image_id"])
         bins = pixels.reshape(-1, 3).astype(int) * BINS // 256

@@ -10,8 +10,8 @@ from mefn_jax.runtime.console import print0, printable
 
 def encode_captions(evaluator: Evaluator, params, lines: list[str], option: str):
     """Features of captions. Says which are cut; raises ConfigError for one without words."""
-    most = evaluator.config.text.max_words
-    if evaluator.config.text.arch == "words":
+    most = evaluator.config.text.max_tokens
+    if evaluator.config.text.arch == "cached":
         raise ConfigError(f"{option}: this model takes cached words, not captions")
     for line in lines:
         if any(unicodedata.category(c) == "Cs" for c in line):
@@ -23,7 +23,7 @@ def encode_captions(evaluator: Evaluator, params, lines: list[str], option: str)
         count = evaluator.tokenizer.count(line)
         if count > most:
             print0(f"warning: {count} wordpieces, of which the model takes the first {most}: {line[:60]!r}...")
-    return evaluator.of_captions(params, lines)
+    return evaluator.encode_captions(params, lines)
 
 
 def has_words(evaluator: Evaluator, line: str) -> bool:

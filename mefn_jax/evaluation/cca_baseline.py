@@ -1,10 +1,10 @@
 """Scores a linear map of frozen features, the row that a trained system has to beat: regularised CCA of mean regions
 and mean words.
 
-    python -m mefn_jax.linear_map --config=configs/precomputed.py --config.data.dir=DIR --config.data.words=WORDS \\
-        --split=val --out=DIR [--hold_out=500]
+    python -m mefn_jax.evaluation.cca_baseline --config=configs/precomputed.py --config.data.dir=DIR --config.data.cached_text=WORDS \\
+        --split=val --out=DIR [--held_out_images=500]
 
-Ridges and power are chosen by rSum on the last `hold_out` images of train; then the map is made again of all of train
+Ridges and power are chosen by rSum on the last `held_out_images` images of train; then the map is made again of all of train
 (unless held_out itself is to be scored) and scored once. Writes `metrics.json` and `ranks.npz`, as `eval.py` does.
 """
 
@@ -15,17 +15,16 @@ import jax
 import numpy as np
 from absl import flags
 
-from mefn_jax import losses, metrics
-from mefn_jax.config import check_config, require_local
+from mefn_jax import metrics
 from mefn_jax.data.dataset import ALIASES, HELD_OUT
-from mefn_jax.data.from_config import fill_data_widths, open_dataset
-from mefn_jax.data.tokenizer import Tokenizer
+from mefn_jax.data.from_config import fill_data_widths, make_tokenizer, open_dataset
 from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluation import evaluate
 from mefn_jax.evaluation.cca import CCA, MeanFeatures, check_supports_cca, fit_cca, mean_features
 from mefn_jax.evaluation.evaluator import Evaluator
-from mefn_jax.model import MODEL_CHOICES, build_model, dummy_images, dummy_texts
+from mefn_jax.model import build_model, dummy_inputs
+from mefn_jax.resolve import validate
 from mefn_jax.runtime.cli import define_config_flag, run_command
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.sharding import make_mesh
@@ -49,7 +48,7 @@ class CosineScores:
 
 def cosine_scores(linear: CCA, power: float, found: MeanFeatures) -> CosineScores:
     """The map's scores of a split."""
-    A, B = linear.weighted(power, len(linear.correlations))
+    A, B = linear.projections(power, len(linear.correlations))
     sides = (found.images - linear.mean_x) @ A, (found.texts - linear.mean_y) @ B
     return CosineScores(*(x / np.linalg.norm(x, axis=1, keepdims=True) for x in sides))
 
@@ -60,8 +59,8 @@ def choose_hyperparameters(train: MeanFeatures, held_out: MeanFeatures) -> tuple
     for ridges in itertools.product(RIDGES_X, RIDGES_Y):
         linear = fit_cca(train, *ridges)
         for power in POWERS:
-            found = rank(cosine_scores(linear, power, held_out), held_out.owner)
-            rsum = metrics.retrieval_metrics(*found.counts[1], held_out.owner)["rsum"]
+            found = rank(cosine_scores(linear, power, held_out), held_out.image_index)
+            rsum = metrics.retrieval_metrics(*found.counts[1], held_out.image_index)["rsum"]
             best = max(best, (rsum, *ridges, power))
     print0(
         f"chosen on {len(held_out.images)} held-out images: ridges {best[1]:g}, {best[2]:g}, power {best[3]:g}, "
@@ -75,25 +74,23 @@ def concatenate_means(first: MeanFeatures, second: MeanFeatures) -> MeanFeatures
     return MeanFeatures(
         np.concatenate([first.images, second.images]),
         np.concatenate([first.texts, second.texts]),
-        np.concatenate([first.owner, second.owner + len(first.images)]),
+        np.concatenate([first.image_index, second.image_index + len(first.images)]),
     )
 
 
-def evaluate_cca(config, split: str, hold_out: int, out: str) -> dict:
+def evaluate_cca(config, split: str, held_out_images: int, out: str) -> dict:
     """Chooses, fits and scores; see above. Returns what `metrics.json` holds. Raises ConfigError or DataError."""
-    check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
-    require_local("data.dir", config.data.dir)
+    validate(config)
     check_supports_cca(config)
     out = resolve_directory("--out", out)
     config = config.copy_and_resolve_references().unlock()
-    config.data.hold_out = hold_out
+    config.data.held_out_images = held_out_images
     dataset, name = open_dataset(config), ALIASES.get(split, split)
     splits = {part: dataset.split(part) for part in ("train", HELD_OUT, name)}
     config, found, json = towers.load_pretrained(fill_data_widths(config, splits[name]))
-    t = config.text
-    tokenizer = Tokenizer(json or dataset.tokenizer_json, t.max_words, t.lower_case, t.punctuation)
+    tokenizer = make_tokenizer(config, json or dataset.tokenizer_json)
     model = build_model(config, tokenizer.vocab_size)
-    params = model.init(jax.random.key(0), dummy_images(config), *dummy_texts(config))
+    params = model.init(jax.random.key(0), *dummy_inputs(config))
     params = towers.insert_pretrained(params, found)
     evaluator = Evaluator(model, tokenizer, config, make_mesh())
     features = {part: mean_features(evaluator, params, opened) for part, opened in splits.items()}
@@ -103,7 +100,7 @@ def evaluate_cca(config, split: str, hold_out: int, out: str) -> dict:
     scores = cosine_scores(fit_cca(whole, ridge_x, ridge_y), power, features[name])
     evaluator.config.unlock().model = "linear_map"
     report, ranks = evaluate.rank_and_report(evaluator, scores, "CCA", dataset, splits[name])
-    image = {"transform": config.image.regions.transform}
+    image = {"power_norm": config.image.regions.power_norm}
     report["config"] = {"model": "linear_map", "image": image, "ridges": [ridge_x, ridge_y], "power": power}
     evaluate.write_results(out, report, ranks)
     return report
@@ -112,7 +109,7 @@ def evaluate_cca(config, split: str, hold_out: int, out: str) -> dict:
 def define_flags() -> None:
     define_config_flag("configs/precomputed.py")
     flags.DEFINE_string("split", "test", "What is scored: val, test or held_out.")
-    flags.DEFINE_integer("hold_out", 500, "Images at the end of train that ridges and power are chosen on.", 1)
+    flags.DEFINE_integer("held_out_images", 500, "Images at the end of train that ridges and power are chosen on.", 1)
     flags.DEFINE_string("out", "", "Where metrics.json and ranks.npz go.")
 
 
@@ -120,7 +117,7 @@ def main() -> None:
     f = flags.FLAGS
     if not f.out:
         raise ConfigError("--out=DIR is missing: where metrics.json and ranks.npz go")
-    evaluate_cca(f.config, f.split, f.hold_out, f.out)
+    evaluate_cca(f.config, f.split, f.held_out_images, f.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from mefn_jax.evaluation.evaluator import load_checkpoint
 from mefn_jax.runtime.storage import resolve_directory
 
 
-def evaluate_ensemble(workdirs: list[str], data_dir: str, split: str, step: str, folds, out: str, keep="") -> dict:
+def evaluate_ensemble(
+    workdirs: list[str], data_dir: str, split: str, step: str, folds, out: str, save_scores=""
+) -> dict:
     """Evaluates the average of several runs' score matrices, as one system; otherwise as `evaluate`, into `out`."""
     out = resolve_directory("--out", out)
     require_local("--data_dir", data_dir)
@@ -26,7 +28,9 @@ def evaluate_ensemble(workdirs: list[str], data_dir: str, split: str, step: str,
         parts.append(evaluator.scores(params, *evaluator.encode(params, opened_split)))
     evaluator.config.model = f"ensemble of {len(parts)}"
     check_folds(folds, opened_split)
-    report, ranks = rank_and_report(evaluator, MeanScores(parts), "scores averaged", dataset, opened_split, folds, keep)
+    report, ranks = rank_and_report(
+        evaluator, MeanScores(parts), "scores averaged", dataset, opened_split, folds, save_scores
+    )
     report["config"] = {"model": evaluator.config.model, "runs": sorted(map(str, workdirs))}
     write_results(out, report, ranks)
     return report

@@ -16,7 +16,8 @@ from mefn_jax.data.dataset import ALIASES, Dataset
 from mefn_jax.data.from_config import fill_data_widths, open_dataset
 from mefn_jax.data.split import Split
 from mefn_jax.errors import ConfigError, DataError
-from mefn_jax.evaluation import baselines, pointing, rerank, twins
+from mefn_jax.evaluation import baselines, pointing, twins
+from mefn_jax.evaluation import rerank as reranking
 from mefn_jax.evaluation.evaluator import Evaluator, load_checkpoint, load_zero_shot
 from mefn_jax.evaluation.table import describe_protocol, print_pointing, print_table
 from mefn_jax.features import Features
@@ -49,16 +50,16 @@ class EvaluationResult:
 
 
 def evaluate(
-    workdir, data_dir: str, split: str, step: str, folds=(1,), out="", ema=False, keep="", short=""
+    workdir, data_dir: str, split: str, step: str, folds=(1,), out="", ema=False, save_scores="", rerank=""
 ) -> EvaluationResult:
     """Evaluates a workdir's checkpoint on a split, prints the table, and writes `metrics.json` and `ranks.npz` into
-    `folder_of(workdir, split, out, ema)`. `keep` names a file for all scores; `short` asks for shortlists too
+    `folder_of(workdir, split, out, ema)`. `save_scores` names a file for all scores; `rerank` asks for shortlists too
     (`two_stage.shortlisted`)."""
     workdir, folder = resolve_directory("--workdir", workdir), output_dir(workdir, split, out, ema)
     require_local("--data_dir", data_dir)
     evaluator, params, number = load_checkpoint(workdir, step, ema)
     title = f"step {number}{', averaged' if ema else ''}"
-    found = evaluate_split(evaluator, params, title, data_dir, ALIASES.get(split, split), folds, keep, short)
+    found = evaluate_split(evaluator, params, title, data_dir, ALIASES.get(split, split), folds, save_scores, rerank)
     found.report["step"] = number
     if ema:  # so that a comparison does not take it for another seed
         found.report["config"]["evaluated"] = "averaged parameters"
@@ -72,14 +73,14 @@ def output_dir(workdir, split: str, out: str = "", ema: bool = False) -> epath.P
     return resolve_directory("--out", out) if out else folder
 
 
-def zero_shot(config, data_dir: str, split: str, folds=(1,), out: str = "", keep="") -> dict:
+def zero_shot(config, data_dir: str, split: str, folds=(1,), out: str = "", save_scores="") -> dict:
     """Evaluates the pretrained towers that a configuration names, without training (see `evaluator.untrained`). Prints
     the table, and writes as `evaluate` does if `out` is given."""
     out = out and resolve_directory("--out", out)
     require_local("--data_dir", data_dir)
     require_local("data.dir", config.data.dir)
     evaluator, params = load_zero_shot(config)
-    found = evaluate_split(evaluator, params, "zero-shot", data_dir, ALIASES.get(split, split), folds, keep)
+    found = evaluate_split(evaluator, params, "zero-shot", data_dir, ALIASES.get(split, split), folds, save_scores)
     if out:
         write_results(out, found.report, found.ranks)
     return found.report
@@ -97,54 +98,54 @@ def open_split(evaluator: Evaluator, data_dir: str, split_name: str) -> tuple[Da
 
 
 def evaluate_split(
-    evaluator: Evaluator, params, title: str, data_dir: str, split_name: str, folds, keep="", short=""
+    evaluator: Evaluator, params, title: str, data_dir: str, split_name: str, folds, save_scores="", rerank=""
 ) -> EvaluationResult:
     """Scores a split, of `data_dir` or of the configured data; else as `ranked`."""
     dataset, split = open_split(evaluator, data_dir, split_name)
     check_folds(folds, split)
-    listed = rerank.parse_rerank(short, split.images)
+    listed = reranking.parse_rerank(rerank, split.num_images)
     if listed and not evaluator.model.has_tile:
-        raise ConfigError(f"--shortlist: the matcher of model={evaluator.config.model} has no tile to score pairs with")
+        raise ConfigError(f"--rerank: the matcher of model={evaluator.config.model} has no tile to score pairs with")
     if listed and 1 not in folds:
-        raise ConfigError("--shortlist needs the whole gallery: add 1 to --folds")
+        raise ConfigError("--rerank needs the whole gallery: add 1 to --folds")
     images, texts = evaluator.encode(params, split)
     scores = evaluator.scores(params, images, texts)
     if listed:  # what is timed is not compiled meanwhile
-        scores(*list_tiles(split.images, split.caption_image, 1)[0])
-    report, ranks = rank_and_report(evaluator, scores, title, dataset, split, folds, keep)
+        scores(*list_tiles(split.num_images, split.caption_image, 1)[0])
+    report, ranks = rank_and_report(evaluator, scores, title, dataset, split, folds, save_scores)
     if "baselines" in report:  # drawn scenes
         report["pointing"] = pointing.pointing_accuracy(evaluator, params, images, texts, split)
         print_pointing(report["pointing"])
     if listed:
         whole = (report if folds[0] == 1 else report["other_folds"]["1"]) | {"seconds": report["seconds"]}
-        report["shortlist"] = rerank.compare_reranking(evaluator, params, images, texts, split, listed, whole)
-        rerank.print_reranking(report["shortlist"])
+        report["rerank"] = reranking.compare_reranking(evaluator, params, images, texts, split, listed, whole)
+        reranking.print_reranking(report["rerank"])
     return EvaluationResult(evaluator, params, split, images, texts, report, ranks)
 
 
 def check_folds(folds: tuple[int, ...], split: Split) -> None:
     """Raises ConfigError unless the folds divide the images; says so where they are not the published ones."""
     for number in folds:
-        if split.images % number:
-            raise ConfigError(f"--folds={number}: does not divide the {split.images} images of {split.name}")
+        if split.num_images % number:
+            raise ConfigError(f"--folds={number}: does not divide the {split.num_images} images of {split.name}")
     if max(folds) > 1 and not split.source_order:
         print0("note: TFDS stores images in the order of a hash; these folds are not those of the published COCO 1K")
 
 
 def rank_and_report(
-    evaluator: Evaluator, scores, title: str, dataset: Dataset, split: Split, folds=(1,), keep=""
+    evaluator: Evaluator, scores, title: str, dataset: Dataset, split: Split, folds=(1,), save_scores=""
 ) -> tuple[dict, dict]:
     """Ranks a split by `scores` and prints the table. `folds` are numbers of folds, of which the first is what the
-    report is of; `keep` names a file for all scores. Returns the report and the ranks: `{i2t (I,), t2i (C,),
-    caption_image (C,)}`, the captions' scores with their own image, `own_scores`, and the TOP best of every query,
+    report is of; `save_scores` names a file for all scores. Returns the report and the ranks: `{i2t (I,), t2i (C,),
+    caption_image (C,)}`, the captions' scores with their own image, `positive_scores`, and the TOP best of every query,
     `i2t_top`, `t2i_top` and their scores."""
     config, name = evaluator.config, f"{evaluator.config.model} ({title})"
     if split.skipped:
         print0(f"left out {len(split.skipped)} images that cannot be decoded: {', '.join(split.skipped[:5])}")
-    if keep and 1 not in folds:
+    if save_scores and 1 not in folds:
         raise ConfigError("--save_scores needs the whole gallery: add 1 to --folds")
-    with open_score_file(keep, split) as whole:
-        found = rank(scores, split.caption_image, folds, TOP, bar=True, keep=whole)
+    with open_score_file(save_scores, split) as whole:
+        found = rank(scores, split.caption_image, folds, TOP, bar=True, save_to=whole)
     results = {number: fold_metrics(found.counts[number], split, number) for number in folds}
     rows = {name: results[folds[0]]}
     known = twins.find_twins(split) if folds[0] == 1 else None
@@ -161,17 +162,17 @@ def rank_and_report(
     report, ranks = rows[name]
     report |= {"protocol": describe_protocol(config, split, folds[0])}
     if known:
-        report["protocol"]["captions_true_of_several"] = 100.0 * known.shared
+        report["protocol"]["ambiguous_captions"] = 100.0 * known.shared
         report["baselines"] = {key: result for key, (result, _) in list(rows.items())[1:]}
     print_table(rows, report["protocol"], split, folds[0])
     for number in folds[1:]:
         print_table({name: results[number]}, describe_protocol(config, split, number), split, number)
         report.setdefault("other_folds", {})[str(number)] = results[number][0]
     report |= {"seconds": found.seconds, "config": config.to_dict(), "versions": versions()}
-    best = {"i2t": found.captions, "t2i": found.images}
+    best = {"i2t": found.top_captions, "t2i": found.top_images}
     tops = {f"{side}_top": b.positions for side, b in best.items()}
     tops |= {f"{side}_top_scores": b.scores for side, b in best.items()}
-    return report, ranks | {"caption_image": split.caption_image, "own_scores": found.own} | tops
+    return report, ranks | {"caption_image": split.caption_image, "positive_scores": found.positive_scores} | tops
 
 
 @contextlib.contextmanager
@@ -185,7 +186,7 @@ def open_score_file(path, split: Split):
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        array = np.lib.format.open_memmap(part, "w+", np.float32, (split.images, split.captions))
+        array = np.lib.format.open_memmap(part, "w+", np.float32, (split.num_images, split.num_captions))
     except OSError as e:
         raise ConfigError(f"--save_scores={path}: cannot be written ({e})") from e
     try:
@@ -194,14 +195,14 @@ def open_score_file(path, split: Split):
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    print0(f"wrote {path}: scores float32 {split.images} x {split.captions}, images by captions")
+    print0(f"wrote {path}: scores float32 {split.num_images} x {split.num_captions}, images by captions")
 
 
 def fold_metrics(counts, split: Split, folds: int) -> tuple[dict, dict]:
     """Metrics averaged over consecutive folds of the images, and the ranks inside the folds `{i2t (I,), t2i (C,)}`."""
-    size, results, ranks = split.images // folds, [], []
-    for first in range(0, split.images, size):
-        part = slice(int(split.first[first]), int(split.first[first + size]))
+    size, results, ranks = split.num_images // folds, [], []
+    for first in range(0, split.num_images, size):
+        part = slice(int(split.caption_offsets[first]), int(split.caption_offsets[first + size]))
         inside = *(n[part] for n in counts), split.caption_image[part] - first
         results.append(metrics.retrieval_metrics(*inside))
         ranks.append(metrics.best_ranks(*inside))

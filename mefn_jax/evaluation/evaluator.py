@@ -7,18 +7,27 @@ import jax
 import ml_collections
 import numpy as np
 
-from mefn_jax import losses, metrics, optim
-from mefn_jax.config import check_config
+from mefn_jax import metrics, optim
 from mefn_jax.data import pipeline
+from mefn_jax.data.from_config import make_tokenizer
 from mefn_jax.data.images import resize_from_config
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import CheckpointError, ConfigError
 from mefn_jax.features import Features
-from mefn_jax.model import MODEL_CHOICES, Model, build_model, dummy_images, dummy_texts
+from mefn_jax.model import Model, build_model, dummy_inputs
+from mefn_jax.resolve import check_options
 from mefn_jax.runtime.checkpoint import Checkpoints
-from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, from_local_rows, local_rows, make_mesh, replicated
+from mefn_jax.runtime.sharding import (
+    batch_sharding,
+    from_full_copy,
+    from_local_rows,
+    local_rows,
+    make_mesh,
+    replicated,
+    round_up,
+)
 from mefn_jax.scoring import rerank, tiles
 from mefn_jax.scoring.ranking import rank
 from mefn_jax.scoring.tiles import TILE_CAPTIONS, TiledScores, even_slices
@@ -40,18 +49,18 @@ class Evaluator:
             jax.jit(self.model.encode_images, in_shardings=(None, rows), out_shardings=everywhere),
             jax.jit(self.model.encode_texts, in_shardings=(None, rows, rows), out_shardings=everywhere),
             compile_scorer(self.model, self.mesh, score_tile_mib(self.config, self.mesh)),
-            jax.jit(self.model.coarse),
+            jax.jit(self.model.embed),
             jax.jit(jax.vmap(self.model.explain, (None, 0, 0)), out_shardings=everywhere),
-            jax.jit(self.model.levels),
+            jax.jit(self.model.hub_offsets),
         )
 
     @functools.cached_property
     def _lists(self):
-        return rerank.compile_reranker(self.model.tile, self.mesh)
+        return rerank.compile_reranker(self.model.score_tile, self.mesh)
 
-    def shortlists(self, params, images: Features, texts: Features, k: int) -> rerank.Candidates:
+    def rerank(self, params, images: Features, texts: Features, k: int) -> rerank.Candidates:
         """The scores of each caption with k images, near ones (see `shortlist.py`)."""
-        coarse = [self.coarse(params, features) for features in (images, texts)]
+        coarse = [self.embed(params, features) for features in (images, texts)]
         mib = score_tile_mib(self.config, self.mesh)
         levels = self._compiled[5](params, images, texts)  # not `levels`, which would wait for it
         found = rerank.score_candidates(self._lists, params, images, texts, *coarse, k, self.mesh, mib)
@@ -62,7 +71,7 @@ class Evaluator:
         """Features of all images and all captions of a split, as NumPy arrays in source order."""
         encode_images = self._compiled[0]
         c = self.config
-        size = -(-c.eval.batch_size // self.mesh.size) * self.mesh.size
+        size = round_up(c.eval.batch_size, self.mesh.size)
         image_parts = [
             _to_host(encode_images(params, from_local_rows(self.mesh, images)), number)
             for images, number in pipeline.image_batches(
@@ -80,17 +89,17 @@ class Evaluator:
             ]
         )
 
-    def of_images(self, params, pixels: np.ndarray, number: int) -> Features:
+    def encode_pixels(self, params, pixels: np.ndarray, number: int) -> Features:
         """Features of the first `number` of a batch of images that every process has; its size is a multiple of the
         devices."""
         return _to_host(self._compiled[0](params, from_full_copy(batch_sharding(self.mesh), pixels)), number)
 
-    def of_captions(self, params, captions: list[str]) -> Features:
+    def encode_captions(self, params, captions: list[str]) -> Features:
         """Features of captions."""
-        size = -(-min(len(captions), self.config.eval.batch_size) // self.mesh.size) * self.mesh.size
+        size = round_up(min(len(captions), self.config.eval.batch_size), self.mesh.size)
         return self._texts(params, pipeline.text_batches(captions, self.tokenizer, size))
 
-    def coarse(self, params, features: Features) -> np.ndarray:
+    def embed(self, params, features: Features) -> np.ndarray:
         """The vectors for shortlists, float32 `(B, D)`."""
         some = [
             jax.tree.map(lambda x, rows=rows: x[rows], features)
@@ -107,13 +116,13 @@ class Evaluator:
         step = functools.partial(self._compiled[2], params)
         if not self.model.has_tile:
             return TiledScores(step, images, texts, self.mesh, plain=True)
-        return TiledScores(step, images, texts, self.mesh, levels=self.levels(params, images, texts))
+        return TiledScores(step, images, texts, self.mesh, hub_offsets=self.hub_offsets(params, images, texts))
 
-    def levels(self, params, images: Features, texts: Features) -> tuple[np.ndarray, np.ndarray]:
+    def hub_offsets(self, params, images: Features, texts: Features) -> tuple[np.ndarray, np.ndarray]:
         """What is taken from the matcher's tiles of each image, float32 `(I,)`, and of each caption, `(C,)`."""
         return tuple(np.asarray(x) for x in self._compiled[5](params, images, texts))
 
-    def summary(self, params, images: Features, texts: Features, split: Split) -> dict:
+    def evaluate(self, params, images: Features, texts: Features, split: Split) -> dict:
         """`metrics.summarise` of an encoded split: what training looks at."""
         found = rank(self.scores(params, images, texts), split.caption_image)
         return metrics.retrieval_metrics(*found.counts[1], split.caption_image)
@@ -123,14 +132,14 @@ def compile_scorer(model: Model, mesh, mib: float):
     """The compiled program that scores a tile: `tiled.compiled` of the matcher's `tile`; of a matcher without one,
     `step(params, images, texts)` of Features."""
     if model.has_tile:
-        return tiles.compile_tile_scorer(model.tile, mesh, mib)
+        return tiles.compile_tile_scorer(model.score_tile, mesh, mib)
     everywhere = replicated(mesh)
     return jax.jit(model.score, in_shardings=(None, batch_sharding(mesh), everywhere), out_shardings=everywhere)
 
 
 def score_tile_mib(config, mesh) -> float:
-    """`eval.tile_mib`, or what is fast on these devices."""
-    return config.eval.tile_mib or default_score_tile_mib(mesh)
+    """`eval.score_tile_mib`, or what is fast on these devices."""
+    return config.eval.score_tile_mib or default_score_tile_mib(mesh)
 
 
 def default_score_tile_mib(mesh) -> float:
@@ -156,23 +165,22 @@ def load_checkpoint(workdir, step: str, ema: bool = False):
     """
     mesh = make_mesh()
     with Checkpoints(workdir) as checkpoints:
-        number = checkpoints.find(step)
+        number = checkpoints.resolve_step(step)
         meta = checkpoints.meta(number)
         config = ml_collections.ConfigDict(meta["config"])
-        if "tile_mib" not in config.eval:
+        if "score_tile_mib" not in config.eval:
             raise CheckpointError(
                 f"{workdir}: is of an earlier version (commit {meta['commit']}), whose configuration has no "
-                "eval.tile_mib; evaluate it there, or train anew"
+                "eval.score_tile_mib; evaluate it there, or train anew"
             )
-        t = config.text
-        tokenizer = Tokenizer(meta["tokenizer"], t.max_words, t.lower_case, t.punctuation)
+        tokenizer = make_tokenizer(config, meta["tokenizer"])
         model = build_model(config, tokenizer.vocab_size)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), dummy_images(config), *dummy_texts(config))
+        shapes = jax.eval_shape(model.init, jax.random.key(0), *dummy_inputs(config))
         where = replicated(mesh)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
-        if ema and not config.train.get("ema"):
-            raise CheckpointError(f"{workdir}: was trained without an average of its parameters (train.ema)")
-        factors = optim.lr_multipliers(shapes, config.train.multipliers, config.train.layer_decay)
+        if ema and not config.train.get("ema_decay"):
+            raise CheckpointError(f"{workdir}: was trained without an average of its parameters (train.ema_decay)")
+        factors = optim.lr_multipliers(shapes, config.train.lr_multipliers, config.train.layer_decay)
         trained = {"ema": optim.trainable(abstract, factors)} if ema else {}
         found = checkpoints.restore(number, {"params": abstract} | trained)
     params = optim.merge(found["ema"], found["params"]) if ema else found["params"]
@@ -184,7 +192,7 @@ def load_zero_shot(config: ml_collections.ConfigDict):
 
     Raises ConfigError where something would be random: another model, or a tower that is not CLIP's.
     """
-    check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
+    check_options(config)
     if config.model != "clip":
         raise ConfigError(
             f"model={config.model} has to be trained; without training there is --config=FILE.py:model=clip"
@@ -198,9 +206,8 @@ def load_zero_shot(config: ml_collections.ConfigDict):
             f"{lacking[0]}.pretrained={config[lacking[0]].pretrained!r}: give a CLIP checkpoint with its projection; "
             "any other tower has to be trained first"
         )
-    t, mesh = config.text, make_mesh()
-    tokenizer = Tokenizer(json, t.max_words, t.lower_case, t.punctuation)
+    mesh, tokenizer = make_mesh(), make_tokenizer(config, json)
     towers.check_vocabulary(config, tokenizer.vocab_size)
     model = build_model(config, tokenizer.vocab_size)
-    params = towers.insert_pretrained(model.init(jax.random.key(0), dummy_images(config), *dummy_texts(config)), found)
+    params = towers.insert_pretrained(model.init(jax.random.key(0), *dummy_inputs(config)), found)
     return Evaluator(model, tokenizer, config, mesh), jax.device_put(params, replicated(mesh))

@@ -31,7 +31,7 @@ class NamedWord:
 def named_words(split: Split, tokenizer) -> list[NamedWord]:
     """The wordpieces of a split of drawn scenes that say what a thing is: its size, texture, colour or shape."""
     found = []
-    for image in range(split.images):
+    for image in range(split.num_images):
         record = split.record(image)
         things = np.array([thing["box"] for thing in record["scene"]["things"]])
         numbers = tokenizer.encode(record["captions"])[2][:, 1:]  # without [CLS]
@@ -39,7 +39,10 @@ def named_words(split: Split, tokenizer) -> list[NamedWord]:
             for phrase, (start, stop) in zip(caption["meaning"]["phrases"], caption["spans"], strict=True):
                 inside = (numbers[k] > start) & (numbers[k] < stop)  # the first word is an article or a number
                 boxes = things[list(phrase["things"])]
-                found += [NamedWord(int(split.first[image]) + k, image, int(j), boxes) for j in np.flatnonzero(inside)]
+                found += [
+                    NamedWord(int(split.caption_offsets[image]) + k, image, int(j), boxes)
+                    for j in np.flatnonzero(inside)
+                ]
     return found
 
 

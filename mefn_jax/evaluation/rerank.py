@@ -1,4 +1,4 @@
-"""What a shortlist loses and saves: two-stage retrieval beside scoring all pairs (`eval.py --shortlist`)."""
+"""What a shortlist loses and saves: two-stage retrieval beside scoring all pairs (`eval.py --rerank`)."""
 
 import time
 
@@ -15,7 +15,7 @@ from mefn_jax.scoring.ranking import rank
 
 
 def parse_rerank(text: str, images: int) -> int:
-    """How many of the images `--shortlist` asks for: below 1 it is a share of them, from 1 on a number; 0 where it does
+    """How many of the images `--rerank` asks for: below 1 it is a share of them, from 1 on a number; 0 where it does
     not ask. Raises ConfigError."""
     if not text:
         return 0
@@ -25,7 +25,7 @@ def parse_rerank(text: str, images: int) -> int:
         asked = 0.0
     if not 0 < asked <= images:
         raise ConfigError(
-            f"--shortlist={text}: give a share of the gallery as 0.1, or how many of its {images} images, as 100"
+            f"--rerank={text}: give a share of the gallery as 0.1, or how many of its {images} images, as 100"
         )
     return round(asked) if asked >= 1 else max(1, round(asked * images))
 
@@ -34,28 +34,28 @@ def compare_reranking(
     evaluator: Evaluator, params, images: Features, texts: Features, split: Split, k: int, whole: dict
 ) -> dict:
     """Ranks a split by shortlists of k images and by the coarse vectors alone, beside `whole`, the report of ranking it
-    by all scores, with the `seconds` that these took. Returns `{"shortlist", "exhaustive", "coarse"}`, each of
+    by all scores, with the `seconds` that these took. Returns `{"reranked", "exhaustive", "embedding"}`, each of
     `metrics.summarise` with `seconds` (without compilation; of the shortlists the median of three times); `images`, k;
     `share`, of all images; and in percent, how many captions have their own image in their list, `listed`, or would
     have it among the k nearest to them alone, `nearest`."""
     owner, times = split.caption_image, []
     for _ in range(4):
         start = time.perf_counter()
-        found = evaluator.shortlists(params, images, texts, k)
+        found = evaluator.rerank(params, images, texts, k)
         counts = rerank.rank_counts(found, owner)
         times.append(time.perf_counter() - start)
     short = float(np.median(times[1:]))  # the first time all that is compiled is
-    of_images, of_texts = (evaluator.coarse(params, x) for x in (images, texts))
+    of_images, of_texts = (evaluator.embed(params, x) for x in (images, texts))
     ranking = rank(lambda rows, columns: of_images[rows] @ of_texts[columns].T, owner)
-    coarse = metrics.retrieval_metrics(*ranking.counts[1], owner) | {"seconds": ranking.seconds}
+    embedding = metrics.retrieval_metrics(*ranking.counts[1], owner) | {"seconds": ranking.seconds}
     return {
         "images": k,
-        "share": k / split.images,
+        "share": k / split.num_images,
         "listed": 100.0 * float(np.mean(np.any(found.images == owner[:, None], 1))),
         "nearest": 100.0 * float(np.mean(ranking.counts[1][1] < k)),
-        "shortlist": metrics.retrieval_metrics(*counts, owner) | {"seconds": short},
-        "exhaustive": {key: whole[key] for key in coarse},
-        "coarse": coarse,
+        "reranked": metrics.retrieval_metrics(*counts, owner) | {"seconds": short},
+        "exhaustive": {key: whole[key] for key in embedding},
+        "embedding": embedding,
     }
 
 
@@ -69,11 +69,11 @@ def print_reranking(result: dict) -> None:
     )
     titles = "".join(f"{f'{side} R@1':>8} {'R@5':>7} {'R@10':>7} " for side in ("i2t", "t2i"))
     print0(f"{'':12} {titles}{'rSum':>7} {'seconds':>8}")
-    for name in ("exhaustive", "shortlist", "coarse"):
+    for name in ("exhaustive", "reranked", "embedding"):
         r = result[name]
         cells = [r[side][k] for side in ("i2t", "t2i") for k in ("r1", "r5", "r10")]
         numbers = "".join(f"{x:{8 if n % 3 == 0 else 7}.1f} " for n, x in enumerate(cells))
         print0(f"{name:12} {numbers}{r['rsum']:7.1f} {r['seconds']:8.2f}")
-    lost = {side: result["shortlist"][side]["r1"] - result["exhaustive"][side]["r1"] for side in ("i2t", "t2i")}
-    ratio = result["shortlist"]["seconds"] / result["exhaustive"]["seconds"]
+    lost = {side: result["reranked"][side]["r1"] - result["exhaustive"][side]["r1"] for side in ("i2t", "t2i")}
+    ratio = result["reranked"]["seconds"] / result["exhaustive"]["seconds"]
     print0(f"R@1 changes by {lost['i2t']:+.1f} and {lost['t2i']:+.1f} in {100 * ratio:.0f} % of the time")

@@ -28,7 +28,7 @@ class Twins:
 
 def find_twins(split: Split) -> Twins | None:
     """The twins of a split of drawn scenes; None for photographs."""
-    scenes = [split.record(k)["scene"] for k in range(split.images)] if split.record(0)["scene"] else None
+    scenes = [split.record(k)["scene"] for k in range(split.num_images)] if split.record(0)["scene"] else None
     if scenes is None:
         return None
     table = grammar.SceneTable([[_thing(t) for t in scene["things"]] for scene in scenes])
@@ -38,10 +38,10 @@ def find_twins(split: Split) -> Twins | None:
             true = grammar.scenes_where_true(grammar.meaning_from_json(caption["meaning"]), table)
             shared += np.sum(true) > 1
             twin = scene["twin"]
-            if twin and twin["index"] < split.images and not true[twin["index"]]:
-                found.append((split.first[image] + number, image, twin["index"], twin["kind"]))
+            if twin and twin["index"] < split.num_images and not true[twin["index"]]:
+                found.append((split.caption_offsets[image] + number, image, twin["index"], twin["kind"]))
     columns = [np.array(c) for c in zip(*found, strict=True)] if found else [np.array([], int)] * 4
-    return Twins(*columns, shared=float(shared / split.captions))
+    return Twins(*columns, shared=float(shared / split.num_captions))
 
 
 def _thing(value: dict) -> grammar.Thing:

@@ -24,13 +24,13 @@ class HubnessBank(nn.Module):
         number: K, the vectors of either background. They begin at random; `start.py` takes training items instead.
     """
 
-    number: int
+    num_vectors: int
 
     @nn.compact
     def __call__(self, images, texts, scale):
         normal = nn.initializers.normal(1.0)
-        of_texts = self.param("texts", normal, (self.number, images.shape[-1]))
-        of_images = self.param("images", normal, (self.number, texts.shape[-1]))
+        of_texts = self.param("texts", normal, (self.num_vectors, images.shape[-1]))
+        of_images = self.param("images", normal, (self.num_vectors, texts.shape[-1]))
         return log_mean_exp_similarity(images, of_texts, scale), log_mean_exp_similarity(texts, of_images, scale)
 
 

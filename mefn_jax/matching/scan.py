@@ -4,18 +4,18 @@ Queries attend to sources: in "t2i" words attend to regions, in "i2t" regions to
 query and its attended vector comes from products of fragments alone. Words stand as in `sides.py`; letters as there.
 """
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mefn_jax.features import EPS, Features, unit
 from mefn_jax.matching.gram import MAX_PLAIN_SCALE, normalize_product
+from mefn_jax.matching.matcher import Matcher
 from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock, region_block, to_padded
 
 SLOPE = 0.1  # of the leaky ReLU
 
 
-class SCAN(nn.Module):
+class SCAN(Matcher):
     """All pairs' scores, float32 `(I, T)`; no parameters.
 
     Attributes:
@@ -28,33 +28,33 @@ class SCAN(nn.Module):
 
     direction: str
     aggregate: str
-    scale: float
-    sharpness: float = 1.0
+    inverse_temperature: float
+    lse_factor: float = 1.0
 
     def __call__(self, images: Features, texts: Features):
-        return self.tile(region_block(images), to_padded(texts))
+        return self.score_tile(region_block(images), to_padded(texts))
 
-    def tile(self, regions: RegionBlock, words: PaddedTexts | PackedTexts):
+    def score_tile(self, regions: RegionBlock, words: PaddedTexts | PackedTexts):
         """The scores `(I, T)` of images and texts arranged for it."""
-        if self.scale > MAX_PLAIN_SCALE:
-            raise ValueError(f"SCAN's scale {self.scale} exceeds {MAX_PLAIN_SCALE}")
+        if self.inverse_temperature > MAX_PLAIN_SCALE:
+            raise ValueError(f"SCAN's scale {self.inverse_temperature} exceeds {MAX_PLAIN_SCALE}")
         S = words.products(regions.vectors)  # (I, N, W)
         leaky = jnp.where(S > 0, S, SLOPE * S)
         # Each source's row over the queries gets unit length; what is masked is zero and stays so.
         if self.direction == "t2i":
-            rows = leaky * words.spread(_inverse_sqrt(words.sum(leaky * leaky)))
-            rows = _stop_gradient_if_single(rows, words.spread(words.number()))
-            alpha = jnp.where(regions.over(words), jnp.exp(self.scale * rows), 0.0)
-            r = normalize_product(jnp.sum(alpha * S, 1), regions.squares(alpha))  # (I, W)
-            return self._aggregated(r, words.sum, words.number())
+            rows = leaky * words.broadcast(_inverse_sqrt(words.sum(leaky * leaky)))
+            rows = _stop_gradient_if_single(rows, words.broadcast(words.lengths()))
+            alpha = jnp.where(regions.mask_for(words), jnp.exp(self.inverse_temperature * rows), 0.0)
+            r = normalize_product(jnp.sum(alpha * S, 1), regions.squared_norms(alpha))  # (I, W)
+            return self._aggregated(r, words.sum, words.lengths())
         rows = leaky * _inverse_sqrt(jnp.sum(leaky * leaky, 1))[:, None]
-        rows = _stop_gradient_if_single(rows, jnp.sum(regions.mask, 1).reshape(-1, 1, *[1] * words.axes))
-        alpha = jnp.exp(self.scale * rows)
-        r = normalize_product(words.sum(alpha * S), words.squares(alpha))  # (I, N, T)
+        rows = _stop_gradient_if_single(rows, jnp.sum(regions.mask, 1).reshape(-1, 1, *[1] * words.word_axes))
+        alpha = jnp.exp(self.inverse_temperature * rows)
+        r = normalize_product(words.sum(alpha * S), words.squared_norms(alpha))  # (I, N, T)
         there = regions.mask[..., None]
         return self._aggregated(r, lambda x: jnp.sum(jnp.where(there, x, 0.0), 1), jnp.sum(there, 1))
 
-    def coarse(self, features: Features):
+    def embed(self, features: Features):
         """The vector for shortlists `(B, D)`: the unit mean of the fragments, since `pooled` is not trained."""
         return unit(jnp.sum(features.fragments, 1))
 
@@ -62,8 +62,8 @@ class SCAN(nn.Module):
         """The score `(I, T)` of the queries' cosines; `over_queries` sums over them."""
         if self.aggregate == "avg":
             return over_queries(r) / jnp.maximum(number, 1)
-        total = over_queries(jnp.exp(self.sharpness * r))
-        return jnp.log(jnp.where(total > 0, total, 1.0)) / self.sharpness
+        total = over_queries(jnp.exp(self.lse_factor * r))
+        return jnp.log(jnp.where(total > 0, total, 1.0)) / self.lse_factor
 
 
 def _stop_gradient_if_single(rows, number):

@@ -31,14 +31,14 @@ class RegionSources:
     boxes: np.ndarray | None
     photos: Path | None
 
-    def put(self, x: Explanation, image: int, name: str) -> Explanation:
+    def attach(self, x: Explanation, image: int, name: str) -> Explanation:
         """The explanation with its photograph and boxes. Raises DataError where they are not there."""
         boxes = x.boxes if self.boxes is None else self.boxes[image]
         if boxes is not None and len(boxes) != len(x.region_weights):
             raise DataError(f"--boxes: {len(boxes)} an image, but the model has {len(x.region_weights)} regions")
         if self.photos is None:
             return dataclasses.replace(x, boxes=boxes)
-        return dataclasses.replace(x, boxes=boxes, photo=self._photo(name), framing="the photograph")
+        return dataclasses.replace(x, boxes=boxes, photo=self._photo(name), photo_title="the photograph")
 
     def _photo(self, name: str) -> np.ndarray:
         for path in (self.photos / f"{name}{suffix}" for suffix in PHOTO_SUFFIXES):
@@ -66,9 +66,9 @@ def draw_captions(
     if (boxes or photos) and evaluator.config.image.arch != "regions":
         raise ConfigError("--boxes and --photos are for precomputed regions; this model takes images, and knows both")
     _, opened_split = open_split(evaluator, data_dir, ALIASES.get(split, split))
-    places = read_region_sources(boxes, photos, opened_split.images)
+    places = read_region_sources(boxes, photos, opened_split.num_images)
     images, texts = evaluator.encode(params, opened_split)
-    chosen = explanation.evenly_spaced(number, opened_split.captions)
+    chosen = explanation.evenly_spaced(number, opened_split.num_captions)
     found = explanation.explain_captions(evaluator, params, opened_split, images, texts, chosen, places)
     return [save_explanation(x, out / f"{k:02}.png") for k, x in enumerate(found, 1)]
 

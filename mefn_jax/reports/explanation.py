@@ -29,7 +29,7 @@ class Explanation:
         H: `(N, W)`, nats.
         region_weights, word_weights: `(N,)`, `(W,)`, sums 1.
         attention: `(N, W)`, each word's over the regions, columns sum to 1.
-        framing: what the photo is.
+        photo_title: what the photo is.
         values: the scalars by name: score, local, global, gate, MFE, lambda, and kappa and the background's if any.
     """
 
@@ -43,7 +43,7 @@ class Explanation:
     word_weights: np.ndarray
     attention: np.ndarray
     values: dict[str, float]
-    framing: str = "as the model sees it"
+    photo_title: str = "as the model sees it"
 
 
 def can_explain(evaluator: Evaluator) -> bool:
@@ -60,7 +60,7 @@ def check_can_explain(evaluator: Evaluator) -> None:
 def mean_statistics(evaluator: Evaluator, params, split: Split, images: Features, texts: Features) -> dict[str, float]:
     """Of PAIRS captions of a split, by `spread`, with their own images, on average: local and global scores, MFE in
     nats, the entropies of the existing regions and words, in [0, 1]."""
-    captions = evenly_spaced(PAIRS, split.captions)
+    captions = evenly_spaced(PAIRS, split.num_captions)
     owners = split.caption_image[captions]
     parts = explain_features(evaluator, params, *(_rows(x, at) for x, at in ((images, owners), (texts, captions))))
     found = {name: float(parts[name].mean()) for name in ("local", "global", "MFE")}
@@ -84,12 +84,12 @@ def explain_captions(
     found, boxes = [], find_region_boxes(evaluator, images.mask.shape[1])
     for k, (caption, image) in enumerate(zip(captions, owners, strict=True)):
         record = split.record(image)
-        number = caption - split.first[image]
+        number = caption - split.caption_offsets[image]
         title = f"{split.name}: image {record['image_id']}, caption {number + 1} of {len(record['captions'])}"
         photo = None if "regions" in record else display_photo(evaluator, record["image"], record["image_id"])
         pair = jax.tree.map(lambda x, k=k: x[k], parts)
         explained = build_explanation(evaluator, record["captions"][number], title, photo, boxes, pair)
-        found.append(places.put(explained, image, record["image_id"]) if places else explained)
+        found.append(places.attach(explained, image, record["image_id"]) if places else explained)
     return found
 
 
@@ -97,7 +97,7 @@ def explain_image(evaluator: Evaluator, params, data: bytes, name: str, caption:
     """Explains an encoded image with a caption, whose Features `texts` are. Raises DataError naming the image,
     ConfigError."""
     pixels = reading.decode(data, reading.resize_from_config(evaluator.config.image), name)[None]
-    images = evaluator.of_images(params, np.repeat(pixels, evaluator.mesh.size, 0), 1)  # a row a device
+    images = evaluator.encode_pixels(params, np.repeat(pixels, evaluator.mesh.size, 0), 1)  # a row a device
     parts = explain_features(evaluator, params, images, texts)
     boxes = find_region_boxes(evaluator, images.mask.shape[1])
     return build_explanation(

@@ -137,7 +137,7 @@ def _photo(axes, x: Explanation) -> None:
         axes.text(0.5, 0.5, "precomputed features:\nno photograph", ha="center", va="center", color=GREY)
         return
     axes.imshow(x.photo)
-    axes.set_title(x.framing, fontsize=10, color=INK)
+    axes.set_title(x.photo_title, fontsize=10, color=INK)
 
 
 def _weights(figure, axes, x: Explanation) -> None:
@@ -173,8 +173,8 @@ def _draw_summary(axes, x: Explanation, panels: int) -> None:
     axes.set_axis_off()
     v = x.values
     lines = [f"score {v['score']:.3f}", f"local {v['local']:.3f}   global {v['global']:.3f}   gate {v['gate']:.2f}"]
-    if v.get("image_background") or v.get("text_background"):
-        lines.append(f"less the background {v['image_background'] + v['text_background']:.3f}")
+    if v.get("image_hub_offset") or v.get("text_hub_offset"):
+        lines.append(f"hubness offsets {v['image_hub_offset'] + v['text_hub_offset']:.3f}")
     kappa = f"   kappa {v['kappa']:.2f}" if "kappa" in v else ""
     lines.append(f"MFE {v['MFE']:.3f} nats   lambda {v['lambda']:.2f}{kappa}")
     if panels < len(x.words):

@@ -27,14 +27,14 @@ LENGTH_GROUPS = 5  # groups of captions by length, of about the same size
 
 
 def write_report(
-    workdir, data_dir: str, split: str, step: str, folds=(1,), out="", ema=False, keep="", short=""
+    workdir, data_dir: str, split: str, step: str, folds=(1,), out="", ema=False, save_scores="", rerank=""
 ) -> epath.Path:
     """Evaluates a run (see `evaluate.evaluate`) and writes `report.html`, and its pictures into `report/`, beside
     `metrics.json`. Returns the page's path. Raises ConfigError where ranks within folds would stand beside what was
     found in the whole gallery."""
     if len(folds) > 1 and folds[0] != 1:
         raise ConfigError("--report is of the first of --folds: put 1 first, or give one number")
-    evaluated = evaluate(workdir, data_dir, split, step, folds, out, ema, keep, short)
+    evaluated = evaluate(workdir, data_dir, split, step, folds, out, ema, save_scores, rerank)
     folder, pairs = output_dir(workdir, split, out, ema), explain_examples(evaluated)
     if jax.process_index():
         return folder / "report.html"
@@ -61,15 +61,15 @@ def explain_examples(e: EvaluationResult) -> list[explanation.Explanation]:
     """A few pairs, where the matcher can say why; all processes compute them."""
     if not explanation.can_explain(e.evaluator):
         return []
-    captions = explanation.evenly_spaced(PAIRS_EXPLAINED, e.split.captions)
+    captions = explanation.evenly_spaced(PAIRS_EXPLAINED, e.split.num_captions)
     return explanation.explain_captions(e.evaluator, e.params, e.split, e.images, e.texts, captions)
 
 
 def draw_figures(e: EvaluationResult, pairs: list, lines: list[dict]) -> dict[str, bytes]:
     """The pictures by name, PNG files."""
     found = {"curves": charts.training_curves(lines)} if lines else {}
-    found["scores"] = charts.score_histograms(e.ranks["own_scores"], *hardest_negative_scores(e.ranks))
-    found["lengths"] = charts.recall_by_length(*recall_by_caption_length(e.split.texts(), e.ranks["t2i"]))
+    found["scores"] = charts.score_histograms(e.ranks["positive_scores"], *hardest_negative_scores(e.ranks))
+    found["lengths"] = charts.recall_by_length(*recall_by_caption_length(e.split.all_captions(), e.ranks["t2i"]))
     found |= {f"explained_{k}": figures.draw_explanation(pair) for k, pair in enumerate(pairs, 1)}
     return {name: figures.to_png(figure) for name, figure in found.items()}
 
@@ -113,13 +113,13 @@ def best_and_worst(ranks: np.ndarray, margins: np.ndarray) -> tuple[np.ndarray, 
 def caption_queries(e: EvaluationResult) -> dict[str, list[dict]]:
     """The best and worst captions, each with the images found and its own, as the page shows them."""
     r, owner = e.ranks, e.ranks["caption_image"]
-    best, worst = best_and_worst(r["t2i"], r["own_scores"] - hardest_negative_scores(r)[1])
+    best, worst = best_and_worst(r["t2i"], r["positive_scores"] - hardest_negative_scores(r)[1])
 
     def query(caption):
         image = owner[caption]
         top = [(int(k), float(s)) for k, s in zip(r["t2i_top"][caption], r["t2i_top_scores"][caption], strict=True)]
         found = [image_entry(e.split, k, s, k == image) for k, s in top[:RESULTS_SHOWN] if k >= 0]
-        own = image_entry(e.split, int(image), float(r["own_scores"][caption]), True)
+        own = image_entry(e.split, int(image), float(r["positive_scores"][caption]), True)
         missed = not any(f["right"] for f in found)
         return {"text": caption_text(e.split, caption), "rank": int(r["t2i"][caption]), "found": found + [own] * missed}
 
@@ -129,8 +129,8 @@ def caption_queries(e: EvaluationResult) -> dict[str, list[dict]]:
 def image_queries(e: EvaluationResult) -> dict[str, list[dict]]:
     """The best and worst images, each with the captions found, as the page shows them."""
     r, owner = e.ranks, e.ranks["caption_image"]
-    own = np.full(e.split.images, -np.inf)
-    np.maximum.at(own, owner, r["own_scores"])
+    own = np.full(e.split.num_images, -np.inf)
+    np.maximum.at(own, owner, r["positive_scores"])
     best, worst = best_and_worst(r["i2t"], own - hardest_negative_scores(r)[0])
 
     def query(image):
@@ -141,7 +141,7 @@ def image_queries(e: EvaluationResult) -> dict[str, list[dict]]:
             for n, (k, s) in enumerate(top[:RESULTS_SHOWN], 1)
             if k >= 0
         ]
-        mine = int(e.split.first[image] + np.argmax(r["own_scores"][owner == image]))
+        mine = int(e.split.caption_offsets[image] + np.argmax(r["positive_scores"][owner == image]))
         if not any(right for *_, right in lines):
             lines.append((rank, caption_text(e.split, mine), float(own[image]), True))
         return {"image": image_entry(e.split, int(image), None, True), "rank": rank, "lines": lines}
@@ -152,7 +152,7 @@ def image_queries(e: EvaluationResult) -> dict[str, list[dict]]:
 def caption_text(split: Split, caption: int) -> str:
     """A caption by its position in the split."""
     image = int(split.caption_image[caption])
-    return split.record(image)["captions"][int(caption - split.first[image])]
+    return split.record(image)["captions"][int(caption - split.caption_offsets[image])]
 
 
 def image_entry(split: Split, image: int, score: float | None, right: bool) -> dict:

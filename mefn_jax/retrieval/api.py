@@ -13,6 +13,7 @@ from mefn_jax.evaluation.evaluator import load_checkpoint as load_evaluator
 from mefn_jax.features import Features
 from mefn_jax.reports import explanation
 from mefn_jax.reports.explanation import Explanation
+from mefn_jax.runtime.sharding import round_up
 
 
 class Retriever:
@@ -59,11 +60,11 @@ class Retriever:
 
     def _in_batches(self, arrays: list[np.ndarray]) -> Features:
         devices, size = self.evaluator.mesh.size, self.config.eval.batch_size
-        size = -(-min(size, max(1, len(arrays))) // devices) * devices
+        size = round_up(min(size, max(1, len(arrays))), devices)
         if not arrays or len({x.shape for x in arrays}) > 1:
             raise DataError("encode_images: give images, or regions as many an image")
         parts = [np.stack(arrays[k : k + size]) for k in range(0, len(arrays), size)]
-        found = [self.evaluator.of_images(self.params, pad_rows(part, size), len(part)) for part in parts]
+        found = [self.evaluator.encode_pixels(self.params, pad_rows(part, size), len(part)) for part in parts]
         return concatenate(found)
 
 

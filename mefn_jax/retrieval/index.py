@@ -1,6 +1,6 @@
 """An index: a folder of images, encoded once, to be searched by captions (DESIGN.md 8).
 
-`INDEX/` holds, a row an image, `images.json` (names under the folder), `coarse.npy` float32 (I, D), the unit vectors of
+`INDEX/` holds, a row an image, `images.json` (names under the folder), `embeddings.npy` float32 (I, D), the unit vectors of
 the first stage, and, where the matcher scores fragments, `pooled.npy` (I, D), `fragments.npy` (I, N, D) and `mask.npy`
 bool (I, N). All arrays are plain NumPy files, which searching maps into memory. `index.json` says what made them, which
 there are, how many rows are written, and which images could not be read.
@@ -27,7 +27,7 @@ from mefn_jax.errors import ConfigError, DataError, TrainingError
 from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.features import Features
 from mefn_jax.runtime.console import print0, printable
-from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, replicated
+from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, replicated, round_up
 from mefn_jax.runtime.storage import write_atomic
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -46,12 +46,12 @@ METADATA_TYPES = {
 @dataclasses.dataclass(frozen=True)
 class Index:
     """An opened index of I images; arrays are mapped into memory. `readable` bool `(I,)`; `pooled`, `fragments` and
-    `mask` are None where `coarse` is all that the matcher scores."""
+    `mask` are None where `embeddings` are all that the matcher scores."""
 
     folder: Path
     names: list[str]
     readable: np.ndarray
-    coarse: np.ndarray
+    embeddings: np.ndarray
     pooled: np.ndarray | None = None
     fragments: np.ndarray | None = None
     mask: np.ndarray | None = None
@@ -77,16 +77,16 @@ def build_index(evaluator: Evaluator, params, made_by: dict, folder, out) -> Non
         print_summary(out, folder, len(names), facts["skipped"])
         return
     config, arrays = evaluator.config, None
-    size = -(-config.eval.batch_size // evaluator.mesh.size) * evaluator.mesh.size
+    size = round_up(config.eval.batch_size, evaluator.mesh.size)
     bar = tqdm(total=len(names), initial=facts["done"], desc="encoding", unit=" images", disable=None)
     saved, new = time.monotonic(), facts["done"] == 0
     for first, pixels, bad in load_batches(
         folder, names, images.resize_from_config(config.image), size, facts["done"], config
     ):
         rows = slice(first, first + len(pixels))
-        encoded = evaluator.of_images(params, pad_rows(pixels, size), len(pixels))
-        found = {"coarse": evaluator.coarse(params, encoded)}
-        if not evaluator.model.coarse_is_score:
+        encoded = evaluator.encode_pixels(params, pad_rows(pixels, size), len(pixels))
+        found = {"embeddings": evaluator.embed(params, encoded)}
+        if not evaluator.model.is_dual_encoder:
             found |= {"pooled": encoded.pooled, "fragments": encoded.fragments, "mask": encoded.mask}
         for x in found.values():
             require_finite(x, names[rows], "features are")
@@ -267,7 +267,7 @@ def search_embeddings(vectors: np.ndarray, query: np.ndarray, k: int, mesh, read
     Raises TrainingError for a product that is not finite."""
     number = len(vectors)
     k = min(k, number if readable is None else int(readable.sum()))
-    size = -(-min(CHUNK, number) // mesh.size) * mesh.size
+    size = round_up(min(CHUNK, number), mesh.size)
     query = from_full_copy(replicated(mesh), np.asarray(query, np.float32))
     positions, products = np.empty(0, np.int64), np.empty(0, np.float32)
     for first in range(0, number, size):

@@ -34,11 +34,11 @@ def index_images(workdir: str, step: str, folder: str, index: str, ema: bool = F
 
 
 def search_images(
-    workdir: str, step: str, index: str, text: str, topk: int, shortlist: str = "", out: str = "", ema: bool = False
+    workdir: str, step: str, index: str, text: str, topk: int, rerank: str = "", out: str = "", ema: bool = False
 ) -> list[tuple[float, str]]:
     """Prints the `topk` images of an index that fit a caption best, with their scores, and draws them into `out`.
 
-    The matcher scores those of the `shortlist` (a number, at least `topk`, or a share; SHORTLIST if empty), the nearest
+    The matcher scores those of the `rerank` (a number, at least `topk`, or a share; SHORTLIST if empty), the nearest
     by their coarse vectors. Returns scores and file names. Raises ConfigError for another checkpoint's index and for a
     caption without words.
     """
@@ -46,19 +46,19 @@ def search_images(
     require_local("--index", index)
     evaluator, params, made_by = load_model(workdir, step, ema)
     found = open_index(index, made_by)
-    number = parse_rerank(shortlist, len(found.names)) if shortlist else DEFAULT_CANDIDATES
+    number = parse_rerank(rerank, len(found.names)) if rerank else DEFAULT_CANDIDATES
     loaded = time.perf_counter()
     texts = encode_captions(evaluator, params, [text], "--query")
-    vector = evaluator.coarse(params, texts)[0]
-    positions, scores = search_embeddings(found.coarse, vector, max(topk, number), evaluator.mesh, found.readable)
-    if not evaluator.model.coarse_is_score:
+    vector = evaluator.embed(params, texts)[0]
+    positions, scores = search_embeddings(found.embeddings, vector, max(topk, number), evaluator.mesh, found.readable)
+    if not evaluator.model.is_dual_encoder:
         rows, columns = slice(0, len(positions)), slice(0, 1)
         scores = evaluator.scores(params, found.features(positions), texts)(rows, columns)[:, 0]
         require_finite(scores, [found.names[p] for p in positions])
         order = np.lexsort((positions, -scores))
         positions, scores = positions[order], scores[order]
     best = [(float(s), found.names[p]) for p, s in zip(positions[:topk], scores[:topk], strict=True)]
-    stages = "" if evaluator.model.coarse_is_score else f", {len(positions)} of them scored by the matcher"
+    stages = "" if evaluator.model.is_dual_encoder else f", {len(positions)} of them scored by the matcher"
     print_results(best, f"{text!r} in {int(found.readable.sum())} images{stages}")
     print0(f"loaded in {loaded - start:.1f} s, found in {time.perf_counter() - loaded:.1f} s")
     if picture:
@@ -86,7 +86,7 @@ def rank_captions(workdir: str, step: str, file: str, captions: str, topk: int, 
     if not kept:
         raise DataError(f"--captions={captions}: no line with a word in it")
     texts = encode_captions(evaluator, params, kept, f"--captions={captions}")
-    found = evaluator.of_images(params, pad_rows(pixels, evaluator.mesh.size), 1)
+    found = evaluator.encode_pixels(params, pad_rows(pixels, evaluator.mesh.size), 1)
     score = evaluator.scores(params, found, texts)
     scores = np.concatenate([score(slice(0, 1), some)[0] for some in even_slices(len(kept), TILE_CAPTIONS)])
     require_finite(scores, kept)

@@ -120,7 +120,7 @@ class Checkpoints:
         scored = [(c.metrics["rsum"], c.step) for c in self._checkpointer.checkpoints if c.metrics]
         return max(scored)[1] if scored else self.latest
 
-    def find(self, step: str) -> int:
+    def resolve_step(self, step: str) -> int:
         """The step that "best", "latest" or a number stands for. Raises CheckpointError if there is none."""
         steps = [c.step for c in self._checkpointer.checkpoints]
         if not steps:
@@ -135,7 +135,7 @@ class Checkpoints:
         """Starts saving; waits for the save before. Raises CheckpointError if that one failed."""
         self.wait()
         self._saving = step
-        with self._failing(step):
+        with self._save_errors(step):
             self._pending = self._checkpointer.save_checkpointables_async(
                 step, {"state": state, "meta": meta}, metrics=None if rsum is None else {"rsum": rsum}, overwrite=True
             )
@@ -146,19 +146,19 @@ class Checkpoints:
         """Returns when the save under way is complete. Raises CheckpointError if it failed, or takes so long."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            with self._failing(self._saving):
+            with self._save_errors(self._saving):
                 pending.result(seconds)
 
     def meta(self, step: int) -> dict:
         """What was saved beside the state: step, config, tokenizer, preprocessing, commit, versions."""
-        with self._reading(step):
+        with self._read_errors(step):
             return self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
 
     def restore(self, step: int, abstract_state):
         """The state at `step` into the shapes and shardings of `abstract_state`; subtrees left out are not read."""
         context = v1.Context()
         context.pytree.loading.partial_load = True
-        with self._reading(step), context:
+        with self._read_errors(step), context:
             found = self._checkpointer.load_checkpointables(step, {"state": abstract_state})["state"]
         # Orbax leaves a shape where the checkpoint has nothing.
         for path, leaf in jax.tree_util.tree_leaves_with_path(found):
@@ -178,7 +178,7 @@ class Checkpoints:
             raise CheckpointError(f"{error}; there is no other that can be read: remove it to begin anew") from error
         self._skipped = skipped
 
-    def set_aside(self) -> None:
+    def quarantine(self) -> None:
         """Moves what was skipped to WORKDIR/unreadable, where nothing looks for it. Raises CheckpointError."""
         unreadable = self.directory.parent / "unreadable"
         try:
@@ -194,7 +194,7 @@ class Checkpoints:
         self._checkpointer.reload()
         self._skipped = []
 
-    def _failing(self, step):
+    def _save_errors(self, step):
         return _wrap(
             lambda e: (
                 f"{self.directory}: could not save the checkpoint of step {step} ({reason(e)}). Earlier "
@@ -202,7 +202,7 @@ class Checkpoints:
             )
         )
 
-    def _reading(self, step):
+    def _read_errors(self, step):
         def message(e):
             return f"{self.directory / str(step)}: cannot be read as a checkpoint ({reason(e)})"
 

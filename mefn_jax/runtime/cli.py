@@ -51,9 +51,9 @@ def define_config_flag(default: str | None) -> None:
 
 def define_process_flags() -> None:
     """Defines the flags of a command that several processes may run together."""
-    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where neither TPUs nor Slurm say it.")
-    flags.DEFINE_integer("processes", 0, "With --coordinator: how many processes there are.", lower_bound=0)
-    flags.DEFINE_integer("process", -1, "With --coordinator: which of them this is, from 0.")
+    flags.DEFINE_string("coordinator_address", "", "HOST:PORT of process 0, where neither TPUs nor Slurm say it.")
+    flags.DEFINE_integer("num_processes", 0, "With --coordinator_address: how many processes there are.", lower_bound=0)
+    flags.DEFINE_integer("process_id", -1, "With --coordinator_address: which of them this is, from 0.")
     flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the other processes at the start.", lower_bound=1)
 
 

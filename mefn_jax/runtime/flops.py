@@ -17,7 +17,7 @@ from mefn_jax import optim
 def step_flops(recipe, mesh, params, batch: dict) -> dict[str, float]:
     """FLOPs a step by part: {images, texts, scores}. `params` and `batch` may be shapes; `recipe` as for a step."""
     model = recipe.model
-    images, texts = batch["images"], (batch["ids"], batch["mask"])
+    images, texts = batch["images"], (batch["text"], batch["text_mask"])
     features = jax.eval_shape(model.encode_images, params, images), jax.eval_shape(model.encode_texts, params, *texts)
     forward = {
         "images": count_flops(model.encode_images, params, images),

@@ -30,18 +30,24 @@ def initialize() -> None:
     one process. Before any other call of JAX. Raises ConfigError if the others do not come in time."""
     f = flags.FLAGS
     given = {}
-    if not f.coordinator and (f.processes or f.process >= 0):
-        raise ConfigError("--processes and --process need --coordinator=HOST:PORT, the address of process 0")
-    if f.coordinator:
-        if f.processes < 1 or not 0 <= f.process < f.processes:
+    if not f.coordinator_address and (f.num_processes or f.process_id >= 0):
+        raise ConfigError(
+            "--num_processes and --process_id need --coordinator_address=HOST:PORT, the address of process 0"
+        )
+    if f.coordinator_address:
+        if f.num_processes < 1 or not 0 <= f.process_id < f.num_processes:
             raise ConfigError(
-                f"--coordinator={f.coordinator} needs --processes=N and --process=0 to N - 1, but they are "
-                f"{f.processes} and {f.process}"
+                f"--coordinator_address={f.coordinator_address} needs --num_processes=N and --process_id=0 to N - 1, but they are "
+                f"{f.num_processes} and {f.process_id}"
             )
-        given = {"coordinator_address": f.coordinator, "num_processes": f.processes, "process_id": f.process}
+        given = {
+            "coordinator_address": f.coordinator_address,
+            "num_processes": f.num_processes,
+            "process_id": f.process_id,
+        }
     elif not (count_slurm_tasks() > 1 or count_tpu_hosts() > 1):
         return
-    if f.coordinator or has_one_task_per_node():
+    if f.coordinator_address or has_one_task_per_node():
         given["local_device_ids"] = []  # all: JAX would take it that each GPU has a task of its own
     # JAX aborts the process when its own time is over, with a trace of C++; this one is over before.
     watch = threading.Timer(f.join_timeout, _give_up, [f.join_timeout])

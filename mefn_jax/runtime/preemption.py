@@ -22,6 +22,6 @@ class Preemption:
     def _hear(self, *_):
         self._told = True
 
-    def reached(self, step: int) -> bool:
+    def should_stop(self, step: int) -> bool:
         """True after the step at which all processes are to save and end. To be asked once a step, with its number."""
         return self._told if self._alone else multihost_utils.reached_preemption_sync_point(step)

@@ -150,6 +150,11 @@ def local_rows(mesh: Mesh, size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(size)[part] for part in parts]))
 
 
+def round_up(number: int, multiple: int) -> int:
+    """Returns the smallest multiple of `multiple` that is at least `number`."""
+    return -(-number // multiple) * multiple
+
+
 def describe_mesh(mesh: Mesh) -> str:
     """The axes and their sizes, in words."""
     return ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -158,7 +163,7 @@ def describe_mesh(mesh: Mesh) -> str:
 def check_divides(batch_size: int, parts: int, mesh: Mesh) -> None:
     """Raises ConfigError if a batch cannot be split over the mesh, and each device's rows into the encoders' parts."""
     if batch_size % mesh.size or batch_size % (batch_shards(mesh) * parts):
-        cut = f", times train.encoder_parts={parts}" if parts > 1 else ""
+        cut = f", times train.grad_cache_chunks={parts}" if parts > 1 else ""
         raise ConfigError(
             f"train.batch_size={batch_size} is not a multiple of the {mesh.size} devices{cut}; choose one that is"
         )

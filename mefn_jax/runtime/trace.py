@@ -19,7 +19,7 @@ class Profile:
         self._first, number = (int(found[1]), int(found[2])) if found else (-1, 0)
         self._end, self._workdir, self._mirror, self._begun = self._first + number, None, None, not steps
 
-    def before(self, step: int, workdir, state) -> None:
+    def on_step_start(self, step: int, workdir, state) -> None:
         """To be called before each step, with its number from 0 and the state that it begins from."""
         if step == self._first:
             jax.block_until_ready(state)  # or the trace would have the steps before, which are still running
@@ -27,7 +27,7 @@ class Profile:
             self._begun = True
             jax.profiler.start_trace(str(self._mirror.local / "profile"))
 
-    def after(self, step: int, result) -> None:
+    def on_step_end(self, step: int, result) -> None:
         """To be called after each step, with what it returned."""
         if self._mirror and step + 1 == self._end:
             jax.block_until_ready(result)

@@ -26,13 +26,13 @@ class RegionBlock:
     mask: jax.Array
     pooled: jax.Array
     gram: jax.Array
-    own: jax.Array
+    pooled_products: jax.Array
 
-    def over(self, words) -> jax.Array:
+    def mask_for(self, words) -> jax.Array:
         """The mask `(I, N, 1...)`, to stand beside arrays `(I, N, W)`."""
-        return self.mask.reshape(*self.mask.shape, *[1] * words.axes)
+        return self.mask.reshape(*self.mask.shape, *[1] * words.word_axes)
 
-    def squares(self, x):
+    def squared_norms(self, x):
         """`x' G x` of weights `x (I, N, W)`: the squared lengths `(I, W)` of what they sum the regions to."""
         flat = x.reshape(*x.shape[:2], -1)
         return jnp.sum(flat * jnp.einsum("ink,ikw->inw", self.gram, flat), 1).reshape(len(x), *x.shape[2:])
@@ -54,8 +54,8 @@ class PaddedTexts:
     mask: jax.Array
     pooled: jax.Array
     gram: jax.Array
-    own: jax.Array
-    axes = 2  # of W
+    pooled_products: jax.Array
+    word_axes = 2  # of W
 
     def products(self, x):
         """Of vectors `(..., D)` with all words: `(..., T, M)`."""
@@ -69,15 +69,15 @@ class PaddedTexts:
         """Each text's sum `(..., T)` of `x (..., T, M)`."""
         return jnp.sum(jnp.where(self.mask, x, 0.0), -1)
 
-    def spread(self, y):
+    def broadcast(self, y):
         """A text's value `(..., T)` at each of its words `(..., T, M)`, to be broadcast."""
         return y[..., None]
 
-    def squares(self, x):
+    def squared_norms(self, x):
         """`x' G x` of weights `x (..., T, M)`: the squared lengths `(..., T)` of what they sum a text's words to."""
         return jnp.sum(x * jnp.einsum("...tm,tmk->...tk", x, self.gram), -1)
 
-    def number(self):
+    def lengths(self):
         """How many words each text has, `(T,)`."""
         return jnp.sum(self.mask, -1)
 
@@ -97,11 +97,11 @@ class PackedTexts:
     zero."""
 
     vectors: jax.Array
-    of: jax.Array
+    membership: jax.Array
     pooled: jax.Array
     gram: jax.Array
-    own: jax.Array
-    axes = 1  # of W
+    pooled_products: jax.Array
+    word_axes = 1  # of W
 
     def products(self, x):
         """As Padded's, `(..., L)`."""
@@ -114,19 +114,19 @@ class PackedTexts:
 
     def sum(self, x):
         """As Padded's."""
-        return jnp.matmul(x, self.of, precision=FULL_PRECISION)
+        return jnp.matmul(x, self.membership, precision=FULL_PRECISION)
 
-    def spread(self, y):
+    def broadcast(self, y):
         """As Padded's, `(..., L)`."""
-        return jnp.matmul(y, self.of.T, precision=FULL_PRECISION)
+        return jnp.matmul(y, self.membership.T, precision=FULL_PRECISION)
 
-    def squares(self, x):
+    def squared_norms(self, x):
         """As Padded's."""
         return self.sum(x * (x @ self.gram))
 
-    def number(self):
+    def lengths(self):
         """As Padded's."""
-        return jnp.sum(self.of, 0)
+        return jnp.sum(self.membership, 0)
 
 
 def to_packed(vectors, of, pooled) -> PackedTexts:

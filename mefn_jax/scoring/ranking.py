@@ -21,10 +21,10 @@ class TopK:
     relevant: np.ndarray
 
     @classmethod
-    def none(cls, queries: int, k: int) -> "TopK":
+    def empty(cls, queries: int, k: int) -> "TopK":
         return cls(np.full((queries, k), -1), np.full((queries, k), -np.inf, np.float32), np.ones((queries, k), bool))
 
-    def add(self, queries: slice, first: int, scores: np.ndarray, relevant: np.ndarray) -> None:
+    def update(self, queries: slice, first: int, scores: np.ndarray, relevant: np.ndarray) -> None:
         """Candidates from position `first` on: `scores`, and whether they are `relevant`, `(len(queries), n)`."""
         k = self.positions.shape[1]
         # Most tiles have nothing for most queries: these cost one comparison.
@@ -60,17 +60,19 @@ class Ranking:
     """
 
     counts: dict[int, tuple[np.ndarray, np.ndarray]]
-    own: np.ndarray
-    captions: TopK
-    images: TopK
+    positive_scores: np.ndarray
+    top_captions: TopK
+    top_images: TopK
     seconds: float = 0.0
 
 
-def rank(scores: Scores, caption_image: np.ndarray, folds=(1,), best: int = 0, bar: bool = False, keep=None) -> Ranking:
+def rank(
+    scores: Scores, caption_image: np.ndarray, folds=(1,), best: int = 0, bar: bool = False, save_to=None
+) -> Ranking:
     """Ranks all pairs, each scored once. `caption_image` gives each caption's image, `folds` numbers of folds that
     divide the images (captions in the order of their images then), `best` how many of every query are kept.
 
-    With one number of folds alone, pairs across them are not scored. `keep`, a float32 array `(I, C)`,
+    With one number of folds alone, pairs across them are not scored. `save_to`, a float32 array `(I, C)`,
     perhaps on disk, is filled with the scores. Tiles that hold a true pair come first and are kept until the others
     are counted (about C times IMAGES numbers). Raises TrainingError for a score that is not finite, and DataError for
     an image without captions, which has no rank, before the last that has some.
@@ -81,7 +83,7 @@ def rank(scores: Scores, caption_image: np.ndarray, folds=(1,), best: int = 0, b
     begun, images, captions = time.perf_counter(), int(caption_image.max()) + 1, len(caption_image)
     own = np.empty(captions, np.float32)
     counts = {number: (np.zeros(captions, np.int64), np.zeros(captions, np.int64)) for number in folds}
-    found = Ranking(counts, own, TopK.none(images, min(best, captions)), TopK.none(captions, min(best, images)))
+    found = Ranking(counts, own, TopK.empty(images, min(best, captions)), TopK.empty(captions, min(best, images)))
     tiles = list_tiles(images, caption_image, folds[0] if len(folds) == 1 else 1)
     progress = tqdm(
         total=sum((r.stop - r.start) * (c.stop - c.start) for r, c in tiles),
@@ -94,8 +96,8 @@ def rank(scores: Scores, caption_image: np.ndarray, folds=(1,), best: int = 0, b
     def scored(rows, columns):
         tile = check_finite(scores(rows, columns), rows, columns)
         progress.update(tile.size)
-        if keep is not None:
-            keep[rows, columns] = tile
+        if save_to is not None:
+            save_to[rows, columns] = tile
         return tile
 
     kept = {}
@@ -121,8 +123,8 @@ def rank(scores: Scores, caption_image: np.ndarray, folds=(1,), best: int = 0, b
             same = here[:, None] // fold == owners[None, :] // fold
             n_t2i[columns] += np.sum(before_caption & same, axis=0)
             n_i2t[mine] += np.sum(before_image & same[row], axis=1)
-        found.captions.add(rows, columns.start, tile, ~other)
-        found.images.add(columns, rows.start, tile.T, ~other.T)
+        found.top_captions.update(rows, columns.start, tile, ~other)
+        found.top_images.update(columns, rows.start, tile.T, ~other.T)
     progress.close()
     found.seconds = time.perf_counter() - begun
     return found

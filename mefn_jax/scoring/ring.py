@@ -15,28 +15,30 @@ from jax.sharding import PartitionSpec
 from mefn_jax.features import Features
 
 
-def ring_scores(score, params, images: Features, texts: Features, mesh, tile_mib: float) -> jax.Array:
+def ring_scores(score, params, images: Features, texts: Features, mesh, score_tile_mib: float) -> jax.Array:
     """`score(params, images, texts)` of the global batch, float32 `(B, B)`, its rows split over all axes of `mesh`.
 
-    Differentiable by the parameters and the features; `tile_mib` as for `recomputed`, on a device. B is a multiple of
+    Differentiable by the parameters and the features; `score_tile_mib` as for `recomputed`, on a device. B is a multiple of
     the number of devices.
     """
     if mesh.size == 1:
-        return score_in_tiles(functools.partial(score, params), images, texts, tile_mib)
+        return score_in_tiles(functools.partial(score, params), images, texts, score_tile_mib)
 
     def block(params, images, texts):
-        return score_in_tiles(functools.partial(score, params), images, texts, tile_mib)
+        return score_in_tiles(functools.partial(score, params), images, texts, score_tile_mib)
 
     rows = PartitionSpec(mesh.axis_names)
     ring = functools.partial(_ring, block, mesh.axis_names, mesh.size)
     return jax.shard_map(ring, mesh=mesh, in_specs=(PartitionSpec(), rows, rows), out_specs=rows)(params, images, texts)
 
 
-def local_loss(score, loss, params, images: Features, texts: Features, *, owner, mesh, tile_mib: float) -> jax.Array:
+def local_loss(
+    score, loss, params, images: Features, texts: Features, *, owner, mesh, score_tile_mib: float
+) -> jax.Array:
     """The mean over devices of `loss(params, scores, owner)`, where each device scores its own pairs alone."""
 
     def local(params, images, texts, owner):
-        scores = score_in_tiles(functools.partial(score, params), images, texts, tile_mib)
+        scores = score_in_tiles(functools.partial(score, params), images, texts, score_tile_mib)
         return jax.lax.pmean(loss(params, scores, owner), mesh.axis_names)
 
     rows, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
@@ -105,10 +107,10 @@ def _merge(floats, rest):
     return jax.tree.map(lambda a, b: b if a is None else a, floats, rest, is_leaf=lambda x: x is None)
 
 
-def score_in_tiles(score, images: Features, texts: Features, tile_mib: float) -> jax.Array:
-    """`score(images, texts)`, float32 `(I, T)`, with at most `tile_mib` MiB for an array of every region by every word
+def score_in_tiles(score, images: Features, texts: Features, score_tile_mib: float) -> jax.Array:
+    """`score(images, texts)`, float32 `(I, T)`, with at most `score_tile_mib` MiB for an array of every region by every word
     of a tile (float32; one text at the least). A tile is a divisor of T; all texts at once where they fit."""
-    tile = texts_per_tile(images.mask.size, texts.mask.shape, tile_mib)
+    tile = texts_per_tile(images.mask.size, texts.mask.shape, score_tile_mib)
     number = texts.mask.shape[0] // tile
     if number == 1:
         return score(images, texts)
@@ -117,8 +119,8 @@ def score_in_tiles(score, images: Features, texts: Features, tile_mib: float) ->
     return jnp.moveaxis(scores, 0, 1).reshape(images.mask.shape[0], -1)
 
 
-def texts_per_tile(regions: int, texts: tuple[int, int], tile_mib: float) -> int:
-    """The largest divisor of T, for texts `(T, M)`, whose words times all images' `regions` fit into `tile_mib`."""
+def texts_per_tile(regions: int, texts: tuple[int, int], score_tile_mib: float) -> int:
+    """The largest divisor of T, for texts `(T, M)`, whose words times all images' `regions` fit into `score_tile_mib`."""
     number, words = texts
-    fit = tile_mib * 2**20 / (4 * regions * words)
+    fit = score_tile_mib * 2**20 / (4 * regions * words)
     return max(k for k in range(1, number + 1) if number % k == 0 and (k == 1 or k <= fit))

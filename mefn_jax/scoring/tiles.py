@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mefn_jax.features import Features
-from mefn_jax.runtime.sharding import BATCH_AXES, batch_sharding, from_full_copy, replicated
+from mefn_jax.runtime.sharding import BATCH_AXES, batch_sharding, from_full_copy, replicated, round_up
 from mefn_jax.scoring.layouts import region_block, to_packed
 from mefn_jax.scoring.packing import pack
 
@@ -45,7 +45,7 @@ def compile_tile_scorer(tile, mesh, mib: float):
 
     def on_device(params, images, groups, number):
         groups = to_packed(*groups)
-        tiles, size = plan_tiles(*images.mask.shape, groups.of.shape[1], mib)
+        tiles, size = plan_tiles(*images.mask.shape, groups.membership.shape[1], mib)
         fill = tiles * size - len(images.mask)
         images = jax.tree.map(lambda x: jnp.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1)), images)
 
@@ -56,7 +56,7 @@ def compile_tile_scorer(tile, mesh, mib: float):
                 words = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, k, keepdims=False), groups)
                 return jax.lax.dynamic_update_index_in_dim(scores, tile(params, regions, words), k, 0)
 
-            empty = jnp.zeros((len(groups.of), size, groups.of.shape[2]), jnp.float32)
+            empty = jnp.zeros((len(groups.membership), size, groups.membership.shape[2]), jnp.float32)
             varying = jax.lax.pcast(empty, BATCH_AXES, to="varying")
             return jax.lax.fori_loop(0, number, of_group, varying)  # (K, I, T)
 
@@ -78,12 +78,12 @@ class TiledScores:
     one shape, so that nothing is compiled twice.
     """
 
-    def __init__(self, step, images: Features, texts: Features, mesh, plain: bool = False, levels=None):
+    def __init__(self, step, images: Features, texts: Features, mesh, plain: bool = False, hub_offsets=None):
         self._step, self._images, self._texts, self._mesh, self._plain = step, images, texts, mesh, plain
-        self._levels = levels
+        self._hub_offsets = hub_offsets
         most = UNTILED_BLOCK[0] if plain else TILE_IMAGES
         rows = even_slices(len(images.mask), most * mesh.size)[0]
-        self._rows = -(-rows.stop // mesh.size) * mesh.size
+        self._rows = round_up(rows.stop, mesh.size)
         self._groups, self._tile = {}, (None, None)
 
     def __call__(self, rows: slice, columns: slice) -> np.ndarray:
@@ -93,9 +93,9 @@ class TiledScores:
                 for k in range(rows.start, rows.stop, self._rows)
             ]
         )
-        if self._levels is None:
+        if self._hub_offsets is None:
             return scores
-        of_images, of_texts = self._levels
+        of_images, of_texts = self._hub_offsets
         return scores - of_images[rows, None] - of_texts[columns]
 
     def _of_rows(self, rows: slice, columns: slice) -> np.ndarray:

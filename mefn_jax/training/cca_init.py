@@ -27,16 +27,16 @@ def init_from_training_data(evaluator: Evaluator, params: dict, split: Split) ->
     Raises ConfigError where there is no such projection, or it is wider than the features.
     """
     check_supports_cca(evaluator.config)
-    seen = split.head(MAX_IMAGES)
-    print0(f"starting from a linear map of {seen.images:,} training images and {seen.captions:,} captions")
+    seen = split.first_images(MAX_IMAGES)
+    print0(f"starting from a linear map of {seen.num_images:,} training images and {seen.num_captions:,} captions")
     found = mean_features(evaluator, params, seen)
     dim, width = evaluator.config.embed_dim, min(found.images.shape[1], found.texts.shape[1])
     if dim > width:
-        raise ConfigError(f"train.start=linear gives at most {width} dimensions here, but embed_dim is {dim}")
+        raise ConfigError(f"train.init=cca gives at most {width} dimensions here, but embed_dim is {dim}")
     linear = fit_cca(found, *RIDGES)
     sides = (("image", "regions", linear.mean_x, found.images), ("text", "words", linear.mean_y, found.texts))
     params = dict(params)
-    for (kind, name, centre, features), kernel in zip(sides, linear.weighted(POWER, dim), strict=True):
+    for (kind, name, centre, features), kernel in zip(sides, linear.projections(POWER, dim), strict=True):
         # Lengths do not matter to cosines; this one makes a learning rate mean the same on any features.
         kernel = kernel / np.sqrt(dim * np.mean(kernel**2))
         variance = np.full(len(centre), np.mean((features - centre) ** 2))
@@ -53,7 +53,7 @@ def hub_vectors(evaluator: Evaluator, params: dict, split: Split) -> dict:
     """The background's vectors `{images (K, D), texts (K, D)}`: pooled embeddings of training images and captions,
     drawn by the seed."""
     images, texts = evaluator.encode(params, split)
-    number = evaluator.config.matcher.background
+    number = evaluator.config.matcher.hub_vectors
     rng = np.random.default_rng(evaluator.config.train.seed)
 
     def drawn(pooled):

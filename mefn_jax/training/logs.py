@@ -28,7 +28,7 @@ class Clock:
         """Starts anew."""
         self._start, self.data = time.perf_counter(), 0.0
 
-    def waited(self, since: float) -> None:
+    def add_data_wait(self, since: float) -> None:
         """Adds the time since `since` (a `time.perf_counter()`) as waiting for data."""
         self.data += time.perf_counter() - since
 
@@ -122,10 +122,10 @@ class StepLog:
             self.clock.reset()
             self._first, self._untimed = False, 1
 
-    def write(self, writer: MetricsWriter, bar, everything: bool) -> None:
+    def write(self, writer: MetricsWriter, bar, flush: bool) -> None:
         """Checks and logs what is due. Raises TrainingError at the first step whose loss is not finite."""
-        due = len(self._window) if everything else len(self._window) - 1
-        if not everything and (due < 1 or self._window[due - 1][0] % self._every):
+        due = len(self._window) if flush else len(self._window) - 1
+        if not flush and (due < 1 or self._window[due - 1][0] % self._every):
             return
         window, self._window = self._window[:due], self._window[due:]
         values = [(done, jax.device_get(m), captions) for done, m, captions in window]
@@ -141,7 +141,7 @@ class StepLog:
         self._untimed = 0
         for _, line in itertools.groupby(values, key=lambda v: (v[0] - 1) // self._every):
             self._line(writer, bar, list(line), seconds)
-        if not everything:  # else the training loop flushes, beside the save
+        if not flush:  # else the training loop flushes, beside the save
             writer.flush(COPY_SECONDS)
         if values:
             self.clock.reset()

@@ -12,6 +12,7 @@ from mefn_jax.errors import UnreadableCheckpointError
 from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.model import batch_shapes
 from mefn_jax.reports import explanation
+from mefn_jax.resolve import validate
 from mefn_jax.runtime import flops
 from mefn_jax.runtime.checkpoint import Checkpoints
 from mefn_jax.runtime.chips import chip_of
@@ -23,7 +24,7 @@ from mefn_jax.runtime.storage import resolve_directory
 from mefn_jax.runtime.trace import Profile
 from mefn_jax.training import state, step
 from mefn_jax.training.logs import MetricsWriter, StepLog
-from mefn_jax.training.setup import Run, open_data, print_header, set_up_run, validate
+from mefn_jax.training.setup import Run, open_data, print_header, set_up_run
 
 SAVE_TIMEOUT = 120  # seconds that a save under way has when a process fails
 
@@ -42,8 +43,8 @@ def train(config: ConfigDict, workdir, profile: str = "") -> None:
     with Preemption() as preemption, Checkpoints(workdir, create=True) as checkpoints:
         run = set_up_from_readable_checkpoint(data, checkpoints, workdir, mesh)
         print_header(run, workdir)
-        if run.done >= run.steps:
-            print0(f"step {run.done} of {run.steps} is done already; nothing to train")
+        if run.first_step >= run.steps:
+            print0(f"step {run.first_step} of {run.steps} is done already; nothing to train")
         else:
             run_loop(run, checkpoints, preemption, trace, workdir)
 
@@ -60,7 +61,7 @@ def set_up_from_readable_checkpoint(data, checkpoints: Checkpoints, workdir, mes
             skipped = True
             print0(f"warning: {e}; trying the one before")
     if skipped:
-        on_all_processes(lambda: checkpoints.set_aside() if jax.process_index() == 0 else None)
+        on_all_processes(lambda: checkpoints.quarantine() if jax.process_index() == 0 else None)
         checkpoints.reload()
         print0(f"moved what cannot be read to {workdir}/unreadable")
     return run
@@ -68,32 +69,32 @@ def set_up_from_readable_checkpoint(data, checkpoints: Checkpoints, workdir, mes
 
 def run_loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: Profile, workdir) -> None:
     """All steps that are still to be done."""
-    config, c, steps, current = run.config, run.config.train, run.steps, run.current
+    config, c, steps, current = run.config, run.config.train, run.steps, run.state
     mesh, evaluator = run.evaluator.mesh, run.evaluator
     train_step = step.compile_step(mesh, current, run.recipe)
     batches = training_batches(run)
-    writer = on_all_processes(lambda: MetricsWriter(workdir, run.done))
+    writer = on_all_processes(lambda: MetricsWriter(workdir, run.first_step))
     log = StepLog(config, run.schedule, steps, ideal_step_seconds(run))
-    bar = tqdm(total=steps, initial=run.done, unit=" steps", disable=None, leave=False)
+    bar = tqdm(total=steps, initial=run.first_step, unit=" steps", disable=None, leave=False)
     with exit_all_on_error(lambda: checkpoints.wait(SAVE_TIMEOUT)):
         try:
-            for k in range(run.done, steps):
-                trace.before(k, workdir, current)
+            for k in range(run.first_step, steps):
+                trace.on_step_start(k, workdir, current)
                 waiting = time.perf_counter()
                 batch, captions = next(batches)
-                log.clock.waited(waiting)
+                log.clock.add_data_wait(waiting)
                 with jax.transfer_guard("disallow"):
                     current, metrics = train_step(current, batch)
-                trace.after(k, metrics)
+                trace.on_step_end(k, metrics)
                 log.add(k + 1, metrics, captions)
                 bar.update()
                 last = k + 1 == steps
-                stopping = preemption.reached(k + 1) and not last
+                stopping = preemption.should_stop(k + 1) and not last
                 evaluating = last or ((k + 1) % c.eval_every == 0 and not stopping)
                 saving = stopping or (k + 1) % c.save_every == 0
                 # The log lags one step behind, so that reading it never waits for the device; nothing unread may be
                 # evaluated or saved, since it might not be finite.
-                log.write(writer, bar, everything=evaluating or saving)
+                log.write(writer, bar, flush=evaluating or saving)
                 if evaluating:
                     rsum = evaluate_and_log(evaluator, current.params, run.val, k + 1, writer, bar)
                     if current.ema is not None:  # what is averaged is what counts
@@ -127,7 +128,7 @@ def ideal_step_seconds(run: Run) -> float | None:
     chip = chip_of(mesh.devices.flat[0])
     if chip is None:
         return None
-    work = flops.step_flops(run.recipe, mesh, run.current.params, batch_shapes(run.config))
+    work = flops.step_flops(run.recipe, mesh, run.state.params, batch_shapes(run.config))
     return sum(work.values()) / (chip.flops * mesh.size)
 
 
@@ -139,21 +140,21 @@ def training_batches(run: Run):
     dataset = pipeline.training_dataset_from_config(run.config, run.train, run.evaluator.tokenizer, rows)
 
     def put(batch):
-        return from_local_rows(mesh, batch), batch["caption"]
+        return from_local_rows(mesh, batch), batch["caption_index"]
 
-    return pipeline.iterate(dataset, run.done, d.threads, d.workers, put)
+    return pipeline.iterate(dataset, run.first_step, d.threads, d.workers, put)
 
 
 def evaluate_and_log(evaluator: Evaluator, params, split, done: int, writer: MetricsWriter, bar, name="") -> float:
     """Scores a split, logs it under its name, or as `name`, returns rSum."""
     start, prefix = time.perf_counter(), f"{name}_" if name else ""
     images, texts = evaluator.encode(params, split)
-    result = evaluator.summary(params, images, texts, split)
-    learned = {name: float(value) for name, value in evaluator.model.learned(params).items()}
+    result = evaluator.evaluate(params, images, texts, split)
+    learned = {name: float(value) for name, value in evaluator.model.scalars(params).items()}
     values = {name or split.name: result, "matcher": learned}
     if explanation.can_explain(evaluator):
         values[f"{prefix}pairs"] = explanation.mean_statistics(evaluator, params, split, images, texts)
-        if drawn := explanation.evenly_spaced(evaluator.config.eval.explained, split.captions):
+        if drawn := explanation.evenly_spaced(evaluator.config.eval.explained_pairs, split.num_captions):
             explained = explanation.explain_captions(evaluator, params, split, images, texts, drawn)
             if jax.process_index() == 0:  # drawing takes seconds, and only process 0 writes
                 from mefn_jax.reports import figures  # imports matplotlib, which only this needs
@@ -165,7 +166,7 @@ def evaluate_and_log(evaluator: Evaluator, params, split, done: int, writer: Met
     scalars = "".join(f"  {name} {value:.2f}" for name, value in learned.items())
     with bar.external_write_mode():
         print0(
-            f"{name or split.name}  {split.images} images: R@1/5/10  image to text {sides[0]}  "
+            f"{name or split.name}  {split.num_images} images: R@1/5/10  image to text {sides[0]}  "
             f"text to image {sides[1]}  rSum {result['rsum']:.1f}{scalars}  ({time.perf_counter() - start:.0f} s)"
         )
     return result["rsum"]

@@ -16,7 +16,7 @@ class CachedText:
     """The words of a split's captions, memory-mapped: caption c has rows `offsets[c] : offsets[c + 1]`.
 
     Attributes:
-        path: the file of `states`, float16 `(all words, C)`.
+        path: the file of `features`, float16 `(all words, C)`.
         offsets: int64 `(captions + 1,)`.
         length: M, the most words that are read of a caption.
     """
@@ -26,7 +26,7 @@ class CachedText:
     length: int
 
     def __post_init__(self):
-        self.states = _mapped(self.path)
+        self.features = _mapped(self.path)
 
     def __getstate__(self):  # a process that reads maps the file for itself
         return self.path, self.offsets, self.length
@@ -40,7 +40,7 @@ class CachedText:
     @property
     def width(self) -> int:
         """C, the width of a word's state."""
-        return self.states.shape[1]
+        return self.features.shape[1]
 
     def read(self, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Words float16 `(B, M, C)` and mask bool `(B, M)` of captions by position `(B,)`. Raises DataError naming the
@@ -50,13 +50,13 @@ class CachedText:
         places = np.arange(self.length)
         mask = places < numbers[:, None]
         words = np.zeros((*mask.shape, self.width), np.float16)
-        words[mask] = self.states[(first[:, None] + places)[mask]]
+        words[mask] = self.features[(first[:, None] + places)[mask]]
         if not np.isfinite(words).all():
             bad = captions[int(np.argwhere(~np.isfinite(words))[0, 0])]
             raise DataError(f"{self.path}: the words of caption {bad} have NaN or inf; make them again")
         return words, mask
 
-    def part(self, start: int, stop: int) -> "CachedText":
+    def take(self, start: int, stop: int) -> "CachedText":
         """The captions `start : stop` alone."""
         return CachedText(self.path, self.offsets[start : stop + 1], self.length)
 
@@ -81,7 +81,7 @@ def open_cached_text(directory, split: str, captions: list[str], length: int) ->
             (k for k, (a, b) in enumerate(zip(lines, wanted, strict=False)) if a != b), min(map(len, (lines, wanted)))
         )
         raise DataError(
-            f"{prefix}_caps.txt: data.words has the words of {len(lines)} captions, which differ from the "
+            f"{prefix}_caps.txt: data.cached_text has the words of {len(lines)} captions, which differ from the "
             f"{len(wanted)} of data.dir's {split} from caption {at} on; make them again with mefn_jax.precompute"
         )
     return CachedText(words_path, offsets, length)
@@ -96,6 +96,8 @@ def _mapped(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise DataError(f"data.words: {path}: no such file; write it with python -m mefn_jax.precompute") from None
+        raise DataError(
+            f"data.cached_text: {path}: no such file; write it with python -m mefn_jax.precompute"
+        ) from None
     except (ValueError, OSError, EOFError) as e:
         raise DataError(f"{path}: cannot be read as an array ({e}); make it again with mefn_jax.precompute") from None

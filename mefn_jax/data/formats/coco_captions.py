@@ -31,9 +31,9 @@ class CocoCaptions:
 
     tokenizer_json = None  # TFDS stores none
 
-    def __init__(self, directory: Path, skip_bad: bool = False):
+    def __init__(self, directory: Path, skip_undecodable: bool = False):
         """Opens it. Raises DataError if it is stored in a form without random access."""
-        self.directory, self.skip_bad, self.facts = directory, skip_bad, {}
+        self.directory, self.skip_undecodable, self.metadata = directory, skip_undecodable, {}
         self.builder, _ = open_builder(directory)
         form = self.builder.info.file_format.value
         if form != "array_record":
@@ -51,7 +51,7 @@ class CocoCaptions:
         """The split `name`, one of `splits`."""
         names = [name, *(["restval"] if name == "train" and "restval" in self.builder.info.splits else [])]
         records = TfdsRecords(self.builder, "+".join(names), _record)
-        bad = find_undecodable(records) if self.skip_bad else {}
+        bad = find_undecodable(records) if self.skip_undecodable else {}
         rows = np.delete(np.arange(len(records)), list(bad))
         first = CAPTIONS_PER_IMAGE * np.arange(len(rows) + 1)
         return Split(name, records, rows, first, list(bad.values()), source_order=False)

@@ -119,9 +119,9 @@ class RegionRecords:
 class Precomputed:
     """The splits of a directory of precomputed regions."""
 
-    def __init__(self, directory: Path, skip_bad: bool = False):
+    def __init__(self, directory: Path, skip_undecodable: bool = False):
         """Looks what is there; files are opened by `split`."""
-        self.directory, self.skip_bad, self.facts = directory, skip_bad, {}
+        self.directory, self.skip_undecodable, self.metadata = directory, skip_undecodable, {}
         ours = {file: name for name, file in SPLIT_FILES.items()}
         names = sorted(path.name.removesuffix("_ims.npy") for path in directory.glob("*_ims.npy"))
         if set(names) & set(SPLIT_FILES):
@@ -152,7 +152,7 @@ class Precomputed:
         at = first if len(ids) == len(captions) else rows
         of_image = [str(k) for k in range(len(rows))] if not ids else [ids[at[k]] for k in range(len(rows))]
         records = RegionRecords(regions, [captions[a:b] for a, b in itertools.pairwise(first)], of_image, rows)
-        bad = _not_finite(records) if self.skip_bad else []
+        bad = _not_finite(records) if self.skip_undecodable else []
         kept = np.delete(np.arange(len(records)), bad)
         first = np.concatenate([[0], np.cumsum(np.diff(first)[kept])])
         return Split(name, records, kept, first, [of_image[k] for k in bad], regions.width)

@@ -24,11 +24,11 @@ def _record(example: dict, _) -> dict:
 class Prepared:
     """The splits of a prepared data set; `facts` says how it was made."""
 
-    def __init__(self, directory: Path, skip_bad: bool = False):
+    def __init__(self, directory: Path, skip_undecodable: bool = False):
         """Opens it. Raises DataError if it was not made by this project."""
-        self.directory, self.skip_bad = directory, skip_bad
-        self.builder, self.facts = open_builder(directory)
-        if "caption_counts" not in self.facts:
+        self.directory, self.skip_undecodable = directory, skip_undecodable
+        self.builder, self.metadata = open_builder(directory)
+        if "caption_counts" not in self.metadata:
             raise DataError(
                 f"data.dir: {directory}: neither made by python -m mefn_jax.data.prepare, nor TFDS coco_captions"
             )
@@ -36,7 +36,7 @@ class Prepared:
     @property
     def splits(self) -> tuple[str, ...]:
         """The names of the splits."""
-        return tuple(self.facts["caption_counts"])
+        return tuple(self.metadata["caption_counts"])
 
     @property
     def tokenizer_json(self) -> str:
@@ -45,10 +45,10 @@ class Prepared:
 
     def split(self, name: str) -> Split:
         """The split `name`, one of `splits`."""
-        records, counts = TfdsRecords(self.builder, name, _record), self.facts["caption_counts"][name]
+        records, counts = TfdsRecords(self.builder, name, _record), self.metadata["caption_counts"][name]
         if len(counts) != len(records):
             raise DataError(f"{self.directory}: {len(records)} examples of {name}, caption_counts of {len(counts)}")
-        bad = find_undecodable(records) if self.skip_bad else {}
+        bad = find_undecodable(records) if self.skip_undecodable else {}
         rows = np.delete(np.arange(len(records)), list(bad))
         first = np.concatenate([[0], np.cumsum(np.asarray(counts)[rows])])
         return Split(name, records, rows, first, list(bad.values()))

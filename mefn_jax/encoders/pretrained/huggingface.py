@@ -22,8 +22,8 @@ class Conversion:
     """How a tensor becomes a parameter of a shape: `theirs(shape)` is the shape that the tensor must have, None where
     another row of the same tensor says it; `turn(tensor, shape)` is the parameter."""
 
-    theirs: Callable
-    turn: Callable
+    source_shape: Callable
+    convert: Callable
 
 
 SAME = Conversion(lambda s: s, lambda x, s: x)
@@ -103,7 +103,7 @@ def _text_inputs():
 
 
 def _pixels(module: ViT):
-    return (jnp.zeros((1, *(n * module.patch for n in module.table), 3)),)
+    return (jnp.zeros((1, *(n * module.patch for n in module.position_grid), 3)),)
 
 
 def _sizes(c: dict) -> dict:
@@ -122,7 +122,7 @@ def _bert(c: dict, tensors: dict):
     module = BERT(
         vocab_size=c["vocab_size"],
         max_positions=c["max_position_embeddings"],
-        segments=c["type_vocab_size"],
+        type_vocab_size=c["type_vocab_size"],
         pooler=p + "pooler.dense.weight" in tensors,
         **_sizes(c),
     )
@@ -141,7 +141,7 @@ def _bert(c: dict, tensors: dict):
 def _patches(c: dict) -> dict:
     """The patch size, and the grid that the position table is of."""
     size, patch = (_side(c[key], key) for key in ("image_size", "patch_size"))
-    return {"patch": patch, "table": (size // patch, size // patch)}
+    return {"patch": patch, "position_grid": (size // patch, size // patch)}
 
 
 def _side(value, key: str) -> int:
@@ -155,7 +155,7 @@ def _vit(c: dict, tensors: dict):
     p = _prefix(tensors, "embeddings.cls_token", "", "vit.")
     pooler = p + "pooler.dense.weight" in tensors
     bias = c["qkv_bias"]
-    module = ViT(pool="tanh" if pooler else "class", bias=bias, **_patches(c), **_sizes(c))
+    module = ViT(pool="pooler" if pooler else "class", qkv_bias=bias, **_patches(c), **_sizes(c))
     rows = [
         (f"{p}embeddings.cls_token", ("class",), SAME),
         (f"{p}embeddings.position_embeddings", ("class_position",), FIRST),
@@ -210,8 +210,8 @@ def _resnet(c: dict, tensors: dict):
         bottleneck=bottleneck,
         stem_pool=True,
         norm="batch",
-        stride_first=c["downsample_in_bottleneck"],
-        stride_all=c["downsample_in_first_stage"],
+        stride_in_1x1=c["downsample_in_bottleneck"],
+        downsample_first_stage=c["downsample_in_first_stage"],
     )
 
     def conv_norm(theirs, *path):
@@ -228,7 +228,7 @@ def _resnet(c: dict, tensors: dict):
             for k in range(3 if bottleneck else 2):
                 rows += conv_norm(f"{theirs}.layer.{k}", ours, f"conv_{k + 1}")
             before = module.widths[s] if b else (module.stem_width, *module.widths)[s]
-            if before != module.widths[s] or (b == 0 and (s > 0 or module.stride_all)):
+            if before != module.widths[s] or (b == 0 and (s > 0 or module.downsample_first_stage)):
                 rows += conv_norm(f"{theirs}.shortcut", ours, "shortcut")
     return module, rows, (jnp.zeros((1, 64, 64, 3)),), _no_other
 

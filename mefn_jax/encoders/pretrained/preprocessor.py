@@ -6,11 +6,11 @@ from mefn_jax.encoders.pretrained.weights import read_object
 from mefn_jax.errors import WeightsError
 
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-SQUASH = {"fit": "squash", "crop": 1.0}
+SQUASH = {"resize": "squash", "crop": 1.0}
 
 
 def preprocessing(directory) -> dict:
-    """The options of `config.image` that it determines: size, fit, crop, resample, mean and std, as far as it says
+    """The options of `config.image` that it determines: size, resize, crop, resample, mean and std, as far as it says
     them; empty without a file. Raises WeightsError, naming the key, for what cannot be done here."""
     path, found = _find(Path(directory))
     try:
@@ -48,11 +48,11 @@ def _resizing(path: Path, found: dict) -> dict:
     size, crop = (_side(found.get(key), key, path) for key in ("size", "crop_size"))
     if size and found.get("crop_pct"):  # ConvNeXt's processor, which ResNets come with: it squashes from 384 pixels on
         share = float(found["crop_pct"])
-        return wanted | {"size": size} | ({"fit": "crop", "crop": share} if size < 384 else SQUASH)
+        return wanted | {"size": size} | ({"resize": "crop", "crop": share} if size < 384 else SQUASH)
     if crop and found.get("do_center_crop", True):
         if size and crop > size:
             raise WeightsError(f"{path}: crop_size {crop} is more than size {size}, which is not built")
-        return wanted | {"size": crop, "fit": "crop", "crop": crop / size if size else 1.0}
+        return wanted | {"size": crop, "resize": "crop", "crop": crop / size if size else 1.0}
     return wanted | ({"size": size} | SQUASH if size else {})
 
 

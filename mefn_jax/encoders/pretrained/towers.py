@@ -13,7 +13,7 @@ from mefn_jax.runtime.console import print0
 
 # What `load` sets in each section, beside the tower's own.
 LOADED_KEYS = {
-    "image": ("arch", "fit", "crop", "resample", "mean", "std"),
+    "image": ("arch", "resize", "crop", "resample", "mean", "std"),
     "text": ("arch", "vocab_size", "lower_case", "punctuation"),
 }
 

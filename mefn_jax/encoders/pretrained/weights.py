@@ -213,7 +213,7 @@ def _match_tensors(directory, tensors: dict, table: list, shapes: dict, other: C
         leaf = shapes
         for part in path:
             leaf = leaf[part]
-        shape = turn.theirs(leaf.shape)
+        shape = turn.source_shape(leaf.shape)
         tensor = rest.pop(name, tensors.get(name))
         if tensor is None:
             problems.add(f"missing {name}{f' {shape}' if shape else ''}")
@@ -222,7 +222,7 @@ def _match_tensors(directory, tensors: dict, table: list, shapes: dict, other: C
         elif shape and tensor.shape != shape:
             problems.add(f"{name} has shape {tensor.shape}, expected {shape}")
         else:
-            wanted[path] = (tensor, leaf.shape, turn.turn)
+            wanted[path] = (tensor, leaf.shape, turn.convert)
     found = {"projection": None, "logit_scale": None}
     for name, tensor in rest.items():
         if name == "logit_scale":
