@@ -26,11 +26,10 @@ from tqdm import tqdm
 
 from mefn_jax.config import require_local
 from mefn_jax.data import pipeline
-from mefn_jax.data.dataset import ALIASES
 from mefn_jax.data.formats.precomputed import SPLIT_FILES
 from mefn_jax.data.from_config import make_tokenizer, open_dataset
 from mefn_jax.data.images import resize_from_config
-from mefn_jax.data.split import Split
+from mefn_jax.data.split import SPLIT_ALIASES, Split
 from mefn_jax.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import ConfigError, DataError
@@ -41,9 +40,7 @@ from mefn_jax.runtime.checkpoint import params_digest, versions
 from mefn_jax.runtime.cli import define_config_flag, run_command
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.sharding import batch_sharding, from_local_rows, make_mesh, replicated, round_up
-from mefn_jax.runtime.storage import resolve_directory
-
-SAVE_SECONDS = 10.0  # between two notes of how far it has come
+from mefn_jax.runtime.storage import SAVE_SECONDS, resolve_directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +285,7 @@ def main() -> None:
     if f.data_dir:
         found.config.data.dir = f.data_dir
     try:
-        precompute(found, Path(f.out), [ALIASES.get(s, s) for s in f.splits])
+        precompute(found, Path(f.out), [SPLIT_ALIASES.get(s, s) for s in f.splits])
     except OSError as e:
         raise DataError(f"{f.out}: cannot be written ({e}); free some space and run the same command to go on") from e
 

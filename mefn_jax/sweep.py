@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mefn_jax.data.dataset import ALIASES
+from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import ConfigError
 from mefn_jax.runtime.cli import run_command
 from mefn_jax.runtime.console import format_duration
@@ -83,7 +83,7 @@ def main(overrides: list[str]) -> None:
     seeds = f.seeds
     if not all(seed.isdigit() for seed in seeds):
         raise ConfigError(f"--seeds={','.join(seeds)}: give numbers with commas between")
-    split = ALIASES.get(f.split, f.split)
+    split = SPLIT_ALIASES.get(f.split, f.split)
     # The commands run in the project's directory, wherever this one was called.
     file, colon, rest = f.config.partition(":")
     config, out = f"{Path(file).resolve()}{colon}{rest}", Path(f.out).resolve()

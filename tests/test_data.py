@@ -129,7 +129,7 @@ from mefn_jax.data import prepare, tokenizer
 def wait(*_):
     print("written", flush=True)
     time.sleep(60)
-tokenizer.train = wait
+tokenizer.train_tokenizer = wait
 prepare.prepare("flickr8k", sys.argv[1], sys.argv[2], vocab_size=300, lower_case=True, punctuation="keep",
                 scenes=None, seed=0)
 """

@@ -171,7 +171,7 @@ def test_scenes_depend_on_the_seed_alone():
 def test_baselines_cannot_tell_twins_apart(tmp_path, monkeypatch):
     """On the test scenes that the default configuration draws, so that the table's claim is what is tested."""
     monkeypatch.setenv("MEFN_CACHE", str(tmp_path))
-    data = Dataset(prepare.drawn_scenes((1000, 500, 500), 0))
+    data = Dataset(prepare.open_drawn_scenes((1000, 500, 500), 0))
     test = data.split("test")
     known = twins.find_twins(test)
     assert len(known.captions) > 1000

@@ -8,10 +8,9 @@ from mefn_jax.data.formats.coco_captions import COCO_CAPTIONS, CocoCaptions
 from mefn_jax.data.formats.precomputed import Precomputed
 from mefn_jax.data.formats.prepared import Prepared
 from mefn_jax.data.parsing import read_json, require
-from mefn_jax.data.split import Split
+from mefn_jax.data.split import SPLIT_ALIASES, Split
 from mefn_jax.errors import DataError
 
-ALIASES = {"dev": "val"}
 HELD_OUT = "held_out"  # images of train that choices are made on
 HOW_TO_MAKE = "make one with python -m mefn_jax.data.prepare"
 
@@ -58,7 +57,7 @@ class Dataset:
 
     def split(self, name: str) -> Split:
         """The split `name` (`dev` means `val`). Raises DataError naming those present if it is missing."""
-        name = ALIASES.get(name, name)
+        name = SPLIT_ALIASES.get(name, name)
         if name not in self.splits:
             raise DataError(
                 f"{self.directory}: no split {name!r}{suggest(name, self.splits)}; present are {', '.join(self.splits)}"

@@ -3,7 +3,7 @@
 import ml_collections
 
 from mefn_jax.data.dataset import Dataset
-from mefn_jax.data.prepare import drawn_scenes
+from mefn_jax.data.prepare import open_drawn_scenes
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.errors import ConfigError
@@ -12,7 +12,7 @@ from mefn_jax.errors import ConfigError
 def open_dataset(config) -> Dataset:
     """The data set of a configuration: `data.dir`, or the drawn scenes."""
     d = config.data
-    directory = d.dir or drawn_scenes(d.scenes, d.scene_seed)
+    directory = d.dir or open_drawn_scenes(d.scenes, d.scene_seed)
     return Dataset(directory, d.skip_undecodable, d.held_out_images, d.cached_text, config.text.max_tokens)
 
 

@@ -58,7 +58,7 @@ def prepare(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists already and is not empty; choose another --out or remove it")
     if source == "shapes":
-        splits, notes = _drawn(scenes, seed), []
+        splits, notes = _draw_splits(scenes, seed), []
     else:
         splits, notes = _read(source, path, images, captions_per_image)
     if "train" not in splits:
@@ -104,7 +104,7 @@ def _staging_directory(out: Path):
         yield work
 
 
-def _drawn(scenes, seed):
+def _draw_splits(scenes, seed):
     numbers = dict(zip(("train", "val", "test"), scenes, strict=True))
     return {s: (n, functools.partial(draw.generate_examples, s, n, seed)) for s, n in numbers.items()}
 
@@ -129,7 +129,7 @@ def _read(source: str, path: str, images: str, captions_per_image: int):
     return {s: (len(entries), functools.partial(examples, entries)) for s, entries in splits.items()}, notes
 
 
-def drawn_scenes(scenes, seed: int) -> Path:
+def open_drawn_scenes(scenes, seed: int) -> Path:
     """The directory of the drawn scenes with these numbers (train, val, test) and seed, made on first use.
 
     It lies in `$MEFN_CACHE`, or in `~/.cache/mefn_jax`.

@@ -5,6 +5,8 @@ import functools
 
 import numpy as np
 
+SPLIT_ALIASES = {"dev": "val"}  # other names of splits
+
 
 @dataclasses.dataclass
 class Split:

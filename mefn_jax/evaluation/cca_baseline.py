@@ -16,8 +16,9 @@ import numpy as np
 from absl import flags
 
 from mefn_jax import metrics
-from mefn_jax.data.dataset import ALIASES, HELD_OUT
+from mefn_jax.data.dataset import HELD_OUT
 from mefn_jax.data.from_config import fill_data_widths, make_tokenizer, open_dataset
+from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluation import evaluate
@@ -85,7 +86,7 @@ def evaluate_cca(config, split: str, held_out_images: int, out: str) -> dict:
     out = resolve_directory("--out", out)
     config = config.copy_and_resolve_references().unlock()
     config.data.held_out_images = held_out_images
-    dataset, name = open_dataset(config), ALIASES.get(split, split)
+    dataset, name = open_dataset(config), SPLIT_ALIASES.get(split, split)
     splits = {part: dataset.split(part) for part in ("train", HELD_OUT, name)}
     config, found, json = towers.load_pretrained(fill_data_widths(config, splits[name]))
     tokenizer = make_tokenizer(config, json or dataset.tokenizer_json)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from mefn_jax.config import require_local
-from mefn_jax.data.dataset import ALIASES
+from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluation.evaluate import check_folds, open_split, rank_and_report, write_results
 from mefn_jax.evaluation.evaluator import load_checkpoint
@@ -21,7 +21,7 @@ def evaluate_ensemble(
     parts, owners = [], None
     for workdir in workdirs:
         evaluator, params, _ = load_checkpoint(resolve_directory("--ensemble", workdir), step)
-        dataset, opened_split = open_split(evaluator, data_dir, ALIASES.get(split, split))
+        dataset, opened_split = open_split(evaluator, data_dir, SPLIT_ALIASES.get(split, split))
         owners = opened_split.caption_image if owners is None else owners
         if not np.array_equal(opened_split.caption_image, owners):
             raise ConfigError(f"--ensemble={workdir}: has other images and captions in {split} than {workdirs[0]}")

@@ -12,9 +12,9 @@ from etils import epath
 
 from mefn_jax import metrics
 from mefn_jax.config import require_local
-from mefn_jax.data.dataset import ALIASES, Dataset
+from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.from_config import fill_data_widths, open_dataset
-from mefn_jax.data.split import Split
+from mefn_jax.data.split import SPLIT_ALIASES, Split
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation import baselines, pointing, twins
 from mefn_jax.evaluation import rerank as reranking
@@ -59,7 +59,9 @@ def evaluate(
     require_local("--data_dir", data_dir)
     evaluator, params, number = load_checkpoint(workdir, step, ema)
     title = f"step {number}{', averaged' if ema else ''}"
-    found = evaluate_split(evaluator, params, title, data_dir, ALIASES.get(split, split), folds, save_scores, rerank)
+    found = evaluate_split(
+        evaluator, params, title, data_dir, SPLIT_ALIASES.get(split, split), folds, save_scores, rerank
+    )
     found.report["step"] = number
     if ema:  # so that a comparison does not take it for another seed
         found.report["config"]["evaluated"] = "averaged parameters"
@@ -69,7 +71,7 @@ def evaluate(
 
 def output_dir(workdir, split: str, out: str = "", ema: bool = False) -> epath.Path:
     """Where an evaluation goes: `out`, or `WORKDIR/eval/<split>/`, that of averaged parameters `<split>_ema`."""
-    folder = resolve_directory("--workdir", workdir) / "eval" / (ALIASES.get(split, split) + "_ema" * ema)
+    folder = resolve_directory("--workdir", workdir) / "eval" / (SPLIT_ALIASES.get(split, split) + "_ema" * ema)
     return resolve_directory("--out", out) if out else folder
 
 
@@ -80,7 +82,9 @@ def zero_shot(config, data_dir: str, split: str, folds=(1,), out: str = "", save
     require_local("--data_dir", data_dir)
     require_local("data.dir", config.data.dir)
     evaluator, params = load_zero_shot(config)
-    found = evaluate_split(evaluator, params, "zero-shot", data_dir, ALIASES.get(split, split), folds, save_scores)
+    found = evaluate_split(
+        evaluator, params, "zero-shot", data_dir, SPLIT_ALIASES.get(split, split), folds, save_scores
+    )
     if out:
         write_results(out, found.report, found.ranks)
     return found.report

@@ -19,7 +19,7 @@ PANELS = (
     ("entropies of 16 pairs of {val}, 0 to 1", ("pairs.region_entropy", "pairs.word_entropy")),
 )
 LABELS = {"i2t.r1": "image to text", "t2i.r1": "text to image", "ema.rsum": "averaged parameters", "rsum": "as trained"}
-COLORS = (BLUE, ORANGE, GREEN)
+SERIES_COLORS = (BLUE, ORANGE, GREEN)
 
 
 def training_curves(lines: list[dict]) -> Figure:
@@ -32,7 +32,7 @@ def training_curves(lines: list[dict]) -> Figure:
     for k, (title, names) in enumerate(panels):
         both = len(names) > 1
         axes = figure.add_subplot(rows, 3, k + 1)
-        for name, colour in zip(names, COLORS, strict=False):
+        for name, colour in zip(names, SERIES_COLORS, strict=False):
             points = [(line["step"], line[name]) for line in lines if name in line]
             label = curve_label(name, both)
             axes.plot(
@@ -82,7 +82,7 @@ def recall_by_length(names: list[str], sizes: list[int], recalls: dict[str, list
     axes, width = figure.add_subplot(), 0.8 / len(recalls)
     for k, (name, values) in enumerate(recalls.items()):
         at = np.arange(len(names)) + (k - (len(recalls) - 1) / 2) * width
-        bars = axes.bar(at, values, width, color=COLORS[k], label=name)
+        bars = axes.bar(at, values, width, color=SERIES_COLORS[k], label=name)
         axes.bar_label(bars, fmt="%.0f", fontsize=7)
     labels = [f"{n} word{'' if n == '1' else 's'}\n{size:,} captions" for n, size in zip(names, sizes, strict=True)]
     axes.set_xticks(np.arange(len(names)), labels, fontsize=8)

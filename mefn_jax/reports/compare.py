@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mefn_jax import config as configuration
-from mefn_jax.data.dataset import ALIASES
+from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.metrics import RECALLS
 from mefn_jax.runtime.console import print0
@@ -72,7 +72,7 @@ def compare(patterns: list[str], split: str, out: str) -> str:
     `patterns` are workdirs, or directories with a `metrics.json`, or globs of these; the first one's row is what the
     others are compared with. Raises ConfigError or DataError where there is nothing to compare.
     """
-    split, out = ALIASES.get(split, split), resolve_directory("--out", out)
+    split, out = SPLIT_ALIASES.get(split, split), resolve_directory("--out", out)
     runs = [read_evaluation(path, split) for path in expand_patterns(patterns)]
     check_protocols(runs)
     rows = group_by_seed(runs)

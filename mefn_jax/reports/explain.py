@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mefn_jax.config import require_local
-from mefn_jax.data.dataset import ALIASES
 from mefn_jax.data.images import to_rgb
+from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation.captions import encode_captions
 from mefn_jax.evaluation.evaluate import open_split, output_dir
@@ -65,7 +65,7 @@ def draw_captions(
     explanation.check_can_explain(evaluator)
     if (boxes or photos) and evaluator.config.image.arch != "regions":
         raise ConfigError("--boxes and --photos are for precomputed regions; this model takes images, and knows both")
-    _, opened_split = open_split(evaluator, data_dir, ALIASES.get(split, split))
+    _, opened_split = open_split(evaluator, data_dir, SPLIT_ALIASES.get(split, split))
     places = read_region_sources(boxes, photos, opened_split.num_images)
     images, texts = evaluator.encode(params, opened_split)
     chosen = explanation.evenly_spaced(number, opened_split.num_captions)

@@ -28,10 +28,9 @@ from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.features import Features
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, replicated, round_up
-from mefn_jax.runtime.storage import write_atomic
+from mefn_jax.runtime.storage import SAVE_SECONDS, write_atomic
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SAVE_SECONDS = 10.0  # between two notes of how far it has come
 CHUNK = 1 << 15  # vectors searched at once
 METADATA_TYPES = {
     "checkpoint": dict,

@@ -14,6 +14,7 @@ from etils import epath
 
 from mefn_jax.errors import ConfigError, reason
 
+SAVE_SECONDS = 10.0  # between two notes of how far a long job has come
 LOGIN = "log in with `gcloud auth application-default login`"
 
 

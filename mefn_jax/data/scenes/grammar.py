@@ -31,7 +31,7 @@ SYNONYMS = {
     "below": ("below", "under"),
 }
 # A relation can also be said of both: "a red circle on the left and a blue square on the right".
-SIDES = {
+SIDE_PHRASES = {
     "left": ("on the left", "on the right"),
     "right": ("on the right", "on the left"),
     "above": ("at the top", "at the bottom"),
@@ -100,7 +100,7 @@ def word_caption(meaning: Meaning, rng: np.random.Generator) -> Caption:
     opening = str(rng.choice(OPENINGS))
     noun = str(rng.choice(("shape", "thing")))
     joint = str(rng.choice(("and", "with")))
-    sides = SIDES[meaning.relation] if meaning.relation and rng.random() < 0.5 else ("",) * len(meaning.phrases)
+    sides = SIDE_PHRASES[meaning.relation] if meaning.relation and rng.random() < 0.5 else ("",) * len(meaning.phrases)
     words, spans = opening.split(), []
     for k, (phrase, side) in enumerate(zip(meaning.phrases, sides, strict=True)):
         if k:

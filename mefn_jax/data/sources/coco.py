@@ -5,7 +5,7 @@ from pathlib import Path
 from mefn_jax.data.parsing import clean_caption, find_image, read_json, require
 from mefn_jax.errors import DataError
 
-SPLITS = ("train", "val", "test")
+COCO_SPLITS = ("train", "val", "test")
 
 
 def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
@@ -18,7 +18,7 @@ def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
     if not folder.is_dir():
         raise DataError(f"--images={images}: no such directory; give the folder of the images")
     splits, notes = {}, []
-    for split in SPLITS:
+    for split in COCO_SPLITS:
         files = sorted(root.glob(f"captions_{split}*.json"))
         if len(files) > 1:
             raise DataError(f"{root}: {', '.join(f.name for f in files)}: keep one file a split")

@@ -5,7 +5,7 @@ from pathlib import Path
 from mefn_jax.data.parsing import clean_caption, find_image, read_json, require
 from mefn_jax.errors import DataError
 
-SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
 def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
@@ -21,10 +21,10 @@ def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
     for k, entry in enumerate(require(read_json(path), "images", list, str(path))):
         where = f"{path}: images[{k}]"
         split = require(entry, "split", str, where)
-        if split not in SPLITS:
-            raise DataError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
+        if split not in KARPATHY_SPLITS:
+            raise DataError(f"{where}: split {split!r} is none of {', '.join(KARPATHY_SPLITS)}")
         restval += split == "restval"
-        splits.setdefault(SPLITS[split], []).append(_entry(entry, folder, where))
+        splits.setdefault(KARPATHY_SPLITS[split], []).append(_entry(entry, folder, where))
     if not splits:
         raise DataError(f"{path}: no images")
     return splits, [f"{path.name}: {restval} images of restval are training data"] if restval else []

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mefn_jax.data.parsing import clean_caption, find_image, read_text, require
+from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import DataError
 
-SPLITS = ("train", "val", "test")
-ALIASES = {"dev": "val"}
+TABLE_SPLITS = ("train", "val", "test")
 
 
 def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
@@ -32,9 +32,9 @@ def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
         for where, row in _rows(file):
             name, text = require(row, "image", str, where), require(row, "caption", str, where)
             wanted = split or require(row, "split", str, where)
-            wanted = ALIASES.get(wanted, wanted)
-            if wanted not in SPLITS:
-                raise DataError(f"{where}: split {wanted!r} is none of {', '.join(SPLITS)}")
+            wanted = SPLIT_ALIASES.get(wanted, wanted)
+            if wanted not in TABLE_SPLITS:
+                raise DataError(f"{where}: split {wanted!r} is none of {', '.join(TABLE_SPLITS)}")
             if owner.setdefault(name, wanted) != wanted:
                 raise DataError(f"{where}: image {name!r} is in {owner[name]} already; an image belongs to one split")
             entries = splits.setdefault(wanted, {})
@@ -43,12 +43,12 @@ def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
             entries[name]["captions"].append(clean_caption(text, where))
     if not splits:
         raise DataError(f"{path}: no rows")
-    return {split: list(splits[split].values()) for split in SPLITS if split in splits}, []
+    return {split: list(splits[split].values()) for split in TABLE_SPLITS if split in splits}, []
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
     found = []
-    for split in SPLITS:
+    for split in TABLE_SPLITS:
         of_split = [f for f in (folder / f"{split}.csv", folder / f"{split}.jsonl") if f.is_file()]
         if len(of_split) > 1:
             raise DataError(f"{folder}: both {of_split[0].name} and {of_split[1].name}; keep one")

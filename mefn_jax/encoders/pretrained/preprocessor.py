@@ -5,7 +5,7 @@ from pathlib import Path
 from mefn_jax.encoders.pretrained.weights import read_object
 from mefn_jax.errors import WeightsError
 
-RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+PILLOW_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 SQUASH = {"resize": "squash", "crop": 1.0}
 
 
@@ -42,9 +42,9 @@ def _normalising(path: Path, found: dict) -> dict:
 def _resizing(path: Path, found: dict) -> dict:
     wanted = {}
     if found.get("resample") is not None:
-        if found["resample"] not in RESAMPLE:
-            raise WeightsError(f"{path}: resample {found['resample']} is none of {RESAMPLE}")
-        wanted["resample"] = RESAMPLE[found["resample"]]
+        if found["resample"] not in PILLOW_RESAMPLE:
+            raise WeightsError(f"{path}: resample {found['resample']} is none of {PILLOW_RESAMPLE}")
+        wanted["resample"] = PILLOW_RESAMPLE[found["resample"]]
     size, crop = (_side(found.get(key), key, path) for key in ("size", "crop_size"))
     if size and found.get("crop_pct"):  # ConvNeXt's processor, which ResNets come with: it squashes from 384 pixels on
         share = float(found["crop_pct"])
