@@ -1,7 +1,7 @@
 """Trains a model: python train.py --config=configs/NAME.py[:model=...,smoke] --workdir=DIR [--config.x.y=value]
 
-The same command goes on from the latest checkpoint in the workdir. At each step, in this order: the next batch, the
-step, then where they are due the log line, the evaluation on val, and the checkpoint.
+The same command resumes from the latest checkpoint in the workdir. Each step loads the next batch and updates the
+parameters; then, if they are due, come the log line, the evaluation on val, and the checkpoint, in this order.
 """
 
 import sys
@@ -18,22 +18,24 @@ from mefn_jax.runtime.cli import (
 
 
 def define_flags() -> None:
+    """Defines the flags of the command."""
     define_config_flag("configs/shapes.py")
     flags.DEFINE_string(
         "workdir", "", "Directory of checkpoints and logs, may be gs://BUCKET/PATH; default: runs/NAME."
     )
-    flags.DEFINE_string("profile", "", "START:N, records a trace of these steps into WORKDIR/profile.")
+    flags.DEFINE_string("profile", "", "START:N: record a trace of N steps after step START in WORKDIR/profile.")
     define_process_flags()
     define_compile_flags()
 
 
 def main() -> None:
+    """Trains, or compiles the train step for a TPU slice."""
     f = flags.FLAGS
     if f.compile_for:
         from mefn_jax.aot import compile_train
 
         sys.exit(0 if compile_train(f.config, f.compile_for, f.compile_report) else 1)
-    from mefn_jax.runtime.multihost import initialize  # JAX is not needed for --help
+    from mefn_jax.runtime.multihost import initialize  # imported late: --help does not need JAX
     from mefn_jax.training.loop import train
 
     initialize()

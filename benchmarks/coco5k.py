@@ -1,10 +1,10 @@
-"""Evaluates a gallery of COCO 5K's size in full, 5,000 images and 25,000 captions: time and memory.
+"""Evaluates a gallery of the size of COCO 5K, 5,000 images and 25,000 captions: time and memory.
 
     python benchmarks/coco5k.py [--model=mefn] [--images=5000] [--regions=49] [--width=256]
 
-Random unit vectors, captions of 8 to 21 words (14.7 on average), five an image. From Features in memory to the metrics
-of the whole gallery and of five folds of it, from the same scores, and the ten best of every query. Memory is the
-process's peak, the features (about 0.8 GB) among it. Last line: JSON.
+Random unit vectors; five captions per image, of 8 to 21 words (14.7 on average). Timed from Features in memory to the
+metrics of the whole gallery and of its five folds, from the same scores, and the ten best results of every query.
+Memory is the peak of the process, which includes the features (about 0.8 GB). The last line is JSON.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from scoring import drawn  # beside this file
+from scoring import random_features  # benchmarks/scoring.py
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a checkout need not be installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout that is not installed
 
 from mefn_jax import metrics
 from mefn_jax.evaluation.evaluator import default_score_tile_mib
@@ -28,50 +28,63 @@ from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.scoring.ranking import rank
 from mefn_jax.scoring.tiles import TILE_CAPTIONS, TILE_IMAGES, TiledScores, compile_tile_scorer, even_slices
 
-PER_IMAGE, FOLDS, BEST = 5, 5, 10
+CAPTIONS_PER_IMAGE, FOLDS, NUM_RESULTS = 5, 5, 10
 
 
 def main() -> None:
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="mefn", choices=sorted(MODELS))
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--regions", type=int, default=49)
     parser.add_argument("--width", type=int, default=256)
-    o = parser.parse_args()
-    mesh, captions = make_mesh(), o.images * PER_IMAGE
-    images, texts = drawn(o.images, captions, o.regions, o.width)
-    kind, options = MODELS[o.model]
-    module = kind(**options)
-    few = jax.tree.map(lambda x: x[:2], (images, texts))
-    params = module.init(jax.random.key(0), *few)
-    step = compile_tile_scorer(functools.partial(module.apply, method="score_tile"), mesh, default_score_tile_mib(mesh))
-    scores = TiledScores(functools.partial(step, params), images, texts, mesh)
+    options = parser.parse_args()
+    mesh, captions = make_mesh(), options.images * CAPTIONS_PER_IMAGE
+    images, texts = random_features(options.images, captions, options.regions, options.width)
+    matcher_class, matcher_options = MODELS[options.model]
+    matcher = matcher_class(**matcher_options)
+    example = jax.tree.map(lambda x: x[:2], (images, texts))
+    params = matcher.init(jax.random.key(0), *example)
+    scorer = compile_tile_scorer(
+        functools.partial(matcher.apply, method="score_tile"), mesh, default_score_tile_mib(mesh)
+    )
+    scores = TiledScores(functools.partial(scorer, params), images, texts, mesh)
     start = time.perf_counter()
-    scores(even_slices(o.images, TILE_IMAGES)[0], even_slices(captions, TILE_CAPTIONS)[0])
+    scores(even_slices(options.images, TILE_IMAGES)[0], even_slices(captions, TILE_CAPTIONS)[0])
     compilation = time.perf_counter() - start
-    owner = np.arange(captions) // PER_IMAGE
+    image_index = np.arange(captions) // CAPTIONS_PER_IMAGE
     start = time.perf_counter()
-    found = rank(scores, owner, (1, FOLDS), BEST, bar=True)
-    whole = metrics.retrieval_metrics(*found.counts[1], owner)
-    size = captions // FOLDS
+    ranking = rank(scores, image_index, (1, FOLDS), NUM_RESULTS, show_progress=True)
+    metrics_of_all = metrics.retrieval_metrics(*ranking.counts[1], image_index)
+    fold_size = captions // FOLDS
     folds = [
-        metrics.retrieval_metrics(*(n[k : k + size] for n in found.counts[FOLDS]), owner[k : k + size] - k // PER_IMAGE)
-        for k in range(0, captions, size)
+        metrics.retrieval_metrics(
+            *(counts[start_caption : start_caption + fold_size] for counts in ranking.counts[FOLDS]),
+            image_index[start_caption : start_caption + fold_size] - start_caption // CAPTIONS_PER_IMAGE,
+        )
+        for start_caption in range(0, captions, fold_size)
     ]
     seconds = time.perf_counter() - start
-    fifth = metrics.average_metrics(folds)
+    metrics_of_folds = metrics.average_metrics(folds)
     gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    pairs = o.images * captions
+    pairs = options.images * captions
     print(
-        f"{o.model}: {o.images:,} x {captions:,} pairs, {o.regions} regions, D = {o.width}: {seconds:.0f} s "
-        f"({pairs / seconds:,.0f} pairs/s; the first tile, compilation included, {compilation:.0f} s before it), "
-        f"{gib:.2f} GiB at most; rSum {whole['rsum']:.2f}, of {FOLDS} folds {fifth['rsum']:.2f} (chance)"
+        f"{options.model}: {options.images:,} x {captions:,} pairs, {options.regions} regions, D = {options.width}: "
+        f"{seconds:.0f} s ({pairs / seconds:,.0f} pairs/s), after {compilation:.0f} s for the first tile with its "
+        f"compilation; {gib:.2f} GiB peak memory; rSum {metrics_of_all['rsum']:.2f}, mean of {FOLDS} folds "
+        f"{metrics_of_folds['rsum']:.2f} (chance)"
     )
     print(
         json.dumps(
-            {"model": o.model, "images": o.images, "captions": captions, "regions": o.regions, "width": o.width}
+            {
+                "model": options.model,
+                "images": options.images,
+                "captions": captions,
+                "regions": options.regions,
+                "width": options.width,
+            }
             | {"seconds": seconds, "compilation_s": compilation, "peak_gib": gib}
-            | {"rsum": whole["rsum"], "rsum_folds": fifth["rsum"]}
+            | {"rsum": metrics_of_all["rsum"], "rsum_folds": metrics_of_folds["rsum"]}
         )
     )
 

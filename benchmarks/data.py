@@ -2,14 +2,14 @@
 
     python benchmarks/data.py [--images=FOLDER] [--number=64] [--repeats=15] [--crop=0.5] [--rows=1500]
 
-Images are 500 x 375 JPEGs (quality 90, 4:2:0): mosaics of the photographs in FOLDER, or else noise of all scales. Ours
-is the training pipeline: it decodes, crops at random, scales to 224, mirrors, stacks uint8 batches (the cast happens on
-the device) and encodes captions. It is compared with a torch DataLoader whose transform is spelled out below, without
-captions, and with bare decoders: the same JPEGs to arrays at full size and nothing more, by our decoder and by Pillow.
-Precomputed regions, 36 x 2048 float32, are read through the pipeline and by indexing the memory-mapped file.
+Images are 500 x 375 JPEGs (quality 90, 4:2:0): mosaics of the photographs in FOLDER, or noise of all scales. Ours is
+the training pipeline: it decodes, crops at random, scales to 224, mirrors, stacks uint8 batches (the cast happens on
+the device) and encodes captions. It is compared with a torch DataLoader whose transform is written out below, without
+captions, and with two bare decoders, ours and Pillow, which only decode the same JPEGs at full size. Precomputed
+regions, 36 x 2048 float32, are read through the pipeline and by indexing the memory-mapped file.
 
-Prints a table, and as the last line a JSON object: our images per second over torch's, over our bare decoder's, and the
-rows of regions per second over those of bare indexing. Without torch `vs_torch` is null.
+Prints a table. The last line is a JSON object: our images per second over torch's and over our bare decoder's, and the
+rows of regions per second over those of bare indexing. Without torch, `vs_torch` is null.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a checkout need not be installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout that is not installed
 
 from mefn_jax.data import images, pipeline, tokenizer
 from mefn_jax.data.augment import Augment
@@ -44,18 +44,18 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATIOS = (3 / 4, 4 / 3)
 WARM_UP = 2
 CAPTION = "A black dog number {} runs with a stick through the high grass ."
-IMAGES = 6000  # of the split that they stand for
+IMAGES = 6000  # images of the split, as in Flickr8k; the JPEGs repeat
 REGIONS, ROW_BATCH = (36, 2048), 128
 
 
-def one_core() -> None:
-    """Keeps this process on one CPU, where the system can."""
+def pin_to_one_core() -> None:
+    """Keeps this process on one CPU, if the system supports it."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def mosaic(photographs: list[Path], rng: np.random.Generator) -> Image.Image:
-    """Photographs side by side at their own scale, so that a pixel holds as much detail as it does in a photograph."""
+def make_mosaic(photographs: list[Path], rng: np.random.Generator) -> Image.Image:
+    """Returns photographs side by side at their own scale, so that a pixel holds as much detail as in a photograph."""
     canvas = Image.new("RGB", SIDES)
     for top in range(0, SIDES[1], SIZE):
         for left in range(0, SIDES[0], SIZE):
@@ -63,70 +63,71 @@ def mosaic(photographs: list[Path], rng: np.random.Generator) -> Image.Image:
     return canvas
 
 
-def noise(rng: np.random.Generator) -> Image.Image:
-    """Noise of every scale from one pixel to the whole, the coarse ones stronger, as photographs have it."""
+def make_noise(rng: np.random.Generator) -> Image.Image:
+    """Returns noise of all scales from one pixel to the whole image. As in photographs, coarse scales are stronger."""
     total = np.full((SIDES[1], SIDES[0], 3), 128.0)
     for scale in (2, 4, 8, 16, 32, 64, 128):
-        small = rng.integers(0, 256, (SIDES[1] // scale + 2, SIDES[0] // scale + 2, 3), np.uint8)
-        total += (np.asarray(Image.fromarray(small).resize(SIDES, Image.Resampling.BICUBIC)) - 128.0) * scale**0.5 / 12
+        coarse = rng.integers(0, 256, (SIDES[1] // scale + 2, SIDES[0] // scale + 2, 3), np.uint8)
+        total += (np.asarray(Image.fromarray(coarse).resize(SIDES, Image.Resampling.BICUBIC)) - 128.0) * scale**0.5 / 12
     return Image.fromarray(total.clip(0, 255).astype(np.uint8))
 
 
 def make_jpegs(folder: Path | None, number: int) -> list[bytes]:
-    """The encoded images, the same in every run."""
+    """Returns the encoded images, the same in every run."""
     rng = np.random.default_rng(0)
     photographs = sorted(folder.glob("*.jpg")) if folder else []
     if folder and not photographs:
-        sys.exit(f"error: {folder}: no *.jpg in it")
-    found = []
+        sys.exit(f"error: --images={folder}: holds no *.jpg")
+    jpegs = []
     for _ in range(number):
-        out = io.BytesIO()
-        image = mosaic(photographs, rng) if photographs else noise(rng)
-        image.save(out, "JPEG", quality=90, subsampling="4:2:0")
-        found.append(out.getvalue())
-    return found
+        buffer = io.BytesIO()
+        image = make_mosaic(photographs, rng) if photographs else make_noise(rng)
+        image.save(buffer, "JPEG", quality=90, subsampling="4:2:0")
+        jpegs.append(buffer.getvalue())
+    return jpegs
 
 
-def trained(number: int) -> tokenizer.Tokenizer:
-    """A tokenizer of the captions."""
-    text = tokenizer.train_tokenizer([CAPTION.format(k) for k in range(number)], 1000, True, "keep")
-    return tokenizer.Tokenizer(text, 32, True, "keep")
+def make_tokenizer(number: int) -> tokenizer.Tokenizer:
+    """Returns a tokenizer trained on the captions."""
+    tokenizer_json = tokenizer.train_tokenizer([CAPTION.format(index) for index in range(number)], 1000, True, "keep")
+    return tokenizer.Tokenizer(tokenizer_json, 32, True, "keep")
 
 
-def ours(jpegs: list[bytes], augment: Augment) -> Callable:
-    """As many images as there are, in batches of the training pipeline over a split of Flickr8k's size. Captions are
-    encoded already, as they are in training from the second pass on."""
+def make_pipeline_pass(jpegs: list[bytes], augment: Augment) -> Callable:
+    """Returns a function that loads the number of images of `jpegs` in batches of the training pipeline, over a split
+    of Flickr8k's size. Captions are encoded before, as in training from the second epoch on."""
     records = [
         {"image": jpegs[k % len(jpegs)], "captions": [CAPTION.format(5 * k + n) for n in range(5)], "image_id": str(k)}
         for k in range(IMAGES)
     ]
     split = Split("train", records, np.arange(IMAGES), 5 * np.arange(IMAGES + 1))
-    batches = pipeline.training_dataset(split, trained(1000), images.Resize(SIZE), BATCH, 0, augment=augment)
+    batches = pipeline.training_dataset(split, make_tokenizer(1000), images.Resize(SIZE), BATCH, 0, augment=augment)
 
-    def once():
+    def run_pass():
         for k in range(len(jpegs) // BATCH):
             batches[k]
 
-    return once
+    return run_pass
 
 
-def bare(jpegs: list[bytes], decode: Callable) -> Callable:
-    """A decoder alone."""
+def make_decoder_pass(jpegs: list[bytes], decode: Callable) -> Callable:
+    """Returns a function that decodes all JPEGs and nothing more."""
 
-    def once():
+    def run_pass():
         for data in jpegs:
             decode(data)
 
-    return once
+    return run_pass
 
 
-def pillow(data: bytes) -> np.ndarray:
-    """A JPEG to an array by Pillow."""
+def decode_with_pillow(data: bytes) -> np.ndarray:
+    """Decodes a JPEG to an array with Pillow."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def random_box(width: int, height: int, smallest: float) -> tuple:
-    """torchvision's RandomResizedCrop.get_params, without its fallback, which images of these sides never need."""
+    """Returns a random crop box as torchvision's RandomResizedCrop.get_params does, without its fallback, which images
+    of this shape never need."""
     while True:
         area = width * height * random.uniform(smallest, 1)
         ratio = math.exp(random.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
@@ -136,8 +137,9 @@ def random_box(width: int, height: int, smallest: float) -> tuple:
             return left, top, left + w, top + h
 
 
-def theirs(jpegs: list[bytes], augment: Augment) -> Callable | None:
-    """One pass of a torch DataLoader in this process: float32 `(B, 3, H, W)`, normalised. None without torch."""
+def make_torch_pass(jpegs: list[bytes], augment: Augment) -> Callable | None:
+    """Returns a function for one pass of a torch DataLoader in this process: float32 `(B, 3, H, W)`, normalized. None
+    without torch."""
     try:
         import torch
     except ImportError as e:
@@ -156,58 +158,60 @@ def theirs(jpegs: list[bytes], augment: Augment) -> Callable | None:
             image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
             if random.random() < augment.flip:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # as torchvision's to_tensor
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # as in torchvision's to_tensor
             return pixels.to(torch.float32).div(255).sub_(mean).div_(std)
 
     loader = torch.utils.data.DataLoader(Jpegs(), batch_size=BATCH, num_workers=0)
 
-    def once():
+    def run_pass():
         collections.deque(loader, maxlen=0)
 
-    return once
+    return run_pass
 
 
-def precomputed(root: Path, number: int) -> dict[str, Callable]:
-    """One pass over all rows: through the training pipeline, and by indexing the mapped file with the same rows."""
-    written = np.lib.format.open_memmap(root / "train_ims.npy", "w+", np.float32, (number, *REGIONS))
+def make_region_passes(root: Path, number: int) -> dict[str, Callable]:
+    """Returns functions for one pass over all rows: through the training pipeline, and by indexing the mapped file with
+    the same rows."""
+    regions = np.lib.format.open_memmap(root / "train_ims.npy", "w+", np.float32, (number, *REGIONS))
     for k in range(number):
-        written[k] = np.random.default_rng(k).random(REGIONS, np.float32)
+        regions[k] = np.random.default_rng(k).random(REGIONS, np.float32)
     (root / "train_caps.txt").write_text("".join(CAPTION.format(k) + "\n" for k in range(5 * number)))
     split, mapped = Dataset(root).split("train"), np.load(root / "train_ims.npy", mmap_mode="r")
-    batches = pipeline.training_dataset(split, trained(1000), images.Resize(SIZE), ROW_BATCH, 0)
+    batches = pipeline.training_dataset(split, make_tokenizer(1000), images.Resize(SIZE), ROW_BATCH, 0)
     steps = range(number // ROW_BATCH)
-    owners = [batches[k]["image_index"] for k in steps]
+    row_indices = [batches[k]["image_index"] for k in steps]
 
-    def through_pipeline():
+    def load_batches():
         for k in steps:
             batches[k]
 
-    def by_index():
-        for rows in owners:
+    def index_rows():
+        for rows in row_indices:
             mapped[rows]
 
-    return {"ours": through_pipeline, "bare indexing": by_index}
+    return {"ours": load_batches, "bare indexing": index_rows}
 
 
-def rates(passes: dict[str, Callable], number: int, repeats: int) -> dict[str, list[float]]:
-    """Images per second in each repeat; the passes take turns, so that whatever else the machine does meets all."""
-    found = {name: [] for name in passes}
+def measure_rates(passes: dict[str, Callable], number: int, repeats: int) -> dict[str, list[float]]:
+    """Returns the images per second in each repeat. The passes alternate, so that other work on the machine affects all
+    of them alike."""
+    rates = {name: [] for name in passes}
     for _ in range(WARM_UP + repeats):
-        for name, once in passes.items():
+        for name, run_pass in passes.items():
             start = time.perf_counter()
-            once()
-            found[name].append(number / (time.perf_counter() - start))
-    return {name: values[WARM_UP:] for name, values in found.items()}
+            run_pass()
+            rates[name].append(number / (time.perf_counter() - start))
+    return {name: values[WARM_UP:] for name, values in rates.items()}
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options of the command line."""
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(prog="python benchmarks/data.py", description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, help="a folder of photographs, *.jpg (default: noise)")
-    parser.add_argument("--number", type=int, default=64, help="how many images (default: 64)")
-    parser.add_argument("--repeats", type=int, default=15, help="timed passes, after warm-up (default: 15)")
+    parser.add_argument("--number", type=int, default=64, help="number of images (default: 64)")
+    parser.add_argument("--repeats", type=int, default=15, help="timed passes, after the warm-up (default: 15)")
     parser.add_argument("--crop", type=float, default=0.5, help="smallest share of the area kept (default: 0.5)")
-    parser.add_argument("--rows", type=int, default=1500, help="how many rows of regions (default: 1500)")
+    parser.add_argument("--rows", type=int, default=1500, help="number of rows of regions (default: 1500)")
     options = parser.parse_args(arguments)
     if options.number < BATCH or options.repeats < 1 or not 0 < options.crop < 1 or options.rows < ROW_BATCH:
         parser.error(
@@ -216,40 +220,43 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def table(found: dict[str, list[float]], unit: str) -> dict[str, float]:
-    """Prints the rates; returns the ratio of ours over each."""
+def print_table(rates: dict[str, list[float]], unit: str) -> dict[str, float]:
+    """Prints the rates. Returns the ratio of ours to each of them."""
     print(f"{'pass':<18} {unit:>9} {'ours / it':>10}")
     ratios = {}
-    for name, values in found.items():
-        # The ratio of neighbours in time, whose median other work on the machine moves less than that of rates.
-        ratios[name] = statistics.median(our / it for our, it in zip(found["ours"], values, strict=True))
+    for name, values in rates.items():
+        # Ratios of runs that follow each other: other work on the machine changes their median less than that of rates.
+        ratios[name] = statistics.median(own / other for own, other in zip(rates["ours"], values, strict=True))
         print(f"{name:<18} {statistics.median(values):>9.0f} {ratios[name]:>10.2f}")
     print(flush=True)
     return ratios
 
 
 def main() -> None:
-    options = parse()
-    one_core()
+    """Runs the benchmark."""
+    options = parse_options()
+    pin_to_one_core()
     jpegs = make_jpegs(options.images, options.number)
     augment = Augment(crop=options.crop, flip=0.5)
     passes = {
-        "ours": ours(jpegs, augment),
-        "ours, colour too": ours(jpegs, Augment(crop=options.crop, flip=0.5, color_jitter=0.4)),
-        "bare decoder": bare(jpegs, simplejpeg.decode_jpeg),
-        "bare Pillow": bare(jpegs, pillow),
-        "torch": theirs(jpegs, augment),
+        "ours": make_pipeline_pass(jpegs, augment),
+        "ours, with color": make_pipeline_pass(jpegs, Augment(crop=options.crop, flip=0.5, color_jitter=0.4)),
+        "bare decoder": make_decoder_pass(jpegs, simplejpeg.decode_jpeg),
+        "bare Pillow": make_decoder_pass(jpegs, decode_with_pillow),
+        "torch": make_torch_pass(jpegs, augment),
     }
-    found = rates({name: once for name, once in passes.items() if once}, len(jpegs), options.repeats)
+    image_rates = measure_rates(
+        {name: run_pass for name, run_pass in passes.items() if run_pass}, len(jpegs), options.repeats
+    )
     size = statistics.mean(map(len, jpegs)) / 1000
     print(f"{len(jpegs)} JPEGs of {SIDES[0]} x {SIDES[1]}, {size:.0f} kB each, to {SIZE}; one core\n")
-    ratios = table(found, "images/s")
+    ratios = print_table(image_rates, "images/s")
     result = {"vs_torch": ratios.get("torch"), "vs_decoder": ratios["bare decoder"]}
     with tempfile.TemporaryDirectory() as root:
-        whole = options.rows // ROW_BATCH * ROW_BATCH
-        rows = rates(precomputed(Path(root), options.rows), whole, options.repeats)
+        complete_rows = options.rows // ROW_BATCH * ROW_BATCH
+        region_rates = measure_rates(make_region_passes(Path(root), options.rows), complete_rows, options.repeats)
         print(f"{options.rows} rows of {REGIONS[0]} x {REGIONS[1]} float32, {ROW_BATCH} a batch; one core\n")
-        result["precomputed"] = table(rows, "rows/s")["bare indexing"]
+        result["precomputed"] = print_table(region_rates, "rows/s")["bare indexing"]
     print(json.dumps({name: value and round(value, 2) for name, value in result.items()}))
 
 

@@ -1,17 +1,18 @@
-"""Times the scoring of all pairs, beside the bare product of regions and words, and SCAN as it is usually written.
+"""Times the scoring of all pairs, compared with the bare product of regions and words, and with SCAN as it is usually
+written.
 
     python benchmarks/scoring.py [--sizes=200x1000,1000x5000] [--regions=36] [--width=1024] [--skip_torch]
     python benchmarks/scoring.py --growth [--sizes=200x1000]
 
-Random unit vectors, float32, captions of 8 to 21 words (14.7 on average). All are timed in one run, the best of three
-(PyTorch once), without compilation and after a first tile:
+Random unit vectors, float32; captions of 8 to 21 words (14.7 on average). Everything is timed in one process after a
+first tile: the best of three runs (of one for PyTorch), without compilation.
 
     gemm        regions x words alone, a tile of images at a time, words without padding
     scan, mefn  our matchers as evaluation uses them, from Features in memory to scores in memory, packing included
-    torch_scan  SCAN t2i LSE in PyTorch, a loop over captions with attended vectors, as its authors structure it
+    torch_scan  SCAN t2i LSE in PyTorch, a loop over captions with attended vectors, structured like the authors' code
 
-`--growth` doubles one thing at a time, of the first size, and says by how much time grows, and the arithmetic of the
-products in the program. Last line: JSON, seconds by size, or for each thing and matcher both factors.
+`--growth` doubles one quantity of the first size at a time, and prints the factors by which the time and the FLOPs of
+the program's products grow. The last line is JSON: seconds by size, or both factors by quantity and matcher.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a checkout need not be installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout that is not installed
 
 from mefn_jax.evaluation.evaluator import default_score_tile_mib
 from mefn_jax.features import Features
@@ -43,37 +44,41 @@ SHORTEST, LONGEST, MEAN = 8, 21, 14.7
 REPEATS = 3
 
 
-def lengths(rng, captions: int) -> np.ndarray:
+def draw_lengths(rng, captions: int) -> np.ndarray:
+    """Returns random caption lengths in words, int `(C,)`."""
     return np.clip(np.round(rng.normal(MEAN, 3.6, captions)), SHORTEST, LONGEST).astype(int)
 
 
-def unit(rng, *shape) -> np.ndarray:
+def random_unit_vectors(rng, *shape) -> np.ndarray:
+    """Returns random unit vectors, float32, of the given shape."""
     x = rng.standard_normal(shape, np.float32)
     x /= np.linalg.norm(x, axis=-1, keepdims=True)
     return x
 
 
-def drawn(images: int, captions: int, regions: int, width: int, times: int = 1) -> tuple[Features, Features]:
-    """Random Features of images and captions, these as many times as long."""
+def random_features(images: int, captions: int, regions: int, width: int, times: int = 1) -> tuple[Features, Features]:
+    """Returns random Features of images and of captions; `times` multiplies the lengths of the captions."""
     rng = np.random.default_rng(0)
-    v = unit(rng, images, regions, width)
-    mask = np.arange(times * LONGEST) < times * lengths(rng, captions)[:, None]
-    t = unit(rng, captions, times * LONGEST, width) * mask[..., None]
+    v = random_unit_vectors(rng, images, regions, width)
+    mask = np.arange(times * LONGEST) < times * draw_lengths(rng, captions)[:, None]
+    t = random_unit_vectors(rng, captions, times * LONGEST, width) * mask[..., None]
     ones = np.ones((images, regions), bool)
-    return Features(v, ones, unit(rng, images, width)), Features(t, mask, unit(rng, captions, width))
+    image_features = Features(v, ones, random_unit_vectors(rng, images, width))
+    return image_features, Features(t, mask, random_unit_vectors(rng, captions, width))
 
 
-def best(run, repeats=REPEATS) -> float:
-    """The shortest of several runs, in seconds."""
-    times = []
+def shortest_seconds(run, repeats=REPEATS) -> float:
+    """Returns the duration of the fastest of several runs."""
+    durations = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        durations.append(time.perf_counter() - start)
+    return min(durations)
 
 
-def gemm(images: Features, texts: Features) -> float:
+def time_gemm(images: Features, texts: Features) -> float:
+    """Returns the seconds of the bare product of regions and words."""
     words = jnp.asarray(texts.fragments[texts.mask]).T  # (D, words)
     tiles = [jnp.asarray(images.fragments[k : k + 40].reshape(-1, len(words))) for k in range(0, len(images.mask), 40)]
     product = jax.jit(jnp.matmul)
@@ -83,51 +88,51 @@ def gemm(images: Features, texts: Features) -> float:
             product(tile, words).block_until_ready()
 
     run()
-    return best(run)
+    return shortest_seconds(run)
 
 
-def ours(matcher, images: Features, texts: Features) -> tuple[float, float]:
-    """Seconds of scoring, and of compiling."""
-    mesh, some = make_mesh(), jax.tree.map(lambda x: x[:1], (images, texts))
-    params = matcher.init(jax.random.key(0), *some)
+def time_matcher(matcher, images: Features, texts: Features) -> tuple[float, float]:
+    """Returns the seconds of scoring all pairs, and those of the first tile, which includes compilation."""
+    mesh, example = make_mesh(), jax.tree.map(lambda x: x[:1], (images, texts))
+    params = matcher.init(jax.random.key(0), *example)
 
-    def tile(params, regions, words):
+    def score_tile(params, regions, words):
         return matcher.apply(params, regions, words, method="score_tile")
 
-    step = functools.partial(compile_tile_scorer(tile, mesh, default_score_tile_mib(mesh)), params)
+    scorer = functools.partial(compile_tile_scorer(score_tile, mesh, default_score_tile_mib(mesh)), params)
     rows, columns = even_slices(len(images.mask), TILE_IMAGES), even_slices(len(texts.mask), TILE_CAPTIONS)
 
     def run():
-        scores = TiledScores(step, images, texts, mesh)  # new, so that packing is timed
+        scores = TiledScores(scorer, images, texts, mesh)  # new in each run, so that packing is timed
         for r in rows:
             for c in columns:
                 scores(r, c)
 
     start = time.perf_counter()
-    TiledScores(step, images, texts, mesh)(rows[0], columns[0])
+    TiledScores(scorer, images, texts, mesh)(rows[0], columns[0])
     first = time.perf_counter() - start
-    return best(run), first
+    return shortest_seconds(run), first
 
 
-def arithmetic(matcher, images: Features, texts: Features) -> float:
-    """FLOPs of the products that score all pairs of packed captions."""
-    groups, number, _ = pack(texts)
+def scoring_flops(matcher, images: Features, texts: Features) -> float:
+    """Returns the FLOPs of the products that score all pairs of packed captions."""
+    groups, num_groups, _ = pack(texts)
     params = matcher.init(jax.random.key(0), *jax.tree.map(lambda x: x[:1], (images, texts)))
     words = jax.tree.map(lambda x: x[0], to_packed(*(jnp.asarray(x[:1]) for x in groups)))
-    tile = functools.partial(matcher.apply, params, method="score_tile")
-    return number * count_flops(tile, jax.eval_shape(region_block, images), words)
+    score_tile = functools.partial(matcher.apply, params, method="score_tile")
+    return num_groups * count_flops(score_tile, jax.eval_shape(region_block, images), words)
 
 
-def growth(images: int, captions: int, regions: int, width: int) -> dict:
-    """By how much time and arithmetic grow when one thing is doubled."""
+def measure_growth(images: int, captions: int, regions: int, width: int) -> dict:
+    """Prints and returns the factors by which time and FLOPs grow when one quantity is doubled."""
     sizes = {"images": images, "captions": captions, "regions": regions, "width": width, "times": 1}
-    base, results = drawn(**sizes), {}
+    base_features, results = random_features(**sizes), {}
     for name, matcher in (("scan", SCAN(**MODELS["scan_t2i_lse"][1])), ("mefn", MEFN())):
-        seconds, work = ours(matcher, *base)[0], arithmetic(matcher, *base)
-        for what in sizes:
-            both = drawn(**sizes | {what: 2 * sizes[what]})
-            factors = ours(matcher, *both)[0] / seconds, arithmetic(matcher, *both) / work
-            label = "words" if what == "times" else what
+        seconds, flops = time_matcher(matcher, *base_features)[0], scoring_flops(matcher, *base_features)
+        for quantity in sizes:
+            features = random_features(**sizes | {quantity: 2 * sizes[quantity]})
+            factors = time_matcher(matcher, *features)[0] / seconds, scoring_flops(matcher, *features) / flops
+            label = "words" if quantity == "times" else quantity
             print(
                 f"{name}: twice the {label:9} {factors[0]:5.2f} x the time, {factors[1]:5.2f} x the arithmetic",
                 flush=True,
@@ -136,8 +141,9 @@ def growth(images: int, captions: int, regions: int, width: int) -> dict:
     return results
 
 
-def torch_scan(images: Features, texts: Features) -> float:
-    """SCAN t2i LSE, PEERS' structure: for each caption, attention of its words over the regions of every image."""
+def time_torch_scan(images: Features, texts: Features) -> float:
+    """Returns the seconds of SCAN t2i LSE in PyTorch, structured like the authors' code: for each caption, the
+    attention of its words over the regions of every image."""
     import torch
 
     v = torch.from_numpy(images.fragments)  # (I, N, D)
@@ -148,8 +154,8 @@ def torch_scan(images: Features, texts: Features) -> float:
         attention = torch.nn.functional.normalize(attention, dim=2)
         attention = torch.softmax(9.0 * attention.transpose(1, 2), dim=2)  # (I, M, N)
         attended = torch.bmm(attention, v)  # (I, M, D)
-        r = torch.nn.functional.cosine_similarity(query, attended, dim=2)
-        return torch.logsumexp(6.0 * r, dim=1) / 6.0
+        similarity = torch.nn.functional.cosine_similarity(query, attended, dim=2)
+        return torch.logsumexp(6.0 * similarity, dim=1) / 6.0
 
     def run():
         with torch.no_grad():
@@ -158,36 +164,39 @@ def torch_scan(images: Features, texts: Features) -> float:
 
     with torch.no_grad():
         score(torch.from_numpy(texts.fragments[0]))
-    return best(run, 1)
+    return shortest_seconds(run, 1)
 
 
 def main() -> None:
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="200x1000,1000x5000", help="images x captions, separated by commas")
     parser.add_argument("--regions", type=int, default=36)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--skip_torch", action="store_true")
-    parser.add_argument("--growth", action="store_true", help="what doubling each thing costs")
-    o = parser.parse_args()
-    if o.growth:
-        print(json.dumps(growth(*map(int, o.sizes.split(",")[0].split("x")), o.regions, o.width)))
+    parser.add_argument("--growth", action="store_true", help="measure what doubling each quantity costs")
+    options = parser.parse_args()
+    if options.growth:
+        first_size = map(int, options.sizes.split(",")[0].split("x"))
+        print(json.dumps(measure_growth(*first_size, options.regions, options.width)))
         return
-    with_torch = not o.skip_torch and importlib.util.find_spec("torch") is not None
+    with_torch = not options.skip_torch and importlib.util.find_spec("torch") is not None
     results = {}
-    for size in o.sizes.split(","):
-        images, texts = drawn(*map(int, size.split("x")), o.regions, o.width)
-        times = {"gemm": gemm(images, texts)}
-        print(f"{size}: {texts.mask.sum(1).mean():.1f} words, {o.regions} regions, D = {o.width}")
+    for size in options.sizes.split(","):
+        images, texts = random_features(*map(int, size.split("x")), options.regions, options.width)
+        times = {"gemm": time_gemm(images, texts)}
+        print(f"{size}: {texts.mask.sum(1).mean():.1f} words, {options.regions} regions, D = {options.width}")
         print(f"  {'gemm':10} {times['gemm']:8.2f} s", flush=True)
         for name, matcher in (("scan", SCAN(**MODELS["scan_t2i_lse"][1])), ("mefn", MEFN())):
-            times[name], first = ours(matcher, images, texts)
+            times[name], first_tile = time_matcher(matcher, images, texts)
             ratio = times[name] / times["gemm"]
-            print(f"  {name:10} {times[name]:8.2f} s  {ratio:5.2f} x gemm  (first tile {first:.1f} s)", flush=True)
+            print(f"  {name:10} {times[name]:8.2f} s  {ratio:5.2f} x gemm  (first tile {first_tile:.1f} s)", flush=True)
         if with_torch:
-            times["torch_scan"] = torch_scan(images, texts)
-            by = times["torch_scan"] / times["gemm"], times["torch_scan"] / times["scan"]
+            times["torch_scan"] = time_torch_scan(images, texts)
+            ratios = times["torch_scan"] / times["gemm"], times["torch_scan"] / times["scan"]
             print(
-                f"  {'torch_scan':10} {times['torch_scan']:8.2f} s  {by[0]:5.2f} x gemm, {by[1]:.1f} x scan", flush=True
+                f"  {'torch_scan':10} {times['torch_scan']:8.2f} s  {ratios[0]:5.2f} x gemm, {ratios[1]:.1f} x scan",
+                flush=True,
             )
         results[size] = {name: round(seconds, 4) for name, seconds in times.items()}
     print(json.dumps(results))

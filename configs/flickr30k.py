@@ -3,11 +3,11 @@
     python train.py --config=configs/flickr30k.py --config.data.dir=data/flickr30k \\
         --config.image.pretrained=RESNET --config.text.pretrained=BERT
 
-`RESNET` and `BERT` are checkpoints in Hugging Face layout, directories or hub names (microsoft/resnet-101,
-bert-base-uncased). Regions are those of three scales: C3, C4 and C5 of a ResNet, the pooled grid of a ViT. Other
-towers: `:image=resnet50`, `:image=vit_b16`, `:image=clip_vit_b32,text=clip`, `:text=gru`; precomputed regions, as SCAN
-distributes them: `:image=regions --config.data.dir=data/f30k_precomp`. Meant for accelerators. It has not been trained
-at full size by us: there is no number to expect yet.
+`RESNET` and `BERT` are checkpoints in Hugging Face layout: directories or hub names (microsoft/resnet-101,
+bert-base-uncased). Regions come from three scales: C3, C4 and C5 of a ResNet, or the patch grid of a ViT, pooled. Other
+towers: `:image=resnet50`, `:image=vit_b16`, `:image=clip_vit_b32,text=clip`, `:text=gru`. Precomputed regions, as SCAN
+distributes them: `:image=regions --config.data.dir=data/f30k_precomp`. Meant for accelerators. We have not trained it
+at full size, so there is no number to expect yet.
 """
 
 from configs import default
@@ -28,16 +28,17 @@ IMAGES = {
         "region_grids": (7, 4, 2),
         **CLIP,
     },
-    "regions": {"arch": "regions", "regions": {"projection": "mlp"}, "pooling": "gpo"},  # as VSE-infinity has them
+    "regions": {"arch": "regions", "regions": {"projection": "mlp"}, "pooling": "gpo"},  # as in VSE-infinity
 }
-TEXTS = ("bert", "clip", "gru")  # sizes are the defaults: BERT-base, CLIP ViT-B, SCAN
+TEXTS = ("bert", "clip", "gru")  # with default sizes: BERT-base, CLIP ViT-B, SCAN
 
 
 def get_config(arg=""):
+    """Returns the configuration, locked. `arg`: model, image, text and smoke."""
     options = parse_arg(arg, model="mefn", smoke=False, image="resnet101", text="bert")
-    for name, known in (("image", IMAGES), ("text", TEXTS)):
-        if options[name] not in known:
-            raise ConfigError(f"{name}={options[name]} is none of {', '.join(known)}")
+    for name, choices in (("image", IMAGES), ("text", TEXTS)):
+        if options[name] not in choices:
+            raise ConfigError(f"{name}={options[name]} is not one of {', '.join(choices)}")
     c = default.base()
     c.data.dir = "data/flickr30k"
     c.embed_dim = 512
@@ -47,8 +48,8 @@ def get_config(arg=""):
     c.augment.update(word_noise=0.2)
     c.augment.update({"region_dropout": 0.2} if options["image"] == "regions" else {"crop": 0.5, "flip": 0.5})
     if options["text"] == "clip":
-        c.text.max_tokens = 75  # all that CLIP reads
+        c.text.max_tokens = 75  # the longest text that CLIP reads
     c.train.update(epochs=30.0, batch_size=128, learning_rate=5e-4)
-    # Pretrained towers move more slowly than what is new (VSE-infinity's factor for BERT).
+    # Pretrained towers learn more slowly than new parameters (VSE-infinity's factor for BERT).
     c.train.lr_multipliers = ("image/backbone:0.1", "text/backbone:0.1")
     return default.finish(c, f"model={options['model']}" + (",smoke" if options["smoke"] else ""))

@@ -1,17 +1,18 @@
-"""Flickr8k photographs, a CPU-sized model from random initialisation.
+"""Flickr8k photographs: a CPU-sized model, trained from random initialization.
 
     python -m mefn_jax.data.prepare --source=flickr8k --path=FLICKR8K --out=data/flickr8k
     python train.py --config=configs/flickr8k.py && python eval.py --workdir=runs/flickr8k --split=val
 
-Two cores: 15 minutes (4,000 training photographs, a squashed 224 x 224 copy, decoded to 64 px; seed 0). Val, 1,000 x
-5,000, step 2500: R@1/5/10 image to text 1.0/3.6/7.7, text to image 1.2/5.0/8.9, where chance is 0.1/0.5/1.0. Published
-numbers are of full-size photographs, pretrained towers and all 6,000 training ones.
+On two cores: 15 minutes (4,000 training photographs, from a copy squashed to 224 x 224, decoded to 64 px; seed 0). On
+val, 1,000 x 5,000, step 2500: R@1/5/10 image to text 1.0/3.6/7.7, text to image 1.2/5.0/8.9; chance is 0.1/0.5/1.0.
+Published numbers use full-size photographs, pretrained towers and all 6,000 training photographs.
 """
 
 from configs import default
 
 
 def get_config(arg=""):
+    """Returns the configuration, locked. `arg`: model and smoke."""
     c = default.base()
     c.data.dir = "data/flickr8k"
     c.embed_dim = 128

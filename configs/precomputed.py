@@ -4,9 +4,9 @@
         --config.text.pretrained=BERT --out=WORDS
     python train.py --config=configs/precomputed.py:model=NAME --config.data.dir=DIR --config.data.cached_text=WORDS
 
-Other text towers: `:text=bert --config.text.pretrained=BERT` trains it (or keeps it as it is, with
-`--config.train.lr_multipliers='("text/backbone:0",)'`), `:text=gru` is SCAN's, from random initialisation. The learning
-rate was chosen for MEFN and VSE++; SCAN did better with 2e-3. Figures: docs/results.md.
+Other text towers: `:text=bert --config.text.pretrained=BERT` trains BERT, or freezes it with
+`--config.train.lr_multipliers='("text/backbone:0",)'`; `:text=gru` is SCAN's, from random initialization. The learning
+rate was chosen for MEFN and VSE++; SCAN is better with 2e-3. Numbers to expect: docs/results.md.
 """
 
 from configs import default
@@ -17,9 +17,10 @@ TEXTS = ("cached", "bert", "gru")
 
 
 def get_config(arg=""):
+    """Returns the configuration, locked. `arg`: model, text and smoke."""
     options = parse_arg(arg, model="mefn", smoke=False, text="cached")
     if options["text"] not in TEXTS:
-        raise ConfigError(f"text={options['text']} is none of {', '.join(TEXTS)}")
+        raise ConfigError(f"text={options['text']} is not one of {', '.join(TEXTS)}")
     c = default.base()
     c.data.dir = "data/f8k_precomp"
     c.embed_dim = 256
@@ -33,6 +34,6 @@ def get_config(arg=""):
     c.matcher.hub_vectors = 1024
     c.loss.name = "info_nce"
     c.train.update(epochs=4.0, batch_size=128, learning_rate=1e-3, weight_decay=0.0)
-    c.train.update(log_every=50, eval_every=100_000, save_every=500, score_tile_mib=2.0)  # evaluates at the end alone
+    c.train.update(log_every=50, eval_every=100_000, save_every=500, score_tile_mib=2.0)  # evaluates only at the end
     c.eval.update(batch_size=250, val_images=0)
     return default.finish(c, f"model={options['model']}" + (",smoke" if options["smoke"] else ""))

@@ -1,4 +1,4 @@
-"""Configuration: the arguments of `get_config`, the command line's flags, and checks that name the option."""
+"""Configuration: parses the arguments of `get_config`, and checks options with errors that name them."""
 
 import difflib
 
@@ -14,7 +14,7 @@ BASE_CHOICES = {
     "image.resnet.norm": ("group", "batch"),
     "image.vit.pool": ("mean", "class", "pooler"),
 }
-DEFAULT_SIZE = 224  # of images, where neither the configuration nor a checkpoint says it
+DEFAULT_SIZE = 224  # side of images in pixels, if neither the configuration nor a checkpoint gives one
 POSITIVE = (
     "embed_dim",
     "text.max_tokens",
@@ -32,7 +32,7 @@ POSITIVE = (
     "matcher.init_kappa",
     "matcher.init_hub_scale",
 )
-# Chances and shares: in [0, 1).
+# Options in [0, 1): probabilities, fractions and decays.
 PROBABILITIES = (
     "image.resnet.stochastic_depth",
     "image.vit.dropout",
@@ -66,26 +66,27 @@ NOT_NEGATIVE = (
     "eval.score_tile_mib",
     "eval.explained_pairs",
 )
+# Options that change pixels, with the value that turns each off.
 PIXEL_AUGMENTATIONS = {
     "augment.crop": 1.0,
     "augment.flip": 0.0,
     "augment.color_jitter": 0.0,
-}  # what changes pixels, and its off
-# What the shape and meaning of the parameters depend on: a checkpoint is only continued with the same.
+}
+# Sections that determine the shape and meaning of the parameters. A run resumes only if they are unchanged.
 MODEL_KEYS = ("model", "embed_dim", "image", "text", "matcher")
 
 
 def parse_arg(arg: str | None, **options):
     """Parses "a=x,b" into a dict of the given options (name=default). A bare name means True.
 
-    Raises ConfigError for an unknown name, with the nearest one, and for a value where a bare name is meant.
+    Raises ConfigError for an unknown name, with the closest known one, and for a missing or superfluous value.
     """
     values = dict(options)
-    for part in filter(None, (arg or "").split(",")):
-        name, has_value, value = part.partition("=")
+    for argument in filter(None, (arg or "").split(",")):
+        name, has_value, value = argument.partition("=")
         if name not in options:
             raise ConfigError(
-                f"unknown configuration argument {name!r}{suggest(name, options)}; there are {_list(options)}"
+                f"unknown configuration argument {name!r}{suggest(name, options)}; known are {_join_names(options)}"
             )
         if isinstance(options[name], bool):
             if has_value:
@@ -99,18 +100,18 @@ def parse_arg(arg: str | None, **options):
 
 
 def suggest(name: str, names) -> str:
-    """ ", did you mean 'x'?" for the closest of `names`, or nothing."""
+    """Returns ", did you mean 'x'?" with the closest of `names`, or an empty string."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
 def check_config(config: ConfigDict, choices: dict) -> None:
-    """Raises ConfigError, naming the option, for values that cannot work. `choices` are the names that the model and
-    the loss know, by option."""
+    """Raises ConfigError, naming the option, for values that cannot work. `choices` maps options to the names that the
+    model and the loss know."""
     for key, names in (BASE_CHOICES | choices).items():
         value = get_dotted(config, key)
         if value not in names:
-            raise ConfigError(f"{key}: {value!r} is not one of {_list(names)}{suggest(value, names)}")
+            raise ConfigError(f"{key}: {value!r} is not one of {_join_names(names)}{suggest(value, names)}")
     for key in POSITIVE:
         if not get_dotted(config, key) > 0:
             raise ConfigError(f"{key}: {get_dotted(config, key)!r} must be greater than 0")
@@ -135,46 +136,52 @@ def check_config(config: ConfigDict, choices: dict) -> None:
             raise ConfigError(f"{key}: {get_dotted(config, key)!r} must be in (0, 1]")
     for key in ("image.mean", "image.std"):
         if len(get_dotted(config, key)) != 3:
-            raise ConfigError(f"{key}: {tuple(get_dotted(config, key))} must be three numbers, one a channel")
+            raise ConfigError(f"{key}: {tuple(get_dotted(config, key))} must be three numbers, one for each channel")
     if not 0 <= config.augment.flip <= 1:
         raise ConfigError(f"augment.flip: {config.augment.flip!r} must be in [0, 1]")
     for kind, check_tower in (("image", check_image_tower), ("text", check_text_tower)):
-        towerless = config[kind].arch in ("regions", "cached")
-        if towerless or not config[kind].pretrained:  # else the sizes come from the checkpoint
+        has_no_tower = config[kind].arch in ("regions", "cached")
+        if has_no_tower or not config[kind].pretrained:  # otherwise the sizes come from the checkpoint
             check_tower(config)
 
 
 def check_image_tower(config: ConfigDict) -> None:
-    """Raises ConfigError if the image tower's sizes cannot work with the input's size and the scales."""
-    c = config.image
-    if c.arch == "regions":
-        if c.pretrained:
-            raise ConfigError(f"image.pretrained={c.pretrained} is an image tower, but image.arch=regions has none")
-        changed = [key for key, off in PIXEL_AUGMENTATIONS.items() if get_dotted(config, key) != off]
+    """Raises ConfigError if the sizes of the image tower do not fit the input size or the region grids."""
+    image_config = config.image
+    if image_config.arch == "regions":
+        if image_config.pretrained:
+            raise ConfigError(
+                f"image.pretrained={image_config.pretrained} is an image tower, but image.arch=regions has none"
+            )
+        changed = [key for key, off_value in PIXEL_AUGMENTATIONS.items() if get_dotted(config, key) != off_value]
         if changed:
             raise ConfigError(
                 f"{changed[0]}={get_dotted(config, changed[0])} changes pixels, but image.arch=regions has none"
             )
         return
-    size = c.size or DEFAULT_SIZE
-    if not c.region_grids or min(c.region_grids) < 1:
-        raise ConfigError(f"image.region_grids: {tuple(c.region_grids)} must be numbers above 0, one for each grid")
-    if c.arch == "resnet" and len(c.region_grids) > len(c.resnet.depths):
+    size = image_config.size or DEFAULT_SIZE
+    if not image_config.region_grids or min(image_config.region_grids) < 1:
         raise ConfigError(
-            f"image.region_grids: {len(c.region_grids)} grids, but the ResNet has {len(c.resnet.depths)} stages"
+            f"image.region_grids: {tuple(image_config.region_grids)} must be numbers above 0, one for each grid"
         )
-    if c.arch == "vit":
-        _check_heads("image.vit", c.vit)
-        if c.vit.patch < 1 or c.vit.patch % 2 ** len(c.vit.stem):
+    if image_config.arch == "resnet" and len(image_config.region_grids) > len(image_config.resnet.depths):
+        raise ConfigError(
+            f"image.region_grids: {len(image_config.region_grids)} grids, but the ResNet has "
+            f"{len(image_config.resnet.depths)} stages"
+        )
+    if image_config.arch == "vit":
+        _check_heads("image.vit", image_config.vit)
+        if image_config.vit.patch < 1 or image_config.vit.patch % 2 ** len(image_config.vit.stem):
             raise ConfigError(
-                f"image.vit.patch={c.vit.patch} is not a multiple of {2 ** len(c.vit.stem)}, the stem's stride"
+                f"image.vit.patch={image_config.vit.patch} is not a multiple of {2 ** len(image_config.vit.stem)}, "
+                "the stem's stride"
             )
-        if size % c.vit.patch:
-            raise ConfigError(f"image.size={size} is not a multiple of image.vit.patch={c.vit.patch}")
+        if size % image_config.vit.patch:
+            raise ConfigError(f"image.size={size} is not a multiple of image.vit.patch={image_config.vit.patch}")
 
 
 def check_text_tower(config: ConfigDict) -> None:
-    """Raises ConfigError if the text tower's sizes cannot work with the captions' length."""
+    """Raises ConfigError if the sizes of the text tower do not fit the length of the captions."""
     arch, max_tokens = config.text.arch, config.text.max_tokens
     if arch == "cached":
         if config.text.pretrained:
@@ -183,8 +190,8 @@ def check_text_tower(config: ConfigDict) -> None:
             raise ConfigError("augment.word_noise changes tokens, but text.arch=cached has none; set it to 0")
         return
     if arch == "gru" and config.text.channel_dropout:
-        raise ConfigError("text.channel_dropout is of a projection, which text.arch=gru has none of; set it to 0")
-    if arch not in ("bert", "clip"):  # any length
+        raise ConfigError("text.channel_dropout precedes a projection, and text.arch=gru has none; set it to 0")
+    if arch not in ("bert", "clip"):  # a GRU reads captions of any length
         return
     tower = config.text[arch]
     _check_heads(f"text.{arch}", tower)
@@ -195,12 +202,13 @@ def check_text_tower(config: ConfigDict) -> None:
 
 
 def _check_heads(section: str, tower: ConfigDict) -> None:
+    """Raises ConfigError if the width of a Transformer is not a multiple of its heads."""
     if tower.heads < 1 or tower.width % tower.heads:
         raise ConfigError(f"{section}.width={tower.width} is not a multiple of {section}.heads={tower.heads}")
 
 
 def require_local(name: str, path) -> None:
-    """Raises ConfigError if the option's path, of data, is a URL: data is read at random, which takes a disk."""
+    """Raises ConfigError if an option's path to data is a URL. Data is read in random order, which needs a disk."""
     if "://" in str(path):
         raise ConfigError(
             f"{name}={path}: data must be in a local or mounted directory; mount the bucket (gcsfuse), or copy it"
@@ -208,14 +216,14 @@ def require_local(name: str, path) -> None:
 
 
 def get_dotted(config: ConfigDict, key: str):
-    """The value at a dotted key."""
+    """Returns the value at a dotted key."""
     for part in key.split("."):
         config = config[part]
     return config
 
 
 def flatten(config: dict, prefix="") -> dict:
-    """A nested dict as one of dotted keys."""
+    """Returns a nested dict as a flat one with dotted keys."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, dict):
@@ -226,10 +234,16 @@ def flatten(config: dict, prefix="") -> dict:
 
 
 def diff_configs(old: dict, new: dict) -> dict[str, tuple]:
-    """The dotted keys at which two configurations differ, with (old, new) values; None where a key is missing."""
-    a, b = flatten(old), flatten(new)
-    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+    """Returns the dotted keys in which two configurations differ, with (old, new) values; None stands for a missing
+    key."""
+    old_values, new_values = flatten(old), flatten(new)
+    return {
+        key: (old_values.get(key), new_values.get(key))
+        for key in sorted(old_values.keys() | new_values.keys())
+        if old_values.get(key) != new_values.get(key)
+    }
 
 
-def _list(names) -> str:
+def _join_names(names) -> str:
+    """Returns names separated by commas."""
     return ", ".join(names)

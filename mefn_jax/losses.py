@@ -1,8 +1,9 @@
-"""Losses of a score matrix. Each is a pure function `loss(scores, positives, scale, bias)`, further options by keyword.
+"""Losses of a score matrix (docs/method.md, section 11): pure functions `loss(scores, positives, scale, bias)`.
 
-Scores are `(B, B)`, row k and column k belong to pair k: the diagonal is the pair's own positive. `positives` bool
-`(B, B)` marks every true pair, also another caption of the same image, which is never a negative. Losses are summed
-over anchors and divided by B. `scale` and `bias` are the loss's learned parameters, None where it has none.
+Further options are keyword arguments. Scores are `(B, B)`; row k and column k belong to pair k, so the diagonal holds
+the pairs' positives. `positives` bool `(B, B)` marks every true pair, also another caption of the same image, which is
+never a negative (Eq. 41). Losses are summed over anchors and divided by B. `scale` (a logarithm) and `bias` are the
+learned parameters of a loss, None where it has none.
 """
 
 import functools
@@ -11,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-# The names that an option may have.
+# The values that an option may have.
 LOSS_CHOICES = {
     "loss.name": ("triplet", "info_nce", "siglip"),
     "loss.anchors": ("both", "image", "text"),
@@ -23,82 +24,87 @@ SIGLIP = {"scale": math.log(10.0), "bias": -10.0}  # Zhai et al. 2023, Algorithm
 
 
 def make_loss(config):
-    """The loss of `config.loss` as it is at a step: a function `step -> loss(scores, positives, scale, bias)`."""
+    """Returns the loss of `config.loss` at each step: a function `step -> loss(scores, positives, scale, bias)`."""
     without_options = {"info_nce": info_nce, "siglip": siglip}
     if config.name in without_options:
         return lambda step: without_options[config.name]
 
-    def at(step):
+    def make_triplet(step):
         hardest = hard_negative_weight(step, config.hard_negative_ramp)
         return functools.partial(triplet, margin=config.margin, hardest=hardest, anchors=config.anchors)
 
-    return at
+    return make_triplet
 
 
 def initial_params(config) -> dict[str, float]:
-    """The loss's own parameters as they begin: `scale`, a logarithm, and SigLIP's `bias`."""
+    """Returns the initial values of the loss's learned parameters: `scale`, a logarithm, and SigLIP's `bias`."""
     return {"triplet": {}, "info_nce": CLIP, "siglip": SIGLIP}[config.name]
 
 
-def positives_mask(image_ids):
-    """Which pairs of a batch are true: bool `(B, B)`, from the image ids of its pairs `(B,)`."""
-    return image_ids[:, None] == image_ids[None, :]
+def positives_mask(image_index):
+    """Returns the mask of the true pairs of a batch, bool `(B, B)`, from the image index `(B,)` of each pair
+    (docs/method.md, Eq. 41)."""
+    return image_index[:, None] == image_index[None, :]
 
 
 def triplet(scores, positives, scale, bias, *, margin, hardest, anchors):
-    """Hinge on `margin + s_neg - s_pos` (MEFN, Eq. 2; VSE++, Faghri 2018, Eqs. 5 and 6).
+    """Computes the triplet loss, a scalar: hinges on `margin + s_neg - s_pos` (docs/method.md, Eqs. 42 and 43; MEFN,
+    Eq. 2; VSE++, Faghri et al. 2018, Eqs. 5 and 6).
 
-    `hardest` in [0, 1] mixes the two forms: 0 is the sum over all negatives, 1 the hardest negative alone. `anchors`:
-    "both" directions, "image" (negatives among the texts; Eq. 2 as printed) or "text". Scale and bias are not used.
-    Returns a scalar.
+    `hardest` in [0, 1] is y of Eq. 43: 0 is the sum over all negatives, 1 the hardest negative alone. `anchors`: "both"
+    directions, "image" (negatives among the texts; MEFN's Eq. 2 as printed) or "text". Scale and bias are not used.
     """
-    own = jnp.diagonal(scores)  # (B,)
+    s_pos = jnp.diagonal(scores)  # (B,)
     total = 0.0
     if anchors in ("both", "image"):
-        total += _hinges(jnp.where(positives, 0.0, jnp.maximum(margin + scores - own[:, None], 0.0)), hardest)
+        total += _mix_hinges(jnp.where(positives, 0.0, jnp.maximum(margin + scores - s_pos[:, None], 0.0)), hardest)
     if anchors in ("both", "text"):
-        total += _hinges(jnp.where(positives.T, 0.0, jnp.maximum(margin + scores.T - own[:, None], 0.0)), hardest)
+        total += _mix_hinges(jnp.where(positives.T, 0.0, jnp.maximum(margin + scores.T - s_pos[:, None], 0.0)), hardest)
     return total
 
 
 def info_nce(scores, positives, scale, bias):
-    """Cross entropy of each pair among the batch, both directions averaged (CLIP, Radford et al. 2021). The logits are
-    `exp(scale) * scores`, the factor at most 100; bias is not used. Returns a scalar."""
+    """Computes InfoNCE, a scalar: the cross entropy of each pair against its row and its column of the scores, averaged
+    (docs/method.md, Eq. 45; CLIP, Radford et al. 2021). The logits are `exp(scale) * scores`, with a factor of at most
+    100; bias is not used."""
     logits = jnp.exp(_clamp(scale)) * scores
-    own = jnp.diagonal(logits)  # (B,)
-    logits = jnp.where(_other_positives(positives), -1e30, logits)
-    return sum(jnp.mean(jax.nn.logsumexp(logits, axis) - own) for axis in (0, 1)) / 2
+    positive_logits = jnp.diagonal(logits)  # (B,)
+    logits = jnp.where(_mask_other_positives(positives), -1e30, logits)
+    return sum(jnp.mean(jax.nn.logsumexp(logits, axis) - positive_logits) for axis in (0, 1)) / 2
 
 
 def siglip(scores, positives, scale, bias):
-    """Each pair a yes or no of its own (SigLIP, Zhai et al. 2023, Algorithm 1): `-ln sigmoid(z (exp(scale) scores +
-    bias))`, z = 1 on the diagonal and -1 elsewhere, summed over the texts and averaged over the images. The factor is
-    at most 100. Returns a scalar."""
+    """Computes SigLIP's loss, a scalar: a binary cross entropy for every pair on its own (docs/method.md, Eq. 47;
+    Zhai et al. 2023, Algorithm 1). It is `-ln sigmoid(y (exp(scale) scores + bias))` with y = 1 on the diagonal and -1
+    elsewhere, summed over the texts and averaged over the images. The factor `exp(scale)` is at most 100."""
     logits = jnp.exp(_clamp(scale)) * scores + bias
     costs = jnp.where(jnp.eye(len(scores), dtype=bool), jax.nn.softplus(-logits), jax.nn.softplus(logits))
-    return jnp.mean(jnp.sum(jnp.where(_other_positives(positives), 0.0, costs), 1))
+    return jnp.mean(jnp.sum(jnp.where(_mask_other_positives(positives), 0.0, costs), 1))
 
 
 def _clamp(scale):
-    """The logarithm of a factor of at most 100: cut in value but not in gradient, so that a scale beyond the limit
-    finds its way back."""
+    """Clamps a logarithmic scale at ln 100 in the forward pass only: the gradient passes through, so that a scale above
+    the limit can come back (docs/method.md, Eq. 46)."""
     return scale - jax.lax.stop_gradient(jnp.maximum(scale - math.log(100.0), 0.0))
 
 
-def _other_positives(positives):
-    """The true pairs off the diagonal, which are neither this row's positive nor its negatives."""
+def _mask_other_positives(positives):
+    """Returns the mask of the true pairs off the diagonal: neither the positive of their row nor negatives."""
     return positives & ~jnp.eye(len(positives), dtype=bool)
 
 
-def _hinges(cost, hardest):
-    """Mean over anchors (rows) of the mixed form; `cost` `(B, B)`, 0 at positives."""
-    return jnp.mean((1 - hardest) * jnp.sum(cost, 1) + hardest * jnp.max(cost, 1))
+def _mix_hinges(costs, hardest):
+    """Returns one line of docs/method.md, Eq. 43: the mean over anchors (rows) of the hinges `costs (B, B)`, 0 at
+    positives, from their sum (`hardest` 0) to the largest alone (1)."""
+    return jnp.mean((1 - hardest) * jnp.sum(costs, 1) + hardest * jnp.max(costs, 1))
 
 
 def hard_negative_weight(step, hard_negative_ramp: int):
-    """How much of the hardest-negative form to use at `step`: rises linearly from 0 to 1 in `hard_negative_ramp`.
+    """Returns the weight of the hardest negative at `step`, float32: it rises linearly from 0 to 1 in
+    `hard_negative_ramp` steps (docs/method.md, Eq. 44).
 
-    Hardest negatives from step 0 collapse (PEERS.md 3). `hard_negative_ramp < 0` keeps the sum of hinges for good.
+    With hardest negatives from the first step (a ramp of 0), training can collapse: all scores become equal. A negative
+    ramp keeps the weight at 0, the sum over all negatives.
     """
     if hard_negative_ramp < 0:
         return jnp.float32(0.0)

@@ -1,4 +1,4 @@
-"""Checks a configuration before any work begins: the one place that knows the names of every part."""
+"""Checks of a configuration before any work begins, in the one module that sees the names of all parts."""
 
 from ml_collections import ConfigDict
 
@@ -8,14 +8,14 @@ from mefn_jax.model import MODEL_CHOICES
 
 
 def check_options(config: ConfigDict) -> ConfigDict:
-    """Returns the configuration. Raises ConfigError, naming the option, for a value that cannot work."""
+    """Returns the configuration unchanged. Raises ConfigError, naming the option, for a value that cannot work."""
     check_config(config, MODEL_CHOICES | LOSS_CHOICES)
     return config
 
 
 def validate(config: ConfigDict) -> ConfigDict:
-    """Returns the configuration of a command that reads data. Raises ConfigError as `check_options` does, and if
-    `data.dir` is a URL."""
+    """Returns the configuration of a command that reads data, unchanged. Raises ConfigError as `check_options` does,
+    and if `data.dir` is a URL."""
     check_options(config)
     require_local("data.dir", config.data.dir)
     return config

@@ -1,10 +1,10 @@
-"""Shows what the model sees of its data.
+"""Shows the data as the model sees it.
 
     python -m mefn_jax.show_data --config=configs/NAME.py [--config.data.dir=DIR] --out=FILE.png [--rows=24] [--step=1]
 
-Prints split sizes, captions an image, lengths, the share of unknown tokens, and captions that stand in two splits;
-draws a contact sheet of the batch of a training step: augmented images, tokens, and the positives among its rows.
-Precomputed regions are drawn whole: which of them are left out is decided on the device.
+Prints the sizes of the splits, captions per image, caption lengths, the share of unknown tokens, and captions that
+occur in two splits. Draws a contact sheet of the batch of a training step: augmented images, tokens, and the positives
+among its rows. Precomputed regions are all drawn, because region dropout is decided on the device.
 """
 
 import dataclasses
@@ -20,40 +20,42 @@ from mefn_jax.runtime.cli import define_config_flag, run_command
 from mefn_jax.runtime.console import print0
 from mefn_jax.training.setup import choose_tokenizer
 
-SPLIT_ORDER = {"train": 0, "val": 1, "test": 2}  # of what is printed; other splits follow
+SPLIT_ORDER = {"train": 0, "val": 1, "test": 2}  # order of printing; other splits follow
 
 
 def show_data(config, out: str, rows: int, step: int) -> None:
-    """Prints the statistics of all splits, and writes the first `rows` rows of the batch of a training step to the
-    image file `out`. Raises ConfigError or DataError as training would, and if `out` cannot be written."""
+    """Prints statistics of all splits and writes the first `rows` rows of the batch of training step `step` (from 0) to
+    the image file `out`. Raises ConfigError or DataError as training does, and if `out` cannot be written."""
     validate(config)
     out = contact_sheet.check_picture_path(out)
     dataset = open_dataset(config)
     split = dataset.split("train")
-    config, _, json = load_pretrained(fill_data_widths(config, split))
-    tokenizer = choose_tokenizer(config, json, dataset, split)
+    config, _, tokenizer_json = load_pretrained(fill_data_widths(config, split))
+    tokenizer = choose_tokenizer(config, tokenizer_json, dataset, split)
     names = sorted(dataset.splits, key=lambda name: (SPLIT_ORDER.get(name, len(SPLIT_ORDER)), name))
-    found = {
+    statistics_of_splits = {
         name: statistics.compute_statistics(split if name == "train" else dataset.split(name), tokenizer)
         for name in names
     }
-    print0("\n".join(statistics.format_statistics(found, tokenizer)))
-    split = dataclasses.replace(split, words=None)  # what is drawn is what the cached words stand for
-    whole = pipeline.training_dataset_from_config(config, split, tokenizer)[step]
-    batch = {name: values[:rows] for name, values in whole.items()}
+    print0("\n".join(statistics.format_statistics(statistics_of_splits, tokenizer)))
+    split = dataclasses.replace(split, cached_text=None)  # draws captions in place of cached words
+    full_batch = pipeline.training_dataset_from_config(config, split, tokenizer)[step]
+    batch = {name: values[:rows] for name, values in full_batch.items()}
     contact_sheet.save_picture(sheet.draw_batch(batch, tokenizer), out)
-    drawn = f"the first {len(batch['ids'])} rows of {len(whole['ids'])}"
-    print0(f"\nwrote {out}: {drawn} of the batch of step {step + 1}")
+    description = f"the first {len(batch['text'])} rows of {len(full_batch['text'])}"
+    print0(f"\nwrote {out}: {description} of the batch of step {step + 1}")
 
 
 def define_flags() -> None:
+    """Defines the flags of the command."""
     define_config_flag("configs/shapes.py")
     flags.DEFINE_string("out", None, "Image file to write.", required=True)
-    flags.DEFINE_integer("rows", 24, "Rows of the batch to draw, the first ones.", lower_bound=1)
+    flags.DEFINE_integer("rows", 24, "Number of rows of the batch to draw, from the first on.", lower_bound=1)
     flags.DEFINE_integer("step", 1, "The training step whose batch is drawn.", lower_bound=1)
 
 
 def main() -> None:
+    """Runs the command."""
     show_data(flags.FLAGS.config, flags.FLAGS.out, flags.FLAGS.rows, flags.FLAGS.step - 1)
 
 

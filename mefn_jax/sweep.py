@@ -1,10 +1,11 @@
-"""Trains and evaluates models and seeds, one after the other; what is finished is not done again.
+"""Trains and evaluates several models and seeds, one after the other; skips the runs that are finished.
 
     python -m mefn_jax.sweep --config=FILE.py --models=mefn,vsepp --seeds=0,1,2 --out=DIR [--split=val] \\
         [--config.key=value ...]
 
-Each run is `train.py` and `eval.py` as one would type them, in DIR/<model>/<seed>/, with what they print in `log.txt`
-there. A run that fails is named and the others go on; the same command tries it again, from its latest checkpoint.
+Each run calls `train.py` and `eval.py` as a user would, in DIR/<model>/<seed>/, and writes their output to `log.txt`
+there. If a run fails, its error is printed and the others go on; the same command tries it again from its latest
+checkpoint.
 """
 
 import json
@@ -24,8 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def sweep(config: str, models: list[str], seeds: list[int], out: Path, split: str, overrides: list[str]) -> int:
-    """Runs what is missing and prints a line a run. `config` is a file with arguments, `overrides` are flags that
-    `train.py` gets too. Returns how many runs failed."""
+    """Performs the missing runs and prints one line for each run. `config` is a file with arguments; `overrides` are
+    flags that `train.py` gets in addition. Returns the number of failed runs."""
     failed = 0
     for model in models:
         for seed in seeds:
@@ -33,17 +34,23 @@ def sweep(config: str, models: list[str], seeds: list[int], out: Path, split: st
             report, start = workdir / "eval" / split / "metrics.json", time.perf_counter()
             name = f"{model} seed {seed}"
             if report.is_file():
-                print(f"{name}: {recall_line(report, split)} (was done)", flush=True)
+                print(f"{name}: {recall_line(report, split)} (already done)", flush=True)
                 continue
             workdir.mkdir(parents=True, exist_ok=True)
-            chosen = f"{config}{',' if ':' in config else ':'}model={model}"
+            run_config = f"{config}{',' if ':' in config else ':'}model={model}"
             commands = (
-                ["train.py", f"--config={chosen}", f"--workdir={workdir}", f"--config.train.seed={seed}", *overrides],
+                [
+                    "train.py",
+                    f"--config={run_config}",
+                    f"--workdir={workdir}",
+                    f"--config.train.seed={seed}",
+                    *overrides,
+                ],
                 ["eval.py", f"--workdir={workdir}", f"--split={split}"],
             )
             if all(_succeeds(command, workdir / "log.txt") for command in commands):
-                took = format_duration(time.perf_counter() - start)
-                print(f"{name}: {recall_line(report, split)} ({took})", flush=True)
+                duration = format_duration(time.perf_counter() - start)
+                print(f"{name}: {recall_line(report, split)} ({duration})", flush=True)
             else:
                 failed += 1
                 print(f"{name}: failed, {last_line(workdir / 'log.txt')}; see {workdir / 'log.txt'}", flush=True)
@@ -51,47 +58,52 @@ def sweep(config: str, models: list[str], seeds: list[int], out: Path, split: st
 
 
 def _succeeds(command: list[str], log: Path) -> bool:
+    """Runs a command, appends its output to `log`, and returns whether it succeeded."""
     with log.open("a", encoding="utf-8") as file:
         return subprocess.run([sys.executable, *command], cwd=ROOT, stdout=file, stderr=file).returncode == 0
 
 
 def recall_line(report: Path, split: str) -> str:
-    """The recalls in a `metrics.json`, in words."""
-    found = json.loads(report.read_text(encoding="utf-8"))
-    i2t, t2i = (" ".join(f"{found[side][r]:.1f}" for r in ("r1", "r5", "r10")) for side in ("i2t", "t2i"))
-    return f"{split} R@1/5/10 image to text {i2t}, text to image {t2i}, rSum {found['rsum']:.1f}"
+    """Returns the recalls of a `metrics.json` as text."""
+    metrics = json.loads(report.read_text(encoding="utf-8"))
+    i2t, t2i = (" ".join(f"{metrics[direction][r]:.1f}" for r in ("r1", "r5", "r10")) for direction in ("i2t", "t2i"))
+    return f"{split} R@1/5/10 image to text {i2t}, text to image {t2i}, rSum {metrics['rsum']:.1f}"
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not empty."""
+    """Returns the last line of a log that is not empty."""
     lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
     return lines[-1] if lines else "nothing printed"
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("config", "configs/precomputed.py", "Configuration file, perhaps with arguments after a colon.")
-    flags.DEFINE_list("models", ["mefn"], "Names of models, with commas between.")
-    flags.DEFINE_list("seeds", ["0"], "Seeds, likewise.")
-    flags.DEFINE_string("out", None, "Directory of the runs: <model>/<seed>/ in it.")
-    flags.DEFINE_string("split", "test", "What is evaluated after training: val, test or held_out.")
+    """Defines the flags of the command."""
+    flags.DEFINE_string(
+        "config", "configs/precomputed.py", "Configuration file, with optional arguments after a colon."
+    )
+    flags.DEFINE_list("models", ["mefn"], "Names of models, separated by commas.")
+    flags.DEFINE_list("seeds", ["0"], "Seeds, separated by commas.")
+    flags.DEFINE_string("out", None, "Directory of the runs, in subdirectories <model>/<seed>/.")
+    flags.DEFINE_string("split", "test", "Split to evaluate after training: val, test or held_out.")
 
 
 def main(overrides: list[str]) -> None:
+    """Runs the command."""
     f = flags.FLAGS
     if not f.out:
         raise ConfigError("--out=DIR is missing: the directory of the runs")
     seeds = f.seeds
     if not all(seed.isdigit() for seed in seeds):
-        raise ConfigError(f"--seeds={','.join(seeds)}: give numbers with commas between")
+        raise ConfigError(f"--seeds={','.join(seeds)}: give numbers separated by commas")
     split = SPLIT_ALIASES.get(f.split, f.split)
-    # The commands run in the project's directory, wherever this one was called.
-    file, colon, rest = f.config.partition(":")
-    config, out = f"{Path(file).resolve()}{colon}{rest}", Path(f.out).resolve()
+    # The commands run in the project's directory, so paths relative to the caller's are made absolute.
+    path, colon, arguments = f.config.partition(":")
+    config, out = f"{Path(path).resolve()}{colon}{arguments}", Path(f.out).resolve()
     if sweep(config, f.models, list(map(int, seeds)), out, split, overrides):
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    overrides = [word for word in sys.argv[1:] if word.startswith("--config.")]
-    sys.argv = [word for word in sys.argv if word not in overrides]
+    overrides = [argument for argument in sys.argv[1:] if argument.startswith("--config.")]
+    sys.argv = [argument for argument in sys.argv if argument not in overrides]
     run_command(lambda: main(overrides), define_flags)

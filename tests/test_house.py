@@ -3,6 +3,7 @@
 import ast
 import collections
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -168,31 +169,57 @@ def test_docstrings_begin_with_a_verb_or_a_noun():
     assert len(odd) <= 0.1 * len(texts), f"{len(odd)} of {len(texts)}: {odd}"
 
 
-def exists(path, near):
-    """Whether a file that a text names is there: from the root, from the package, or in some room."""
-    if any((folder / path).is_file() for folder in (ROOT, PACKAGE, near)):
+FOLDERS = ("mefn_jax", "configs", "tests", "benchmarks", "docs")
+NO_FILES = {"FILE.py", "NAME.py", "configs/NAME.py", "compare.md"}  # placeholders, and what a command writes
+
+
+def is_file(path, folder):
+    """Whether a file that a text in `folder` names exists: a path from the root, from the package or from `folder`, or a
+    bare name of any file of the project."""
+    if any((base / path).is_file() for base in (ROOT, PACKAGE, folder)):
         return True
-    return "/" not in path and any(p.name == path for p in PACKAGE.rglob("*"))
+    return "/" not in path and any(list((ROOT / name).rglob(path)) for name in FOLDERS)
 
 
-# Files that a user has, or that a command writes.
-FOREIGN = re.compile(
-    r"(config|preprocessor_config|processor_config|tokenizer|vocab|dataset_info|metrics|index|images|features"
-    r"|dataset_\w+|captions_\w+|model\.safetensors\.index|dataset|special_tokens_map|tokenizer_config)\.json"
-)
+def prose_of(path):
+    """The comments and docstrings of a module, or a page without its diffs."""
+    text = path.read_text()
+    if path.suffix == ".md":
+        return re.sub(r"```diff.*?```", "", text, flags=re.DOTALL)
+    nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Module | ast.FunctionDef | ast.ClassDef)]
+    return "\n".join(re.findall(r"#.*", text) + [ast.get_docstring(n) or "" for n in nodes])
 
 
-@pytest.mark.parametrize("folder", ["mefn_jax", "configs", "tests", "benchmarks", "docs"])
-def test_every_file_that_a_text_names_exists(folder):
+PROSE = [ROOT / "README.md"]
+PROSE += [p for name in FOLDERS for p in sorted((ROOT / name).rglob("*")) if p.suffix in (".py", ".md")]
+
+
+def test_every_file_that_a_text_names_exists():
     wrong = []
-    for path in sorted((ROOT / folder).rglob("*.py" if folder != "docs" else "*.md")):
-        text = path.read_text()
-        if folder != "docs":
-            comments = re.findall(r"#.*", text)
-            tree = ast.parse(text)
-            nodes = [n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.FunctionDef | ast.ClassDef)]
-            text = "\n".join(comments + [ast.get_docstring(n) or "" for n in nodes])
-        for named in re.findall(r"(?<![\w/.*-])([\w][\w/-]*\.(?:py|md))\b", text):
-            if not exists(named, path.parent) and named not in ("FILE.py", "configs/NAME.py", "NAME.py"):
+    for path in PROSE:
+        for named in re.findall(r"(?<![\w/.*-])(\w[\w/-]*\.(?:py|md))\b", prose_of(path)):
+            if named not in NO_FILES and not is_file(named, path.parent):
                 wrong.append(f"{path.relative_to(ROOT)}: {named}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_equation_that_a_docstring_cites_exists():
+    numbered = set(re.findall(r"\((\d+)\)$", (ROOT / "docs" / "method.md").read_text(), re.MULTILINE))
+    cited = {}
+    for where, text in docstrings():
+        for numbers in re.findall(r"docs/method\.md, Eqs?\. ([\d, andto-]+)", text):
+            cited |= dict.fromkeys(re.findall(r"\d+", numbers), where)
+    assert len(cited) > 40
+    assert cited.keys() <= numbered, {number: where for number, where in cited.items() if number not in numbered}
+
+
+def test_documents_outside_the_repository_are_not_named():
+    words = ["DES" + "IGN", "PEE" + "RS", "JAX_" + "NOTES"]
+    done = subprocess.run(["git", "grep", "-nE", "|".join(words)], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 128:
+        pytest.skip("not a checkout")
+    assert not done.stdout
+
+
+def test_readme_is_a_door():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 170

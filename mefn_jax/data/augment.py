@@ -1,7 +1,7 @@
-"""Augmentation for training: what may be done to an example, and the random draws and pixel operations behind it.
+"""Augmentation for training: its options, random draws and pixel operations.
 
 Every function draws the same number of random numbers whatever its options, so that switching one kind of augmentation
-off leaves the draws of the others as they were.
+off does not change the draws of the others.
 """
 
 import dataclasses
@@ -10,21 +10,21 @@ import math
 import cv2
 import numpy as np
 
-CROP_TRIES = 10  # for a box that fits into the image, as in torchvision
-CROP_RATIOS = (3 / 4, 4 / 3)  # width over height
-GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow's and torchvision's "L"
+CROP_TRIES = 10  # boxes drawn until one fits into the image, as in torchvision
+CROP_RATIOS = (3 / 4, 4 / 3)  # smallest and largest width / height of a random crop
+GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114])  # of red, green and blue: ITU-R 601, as in Pillow's mode "L"
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What is done to a training example; all off by default.
+    """Options of augmentation (docs/data.md, Augmentation); all of it is off by default.
 
     Attributes:
-        crop: the smallest share of the image's area that a random crop keeps; 1: no random crop.
-        flip: the chance that the image is mirrored.
-        color_jitter: strength s of brightness, contrast and saturation, whose factors are uniform in [1 - s, 1 + s].
-        word_noise: the chance that a word is masked, replaced or dropped (`words.alter`).
-        region_dropout: the chance that a region is left out (`encoders.regions.leave_out`, on the device).
+        crop: smallest fraction of the image's area that a random crop keeps; 1 for no random crop.
+        flip: probability that the image is mirrored.
+        color_jitter: strength s; factors of brightness, contrast and saturation are uniform in [1 - s, 1 + s].
+        word_noise: probability that a word is masked, replaced or dropped (`word_augment.add_word_noise`).
+        region_dropout: probability that a region is left out (`encoders.regions.region_dropout`, on the device).
     """
 
     crop: float = 1.0
@@ -35,19 +35,22 @@ class Augment:
 
     @property
     def changes_pixels(self) -> bool:
-        """Whether anything changes pixels."""
+        """Returns whether any option changes pixels."""
         return self.crop < 1 or self.flip > 0 or self.color_jitter > 0
 
 
 def draw_crop_box(rng: np.random.Generator, sides: tuple[int, int], smallest: float) -> tuple[int, int, int, int]:
-    """A random box (left, top, right, bottom) in an image of `sides` (width, height): its share of the area is uniform
-    in [smallest, 1], the logarithm of its ratio uniform in that of RATIOS. After ten boxes that do not fit, the
-    largest in the centre whose ratio is allowed."""
+    """Draws a random box (left, top, right, bottom) in an image of `sides` (width, height).
+
+    Its fraction of the image's area is uniform in [smallest, 1]. The logarithm of its aspect ratio is uniform between
+    the logarithms of CROP_RATIOS. After CROP_TRIES boxes that do not fit into the image, returns the largest centered
+    box whose ratio is allowed.
+    """
     width, height = sides
-    low, high = math.log(CROP_RATIOS[0]), math.log(CROP_RATIOS[1])
-    for share, ratio, left, top in rng.random((CROP_TRIES, 4)).tolist():
-        area = width * height * (smallest + (1 - smallest) * share)
-        ratio = math.exp(low + (high - low) * ratio)
+    log_low, log_high = math.log(CROP_RATIOS[0]), math.log(CROP_RATIOS[1])
+    for fraction, ratio, left, top in rng.random((CROP_TRIES, 4)).tolist():
+        area = width * height * (smallest + (1 - smallest) * fraction)
+        ratio = math.exp(log_low + (log_high - log_low) * ratio)
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(left * (width - w + 1)), int(top * (height - h + 1))
@@ -57,20 +60,24 @@ def draw_crop_box(rng: np.random.Generator, sides: tuple[int, int], smallest: fl
     return left, top, left + w, top + h
 
 
-def draw_flip(rng: np.random.Generator, chance: float) -> bool:
-    """Whether an image is mirrored."""
-    return rng.random() < chance
+def draw_flip(rng: np.random.Generator, probability: float) -> bool:
+    """Draws whether an image is mirrored, with probability `probability`."""
+    return rng.random() < probability
 
 
 def draw_color_factors(rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Factors of brightness, contrast and saturation, float64 `(3,)`."""
+    """Draws factors of brightness, contrast and saturation, float64 `(3,)`, uniform in [1 - strength, 1 + strength]."""
     return 1 + strength * (2 * rng.random(3) - 1)
 
 
 def apply_color_jitter(pixels: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    """Brightness, contrast (about the image's mean grey) and saturation (about each pixel's grey), in this order: uint8
-    `(H, W, 3)` to the same. They are linear, so one matrix does all three and values are rounded and clipped once at
-    the end; done in turn, what brightness clips would stay clipped, and contrast's mean be that of the clipped."""
+    """Applies brightness, contrast (around the image's mean gray) and saturation (around each pixel's gray), in this
+    order: uint8 `(H, W, 3)` to the same.
+
+    All three are linear, so that one matrix applies them, and values are rounded and clipped once at the end. One after
+    the other, values clipped by brightness would stay clipped, and the mean for contrast would be that of clipped
+    values.
+    """
     brightness, contrast, saturation = factors
     mean = GRAY_WEIGHTS @ np.array(cv2.mean(pixels)[:3])
     scale = brightness * contrast

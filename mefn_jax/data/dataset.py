@@ -1,4 +1,4 @@
-"""Opens a directory of data, whatever it is: prepared by this project, TFDS coco_captions, or precomputed regions."""
+"""Data set in a directory of any format: prepared by this project, TFDS coco_captions, or precomputed regions."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from mefn_jax.data.parsing import read_json, require
 from mefn_jax.data.split import SPLIT_ALIASES, Split
 from mefn_jax.errors import DataError
 
-HELD_OUT = "held_out"  # images of train that choices are made on
+HELD_OUT = "held_out"  # the split of training images that are set aside to choose settings on
 HOW_TO_MAKE = "make one with python -m mefn_jax.data.prepare"
 
 
 class Dataset:
-    """A directory of data: its splits, and what is known of how its tokenizer was made (`facts`)."""
+    """Data set in a directory: its splits, its tokenizer, and its `metadata`, which say how it was made."""
 
     def __init__(
         self,
@@ -26,9 +26,18 @@ class Dataset:
         cached_text: str = "",
         max_tokens: int = 0,
     ):
-        """Opens it. The last `held_out_images` images of train are the split `held_out` instead; `cached_text` is a directory of
-        cached words (`cached_words.py`), of which `max_tokens` a caption are read. Raises DataError if the data is
-        missing, or none of the kinds that can be read."""
+        """Opens the directory.
+
+        Args:
+            directory: the directory.
+            skip_undecodable: leaves out images that cannot be decoded, or regions that are not finite, instead of
+                raising DataError when they are read.
+            held_out_images: the number of images at the end of train that form the split `held_out` instead.
+            cached_text: directory of cached text (`cached_words.py`); "" for none.
+            max_tokens: the largest number of cached words to read of a caption.
+
+        Raises DataError if the directory is missing, or its format is not supported.
+        """
         self.directory = Path(directory)
         self.held_out_images, self.cached_text, self.max_tokens = held_out_images, cached_text, max_tokens
         if not self.directory.is_dir():
@@ -39,7 +48,7 @@ class Dataset:
             raise DataError(
                 f"data.dir: {directory}: not a data set (neither dataset_info.json nor *_ims.npy in it); {HOW_TO_MAKE}"
             )
-        elif _tfds_name(self.directory) == COCO_CAPTIONS:
+        elif _read_tfds_name(self.directory) == COCO_CAPTIONS:
             self._source = CocoCaptions(self.directory, skip_undecodable)
         else:
             self._source = Prepared(self.directory, skip_undecodable)
@@ -47,26 +56,29 @@ class Dataset:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The names of the splits."""
+        """Returns the names of the splits."""
         return (*self._source.splits, *([HELD_OUT] if self.held_out_images else []))
 
     @property
     def tokenizer_json(self) -> str | None:
-        """The text of the data set's `tokenizer.json`, or of its cached words'; None if it comes without one."""
+        """Returns the text of the `tokenizer.json` of the cached text if there is any, else of the data set; None
+        without one."""
         return cached_words.cached_tokenizer_json(self.cached_text) if self.cached_text else self._source.tokenizer_json
 
     def split(self, name: str) -> Split:
-        """The split `name` (`dev` means `val`). Raises DataError naming those present if it is missing."""
+        """Returns the split `name` (`dev` means `val`). Raises DataError that names the existing splits if it is
+        missing."""
         name = SPLIT_ALIASES.get(name, name)
         if name not in self.splits:
             raise DataError(
                 f"{self.directory}: no split {name!r}{suggest(name, self.splits)}; present are {', '.join(self.splits)}"
             )
         if self.held_out_images and name in ("train", HELD_OUT):
-            return self._part_of_train(name)
-        return self._whole(name)
+            return self._divide_train(name)
+        return self._open_split(name)
 
-    def _whole(self, name: str) -> Split:
+    def _open_split(self, name: str) -> Split:
+        """Opens a split of the source, with its cached text. Raises DataError if no image can be used."""
         split = self._source.split(name)
         if not split.num_images:
             raise DataError(f"{self.directory}: no image of {name} can be used; make the data set again")
@@ -76,16 +88,18 @@ class Dataset:
             )
         return split
 
-    def _part_of_train(self, name: str) -> Split:
-        whole = self._whole("train")
-        if self.held_out_images >= whole.num_images:
+    def _divide_train(self, name: str) -> Split:
+        """Returns train without the held-out images, or these alone. Raises DataError if no training image is left."""
+        train = self._open_split("train")
+        if self.held_out_images >= train.num_images:
             raise DataError(
-                f"data.held_out_images={self.held_out_images}: train has {whole.num_images} images, and some must be left"
+                f"data.held_out_images={self.held_out_images}: train has only {train.num_images} images; choose a "
+                "smaller number"
             )
-        cut = whole.num_images - self.held_out_images
-        return whole.take(name, 0, cut) if name == "train" else whole.take(name, cut, whole.num_images)
+        num_kept = train.num_images - self.held_out_images
+        return train.take(name, 0, num_kept) if name == "train" else train.take(name, num_kept, train.num_images)
 
 
-def _tfds_name(directory: Path) -> str:
+def _read_tfds_name(directory: Path) -> str:
     path = directory / "dataset_info.json"
     return require(read_json(path), "name", str, str(path))

@@ -1,4 +1,4 @@
-"""Opens the data that a configuration names, and fits the configuration to it."""
+"""Data set and tokenizer of a configuration, and the options that follow from the data."""
 
 import ml_collections
 
@@ -10,32 +10,34 @@ from mefn_jax.errors import ConfigError
 
 
 def open_dataset(config) -> Dataset:
-    """The data set of a configuration: `data.dir`, or the drawn scenes."""
+    """Opens the data set of a configuration: `data.dir`, or the drawn scenes if it is empty."""
     d = config.data
     directory = d.dir or open_drawn_scenes(d.scenes, d.scene_seed)
     return Dataset(directory, d.skip_undecodable, d.held_out_images, d.cached_text, config.text.max_tokens)
 
 
 def fill_data_widths(config: ml_collections.ConfigDict, split: Split) -> ml_collections.ConfigDict:
-    """The configuration with the widths of precomputed regions and of cached words. Raises ConfigError if the towers
-    cannot take what the split has: images or regions, text or words, of this width."""
+    """Returns the configuration with the widths of the split's precomputed regions and cached text filled in.
+
+    Raises ConfigError if the encoders cannot take this split: images or regions, text or cached text, another width.
+    """
     config = config.copy_and_resolve_references().unlock()
     if (config.text.arch == "cached") != bool(split.cached_text):
-        raise ConfigError("text.arch=cached reads the cached words in data.cached_text: set both, or neither")
+        raise ConfigError("text.arch=cached reads data.cached_text; set both options, or neither")
     if split.cached_text:
-        config.text.cached.width = _width(
+        config.text.cached.width = _check_width(
             "words", "text.cached.width", config.text.cached.width, split.cached_text.width
         )
     takes_regions = config.image.arch == "regions"
     if takes_regions != bool(split.region_width):
-        wanted, found = ("regions", "images") if takes_regions else ("images", "precomputed regions")
+        expected, present = ("regions", "images") if takes_regions else ("images", "precomputed regions")
         raise ConfigError(
-            f"image.arch={config.image.arch} takes {wanted}, but the data set has {found}; set --config.image.arch to "
-            f"{'resnet or vit' if takes_regions else 'regions'}, or choose another data set"
+            f"image.arch={config.image.arch} takes {expected}, but the data set has {present}; set "
+            f"--config.image.arch to {'resnet or vit' if takes_regions else 'regions'}, or choose another data set"
         )
     if takes_regions:
         width = config.image.regions.width
-        config.image.regions.width = _width("regions", "image.regions.width", width, split.region_width)
+        config.image.regions.width = _check_width("regions", "image.regions.width", width, split.region_width)
     return config.lock()
 
 
@@ -45,7 +47,11 @@ def make_tokenizer(config, json: str) -> Tokenizer:
     return Tokenizer(json, c.max_tokens, c.lower_case, c.punctuation)
 
 
-def _width(what: str, option: str, wanted: int, found: int) -> int:
-    if wanted not in (0, found):
-        raise ConfigError(f"the data set's {what} are {found} wide, {option} is {wanted}")
-    return found
+def _check_width(kind: str, option: str, configured: int, width: int) -> int:
+    """Returns the width of the data. Raises ConfigError if the option is neither 0 nor equal to it."""
+    if configured not in (0, width):
+        raise ConfigError(
+            f"the data set's {kind} are {width} wide, but {option}={configured}; set it to 0, or choose another data "
+            "set"
+        )
+    return width

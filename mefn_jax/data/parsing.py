@@ -1,4 +1,4 @@
-"""What the readers of all sources need: text, JSON with checked keys, and images that lie inside their folder."""
+"""Functions for the readers of all sources: text, JSON with checked keys, and images that lie inside their folder."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from mefn_jax.errors import DataError
 
 
 def read_text(path: Path) -> str:
-    """The file's text. Raises DataError if it is missing or not UTF-8."""
+    """Returns the text of a file. Raises DataError if it is missing or not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
@@ -19,17 +19,18 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path):
-    """The file's JSON value. Raises DataError if it is missing or malformed, naming the line."""
+    """Returns the JSON value of a file. Raises DataError if it is missing, or malformed (naming the line)."""
     try:
         return json.loads(read_text(path))
-    except ValueError as e:  # a JSONDecodeError's text has line and column; others come of absurd numbers
+    except ValueError as e:  # a JSONDecodeError names line and column; numbers with too many digits raise others
         raise DataError(f"{path}: not JSON ({e})") from None
     except RecursionError:
-        raise DataError(f"{path}: not JSON that can be read (nested too deep)") from None
+        raise DataError(f"{path}: not JSON that can be read (nested too deeply)") from None
 
 
 def require(entry, key: str, kind: type, where: str):
-    """`entry[key]`, which must be a `kind`. Raises DataError naming the entry (`where`), the key and what it holds."""
+    """Returns `entry[key]`. Raises DataError that names the entry (`where`), the key and its value if `entry` is no
+    object, the key is missing, or the value is not of type `kind`."""
     if not isinstance(entry, dict):
         raise DataError(f"{where}: expected an object with the key {key!r}, found {type(entry).__name__}")
     if key not in entry:
@@ -41,7 +42,7 @@ def require(entry, key: str, kind: type, where: str):
 
 
 def clean_caption(text: str, where: str) -> str:
-    """A caption on one line, without white space around it. Raises DataError if nothing is left."""
+    """Returns a caption with all white space folded to single spaces. Raises DataError if nothing is left."""
     text = " ".join(text.split())
     if not text:
         raise DataError(f"{where}: empty caption; write one or remove it")
@@ -49,14 +50,15 @@ def clean_caption(text: str, where: str) -> str:
 
 
 def find_image(folder: Path, name: str, where: str) -> Path:
-    """The image `name` below `folder`. Raises DataError if it leaves the folder (also by a link) or does not exist."""
+    """Returns the path of the image `name` below `folder`. Raises DataError if it lies outside the folder (also through
+    a link) or does not exist."""
     try:
         path = (folder / name).resolve()
-        inside, there = path.is_relative_to(folder.resolve()), path.is_file()
-    except (OSError, ValueError, RuntimeError) as e:  # names too long, with zero bytes, links in a circle
+        is_inside, exists = path.is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, ValueError, RuntimeError) as e:  # names that are too long or hold zero bytes, links in a circle
         raise DataError(f"{where}: image {name[:80]!r} is no usable file name ({e})") from None
-    if not inside:
+    if not is_inside:
         raise DataError(f"{where}: image {name!r} leaves the image folder {folder}; give names inside it")
-    if not there:
+    if not exists:
         raise DataError(f"{where}: image {name!r} is not in {folder}; restore it or remove the entry")
     return path

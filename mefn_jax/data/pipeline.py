@@ -1,9 +1,15 @@
-"""The grain pipeline: the global batch of step k is a pure function of (seed, k), whatever the hosts and workers.
+"""Input pipeline with grain: the batch of step k is a pure function of (seed, k), whatever the hosts and workers.
 
-Batches are dicts of NumPy arrays: images uint8 `(B, H, W, 3)` or regions float `(B, N, C)`, ids int32 `(B, L)` or
-cached words float16 `(B, M, C)`, mask bool, which of these exist, owner int32 `(B,)`, the image's position in the split
-(what makes captions positives of one another), caption int32 `(B,)`, the caption's position, and epoch int32 `(B,)`.
-What is random in a row follows from (seed, epoch, caption).
+A batch is a dict of NumPy arrays (docs/data.md, The batch):
+
+    images         uint8 pixels (B, H, W, 3), or precomputed regions float (B, N, C)
+    text           token ids int32 (B, L), or cached words float16 (B, M, C)
+    text_mask      bool (B, L) or (B, M), the tokens or words that exist
+    image_index    int32 (B,), position of the image in the split; rows with equal values are positives of each other
+    caption_index  int32 (B,), position of the caption in the split
+    epoch          int32 (B,), number of earlier passes over the data
+
+Random numbers of a row follow from (seed, epoch, caption) alone.
 """
 
 import grain
@@ -14,12 +20,12 @@ from mefn_jax.data.augment import Augment
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import EncodedCaptions, Tokenizer
 
-PASSES = 1_000_000  # over the data: without end for any run, yet positions stay within what slicing can count
-IMAGE, WORDS = range(2)  # the streams of random numbers; one does not see what another draws
+PASSES = 1_000_000  # over the data: endless for any run, but few enough that slices can count the positions
+IMAGE, WORDS = range(2)  # independent streams of random numbers
 
 
 class LoadBatch(grain.transforms.Map):
-    """A step to this process's rows of its batch, which are `rows` of `size`."""
+    """Map from a step to this process's rows of its batch, `rows` of all `size` rows."""
 
     def __init__(self, split: Split, order, size: int, rows, tokenizer: Tokenizer, resize, augment, seed: int):
         self.split, self.order, self.size, self.rows = split, order, size, rows
@@ -27,44 +33,46 @@ class LoadBatch(grain.transforms.Map):
         self.encoded = None if split.cached_text else EncodedCaptions(tokenizer, split.num_captions)
 
     def map(self, step: int) -> dict:
-        """The rows of a step."""
-        places = step * self.size + self.rows
-        captions = self.order[places].astype(np.int32)
-        epochs = (places // len(self.order)).astype(np.int32)
-        owners = self.split.caption_image[captions]
-        records = [self.split.record(image) for image in owners]
-        ids, mask = self._texts(records, owners, epochs, captions)
-        pictures = self._pictures(records, owners, epochs, captions)
+        """Loads the rows of a step."""
+        positions = step * self.size + self.rows
+        caption_index = self.order[positions].astype(np.int32)
+        epoch = (positions // len(self.order)).astype(np.int32)
+        image_index = self.split.caption_image[caption_index]
+        records = [self.split.record(image) for image in image_index]
+        text, text_mask = self._load_text(records, image_index, epoch, caption_index)
+        pixels = self._load_images(records, image_index, epoch, caption_index)
         return {
-            "images": pictures,
-            "text": ids,
-            "text_mask": mask,
-            "image_index": owners,
-            "caption_index": captions,
-            "epoch": epochs,
+            "images": pixels,
+            "text": text,
+            "text_mask": text_mask,
+            "image_index": image_index,
+            "caption_index": caption_index,
+            "epoch": epoch,
         }
 
-    def _texts(self, records, owners, epochs, captions) -> tuple[np.ndarray, np.ndarray]:
+    def _load_text(self, records, image_index, epoch, caption_index) -> tuple[np.ndarray, np.ndarray]:
+        """Returns `text` and `text_mask` of a batch, with word noise."""
         if self.split.cached_text:
-            return self.split.cached_text.read(captions)
-        numbers = captions - self.split.caption_offsets[owners]
-        texts = [record["captions"][number] for record, number in zip(records, numbers, strict=True)]
-        ids, mask, numbered = self.encoded(captions, texts)
+            return self.split.cached_text.read(caption_index)
+        numbers = caption_index - self.split.caption_offsets[image_index]
+        captions = [record["captions"][number] for record, number in zip(records, numbers, strict=True)]
+        ids, mask, word_index = self.encoded(caption_index, captions)
         if not self.augment.word_noise:
             return ids, mask
-        rows = zip(ids, mask, numbered, self._rngs(WORDS, epochs, captions), strict=True)
-        altered = [
+        rows = zip(ids, mask, word_index, self._make_rngs(WORDS, epoch, caption_index), strict=True)
+        noisy = [
             word_augment.add_word_noise(*row[:3], self.augment.word_noise, row[3], self.encoded.tokenizer)
             for row in rows
         ]
-        return tuple(np.stack(x) for x in zip(*altered, strict=True))
+        return tuple(np.stack(x) for x in zip(*noisy, strict=True))
 
-    def _pictures(self, records, owners, epochs, captions) -> np.ndarray:
+    def _load_images(self, records, image_index, epoch, caption_index) -> np.ndarray:
+        """Returns `images` of a batch: precomputed regions, or pixels with augmentation."""
         if self.split.region_width:
-            return self.split.records.read(self.split.record_ids[owners])
+            return self.split.records.read(self.split.record_ids[image_index])
         if not self.augment.changes_pixels:
             return np.stack([images.decode(record["image"], self.resize, record["image_id"]) for record in records])
-        rows = zip(records, self._rngs(IMAGE, epochs, captions), strict=True)
+        rows = zip(records, self._make_rngs(IMAGE, epoch, caption_index), strict=True)
         return np.stack(
             [
                 images.decode(r["image"], self.resize, r["image_id"], self.augment, rng, _may_flip(r["captions"]))
@@ -72,22 +80,22 @@ class LoadBatch(grain.transforms.Map):
             ]
         )
 
-    def _rngs(self, stream: int, epochs, captions):
-        """A generator for each row, which follows from (seed, epoch, caption) alone."""
+    def _make_rngs(self, stream: int, epochs, captions):
+        """Returns a random generator for each row, which follows from (seed, epoch, caption) and the stream alone."""
         return [
-            _random(2 * self.seed + stream, (epoch << 32) + caption)
+            _make_rng(2 * self.seed + stream, (epoch << 32) + caption)
             for epoch, caption in zip(epochs.tolist(), captions.tolist(), strict=True)
         ]
 
 
-def _random(*key: int) -> np.random.Generator:
-    """A generator that follows from two numbers below 2^64."""
+def _make_rng(*key: int) -> np.random.Generator:
+    """Returns the random generator that follows from a key of two numbers below 2^64."""
     return np.random.Generator(np.random.Philox(key=np.uint64(key)))
 
 
 def _may_flip(captions: list[str]) -> bool:
-    """Whether an image may be mirrored: not if any of its captions speaks of left or right, since all of them are its
-    positives, in whatever row they stand."""
+    """Returns whether an image may be mirrored: if none of its captions mentions left or right. All captions count,
+    because all are positives of the image, whatever row of the batch they stand in."""
     return not any(map(word_augment.mentions_side, captions))
 
 
@@ -101,14 +109,17 @@ def training_dataset(
     pair_twins=False,
     augment: Augment | None = None,
 ):
-    """This process's rows of every global batch, by step: `dataset[k]` is the batch of step k, without end.
+    """Returns an endless grain dataset of this process's rows: `dataset[k]` are its rows of the batch of step k.
 
-    `batch_size` is the global one; `rows` are this process's of it, ascending; by default all. Every pass visits
-    each (image, caption) pair once, in a new order of all of them.
-    `pair_twins` (drawn scenes) shuffles captions two by two, a caption with that of the twin: even batches then
-    hold both.
+    `batch_size` is that of the global batch, and `rows` are this process's rows of it, ascending (by default all).
+    Every pass visits each (image, caption) pair once, in a new order. With `pair_twins` (drawn scenes), a caption and
+    that of its twin stay together when captions are shuffled, so that batches of even size hold both.
     """
-    order = shuffle_twin_pairs(split, seed) if pair_twins else Shuffled(np.arange(split.num_captions)[:, None], seed)
+    order = (
+        shuffle_twin_pairs(split, seed)
+        if pair_twins
+        else ShuffledCaptions(np.arange(split.num_captions)[:, None], seed)
+    )
     steps = PASSES * (len(order) // batch_size + 1)
     rows = np.arange(batch_size) if rows is None else rows
     return grain.MapDataset.range(steps).map(
@@ -117,16 +128,19 @@ def training_dataset(
 
 
 def training_dataset_from_config(config, split: Split, tokenizer: Tokenizer, rows: np.ndarray | None = None):
-    """`training_dataset` of a configuration."""
+    """Returns the `training_dataset` of a configuration."""
     d, t = config.data, config.train
     resize, augment = images.resize_from_config(config.image), Augment(**config.augment)
     return training_dataset(split, tokenizer, resize, t.batch_size, t.seed, rows, d.pair_twins, augment)
 
 
-class Shuffled:
-    """Groups of captions `(G, n)` in a new order in every epoch, endlessly: `order[place]` is a caption. The order is a
-    permutation of all groups, which follows from (seed, epoch). grain's `shuffle` takes 10 microseconds a place, a
-    tenth of what reading regions takes, and gives seed 0 in epoch 1 the order of seed 1 in epoch 0."""
+class ShuffledCaptions:
+    """Endless sequence of captions: groups of captions `(G, n)` in a new order in every epoch.
+
+    `order[positions]` are the captions at these positions. Each epoch's order is a permutation of all groups that
+    follows from (seed, epoch). grain's `shuffle` is not used: it takes 10 microseconds for each position, a tenth of
+    the time that reading regions takes, and seed 0 in epoch 1 has the order of seed 1 in epoch 0.
+    """
 
     def __init__(self, groups: np.ndarray, seed: int):
         self.groups, self.seed = groups, seed
@@ -135,43 +149,50 @@ class Shuffled:
     def __len__(self):
         return self.groups.size
 
-    def __getitem__(self, places: np.ndarray) -> np.ndarray:
-        """The captions at places int64 `(B,)`, int64 `(B,)`."""
-        epochs, places = np.divmod(places, len(self))
-        found = np.empty(len(places), np.int64)
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        """Returns the captions int64 `(B,)` at positions int64 `(B,)`."""
+        epochs, positions = np.divmod(positions, len(self))
+        captions = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            found[here] = self._epoch(epoch)[places[here]]
-        return found
+            in_epoch = epochs == epoch
+            captions[in_epoch] = self._permute(epoch)[positions[in_epoch]]
+        return captions
 
-    def _epoch(self, epoch: int) -> np.ndarray:
+    def _permute(self, epoch: int) -> np.ndarray:
+        """Returns all captions in the order of an epoch, int64 `(G n,)`."""
         order = self._epochs.get(epoch)
         if order is None:
-            order = self.groups[_random(2**63 + self.seed, epoch).permutation(len(self.groups))].reshape(-1)
-            # The epoch before may still be read by another thread.
+            order = self.groups[_make_rng(2**63 + self.seed, epoch).permutation(len(self.groups))].reshape(-1)
+            # Another thread may still read the previous epoch.
             self._epochs = {e: o for e, o in self._epochs.items() if e == epoch - 1} | {epoch: order}
         return order
 
 
-def shuffle_twin_pairs(split: Split, seed: int) -> Shuffled:
-    """All captions in twos: of a scene and its twin with the same number, the others as they come. An odd one out is
-    its own partner, and is visited twice."""
+def shuffle_twin_pairs(split: Split, seed: int) -> ShuffledCaptions:
+    """Returns all captions, shuffled in pairs.
+
+    The k-th caption of a scene and the k-th caption of its twin form a pair, and captions of scenes without twin are
+    paired in order. If one is left over, it is paired with itself, and so visited twice in an epoch.
+    """
     twin = split.twins()
     firsts = np.flatnonzero(twin > np.arange(split.num_images))
-    of = [
+    pairs = [
         (split.caption_offsets[i] + k, split.caption_offsets[twin[i]] + k)
         for i in firsts
         for k in range(split.caption_offsets[i + 1] - split.caption_offsets[i])
     ]
     alone = np.flatnonzero(twin[split.caption_image] < 0)
     alone = np.append(alone, alone[-1:]) if len(alone) % 2 else alone
-    return Shuffled(np.array([*of, *alone.reshape(-1, 2)]), seed)
+    return ShuffledCaptions(np.array([*pairs, *alone.reshape(-1, 2)]), seed)
 
 
 def iterate(dataset, start: int, threads: int, workers: int, put):
-    """Iterates over `put(batch)` of the batches from step `start` on. They are read ahead in threads, or in `workers`
-    processes, and put two ahead, so that a step never waits where reading keeps up. Order and content depend on none of
-    these. Close the iterator when done."""
+    """Iterates over `put(batch)` of the batches from step `start` on.
+
+    Batches are read ahead in threads, or in `workers` processes if there are any. `put` runs two batches ahead, so that
+    a step never waits as long as reading keeps up. Order and content depend on none of these. Close the iterator when
+    done.
+    """
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     batches = dataset[start:].to_iter_dataset(read)
     if workers:
@@ -180,46 +201,51 @@ def iterate(dataset, start: int, threads: int, workers: int, put):
 
 
 def image_batches(split: Split, resize: images.Resize, batch_size: int, threads: int, start: int = 0, rows=None):
-    """The images of a split in order, from position `start` on: `(uint8 (batch_size, H, W, 3), number)`, or regions
-    `(batch_size, N, C)`; the last batch is padded with zeros and `number` says how many of its rows are real. With
-    `rows`, positions in a batch, only these rows of each are read and given (the share of a process)."""
+    """Yields the images of a split in order, from position `start` on, as `(batch, number)`.
+
+    A batch is uint8 pixels `(batch_size, H, W, 3)` or regions `(batch_size, N, C)`. The last one is padded with zeros,
+    and `number` is the number of images in the whole batch. With `rows`, positions in a batch, only these rows are read
+    and returned (the rows of one process).
+    """
     rows = np.arange(batch_size) if rows is None else rows
 
     def load(first):
-        # A share that lies beyond the end has the last image, which is no row of the result.
-        chosen = np.minimum(first + rows, split.num_images - 1)
-        chosen = chosen[: max(1, np.sum(first + rows < split.num_images))]
+        # If all rows lie beyond the end, the last image is read all the same: its shape and type are needed, and its
+        # row is not counted.
+        image_index = np.minimum(first + rows, split.num_images - 1)
+        image_index = image_index[: max(1, np.sum(first + rows < split.num_images))]
         if split.region_width:
-            return split.records.read(split.record_ids[chosen])
-        records = [split.record(k) for k in chosen]
+            return split.records.read(split.record_ids[image_index])
+        records = [split.record(k) for k in image_index]
         return np.stack([images.decode(r["image"], resize, r["image_id"]) for r in records])
 
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     firsts = range(start, split.num_images, batch_size)
     batches = grain.MapDataset.range(start, split.num_images, batch_size).map(load).to_iter_dataset(read)
-    for first, loaded in zip(firsts, batches, strict=True):
-        yield pad_rows(loaded, len(rows)), min(batch_size, split.num_images - first)
+    for first, batch in zip(firsts, batches, strict=True):
+        yield pad_rows(batch, len(rows)), min(batch_size, split.num_images - first)
 
 
 def text_batches(captions: list[str], tokenizer: Tokenizer, batch_size: int):
-    """Captions in order: `(ids, mask, number)`, padded likewise."""
+    """Yields captions in order as `(ids, mask, number)`, `batch_size` rows each; rows after the first `number`, in the
+    last batch, are zero."""
     for start in range(0, len(captions), batch_size):
         ids, mask = tokenizer(captions[start : start + batch_size])
         yield pad_rows(ids, batch_size), pad_rows(mask, batch_size), len(ids)
 
 
 def caption_batches(split: Split, tokenizer: Tokenizer, batch_size: int):
-    """The captions of a split in order, `(ids or cached words, mask, number)`, the last batch padded likewise."""
+    """Yields the captions of a split in order as `(ids or cached words, mask, number)`, padded as in `text_batches`."""
     if not split.cached_text:
         yield from text_batches(split.all_captions(), tokenizer, batch_size)
         return
     for start in range(0, split.num_captions, batch_size):
-        found, mask = split.cached_text.read(np.arange(start, min(start + batch_size, split.num_captions)))
-        yield pad_rows(found, batch_size), pad_rows(mask, batch_size), len(found)
+        words, mask = split.cached_text.read(np.arange(start, min(start + batch_size, split.num_captions)))
+        yield pad_rows(words, batch_size), pad_rows(mask, batch_size), len(words)
 
 
 def pad_rows(x: np.ndarray, rows: int) -> np.ndarray:
-    """`x` with zero rows appended up to `rows`."""
+    """Appends rows of zeros to `x`, up to `rows` rows."""
     if len(x) == rows:
         return x
     return np.concatenate([x, np.zeros((rows - len(x), *x.shape[1:]), x.dtype)])

@@ -1,10 +1,10 @@
 """Prepares a data set once: python -m mefn_jax.data.prepare --source=NAME --path=PATH [--images=DIR] --out=DIR
 
 Sources: flickr8k (the folder as distributed), karpathy (dataset_*.json), coco (the folder of captions_*.json), table
-(CSV or JSON lines of image and caption), shapes (drawn scenes). Each reader's docstring has its format.
+(CSV or JSON lines of image and caption), shapes (drawn scenes). docs/data.md describes their formats.
 
-Writes a TFDS data set in array_record and the tokenizer into --out. Everything is written beside it and renamed at
-the end, so an interrupted run leaves nothing that could be read.
+Writes a TFDS data set in array_record and the tokenizer into --out. Everything is written into a hidden directory next
+to --out and renamed at the end, so that an interrupted run leaves nothing that could be mistaken for data.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ READERS = {
     "coco": coco.read,
     "table": table.read,
 }
-SHAPES_VERSION = 12  # raise it when the drawn scenes change, so that cached ones are made again
+SHAPES_VERSION = 12  # increase it when the drawn scenes change, so that cached ones are made again
 
 
 def prepare(
@@ -49,10 +49,10 @@ def prepare(
     scenes,
     seed,
 ) -> list:
-    """Writes the data set to the directory `out`, which must be new or empty. Returns lines to show the user. Of an
-    image's captions the first `captions_per_image` are kept, all for 0.
+    """Writes the data set to the directory `out`, which must be new or empty. Returns lines to show the user.
 
-    Raises DataError for malformed input, and if `out` holds something already.
+    The first `captions_per_image` captions of each image are kept, all of them for 0. `scenes` and `seed` are options
+    of drawn scenes (`source="shapes"`). Raises DataError for malformed input, and if `out` is not empty.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -60,100 +60,104 @@ def prepare(
     if source == "shapes":
         splits, notes = _draw_splits(scenes, seed), []
     else:
-        splits, notes = _read(source, path, images, captions_per_image)
+        splits, notes = _read_source(source, path, images, captions_per_image)
     if "train" not in splits:
-        raise DataError(f"{path}: no training split, which the tokenizer is trained on")
-    facts = {"source": source, "lower_case": lower_case, "punctuation": punctuation, "vocab_size": vocab_size}
+        raise DataError(f"{path}: no training split; add one, since the tokenizer is trained on its captions")
+    metadata = {"source": source, "lower_case": lower_case, "punctuation": punctuation, "vocab_size": vocab_size}
     captions = []
 
-    def watched():
+    def collect_captions():
         for example in splits["train"][1]():
             captions.extend(example["captions"])
             yield example
 
-    watching = {**splits, "train": (splits["train"][0], watched)}
-    with _staging_directory(out) as work:
-        from mefn_jax.data.formats.tfds_writer import (
-            write_dataset,  # TFDS is slow to import, and --help does not need it
-        )
+    sources = {**splits, "train": (splits["train"][0], collect_captions)}
+    with _staging_directory(out) as staging_dir:
+        # TFDS is slow to import, and --help does not need it.
+        from mefn_jax.data.formats.tfds_writer import write_dataset
 
-        written = Path(work) / "data"
-        written.mkdir()
-        write_dataset(watching, facts, written)
+        data_dir = Path(staging_dir) / "data"
+        data_dir.mkdir()
+        write_dataset(sources, metadata, data_dir)
         text = tokenizer.train_tokenizer(captions, vocab_size, lower_case, punctuation)
-        (written / tokenizer.TOKENIZER_FILE).write_text(text, encoding="utf-8")
+        (data_dir / tokenizer.TOKENIZER_FILE).write_text(text, encoding="utf-8")
         if out.exists():
             out.rmdir()
-        os.rename(written, out)
+        os.rename(data_dir, out)
     counts = ", ".join(f"{name} {number} images" for name, (number, _) in splits.items())
     return [*notes, f"{out}: {counts}; {len(json.loads(text)['model']['vocab'])} wordpieces"]
 
 
 @contextlib.contextmanager
 def _staging_directory(out: Path):
-    """A directory beside `out`, removed at the end, and locked until then: those that no process holds locked any more
-    were left by one that was killed, and are removed."""
+    """Creates a directory next to `out` that is locked while it is used and removed at the end.
+
+    Such directories that no process holds a lock on were left behind by a killed run, and are removed too.
+    """
     prefix = f".{out.name}.incomplete-"
     out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f"{glob.escape(prefix)}*"):
-        with contextlib.suppress(OSError), (left / "lock").open("r+") as lock:
+    for leftover in out.parent.glob(f"{glob.escape(prefix)}*"):
+        with contextlib.suppress(OSError), (leftover / "lock").open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent) as work, (Path(work) / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield work
 
 
 def _draw_splits(scenes, seed):
+    """Returns the splits of the drawn scenes as `write_dataset` takes them."""
     numbers = dict(zip(("train", "val", "test"), scenes, strict=True))
     return {s: (n, functools.partial(draw.generate_examples, s, n, seed)) for s, n in numbers.items()}
 
 
-def _read(source: str, path: str, images: str, captions_per_image: int):
-    if not images:  # beside what is read
-        images = Path(path) if Path(path).is_dir() else Path(path).parent
-    splits, notes = READERS[source](path, images)
-    most = captions_per_image
-    long = [e for entries in splits.values() for e in entries if len(e["captions"]) > most] if most else []
-    for entry in long:
-        entry["captions"] = entry["captions"][:most]
-    if long:
+def _read_source(source: str, path: str, image_folder: str, captions_per_image: int):
+    """Returns the splits of a source as `write_dataset` takes them, and notes to show the user."""
+    if not image_folder:  # the images lie in the folder of --path
+        image_folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    splits, notes = READERS[source](path, image_folder)
+    limit = captions_per_image
+    shortened = [e for entries in splits.values() for e in entries if len(e["captions"]) > limit] if limit else []
+    for entry in shortened:
+        entry["captions"] = entry["captions"][:limit]
+    if shortened:
         notes.append(
-            f"kept the first {most} captions of {len(long)} images that have more (all: --captions_per_image=0)"
+            f"kept the first {limit} captions of {len(shortened)} images that have more (all: --captions_per_image=0)"
         )
 
-    def examples(entries):
+    def read_examples(entries):
         for entry in entries:
             yield entry | {"image": entry["image"].read_bytes()}
 
-    return {s: (len(entries), functools.partial(examples, entries)) for s, entries in splits.items()}, notes
+    return {s: (len(entries), functools.partial(read_examples, entries)) for s, entries in splits.items()}, notes
 
 
 def open_drawn_scenes(scenes, seed: int) -> Path:
-    """The directory of the drawn scenes with these numbers (train, val, test) and seed, made on first use.
+    """Returns the directory of the drawn scenes with these numbers (train, val, test) and this seed.
 
-    It lies in `$MEFN_CACHE`, or in `~/.cache/mefn_jax`.
+    It is made on first use and lies in `$MEFN_CACHE`, or in `~/.cache/mefn_jax`.
     """
-    facts = json.dumps([SHAPES_VERSION, [int(n) for n in scenes], int(seed)])
+    cache_key = json.dumps([SHAPES_VERSION, [int(n) for n in scenes], int(seed)])
     cache = Path(os.environ.get("MEFN_CACHE") or Path.home() / ".cache" / "mefn_jax")
-    out = cache / f"shapes-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+    out = cache / f"shapes-{hashlib.sha256(cache_key.encode()).hexdigest()[:12]}"
     if not (out / tokenizer.TOKENIZER_FILE).is_file():
         try:
             prepare("shapes", "", out, vocab_size=1000, lower_case=True, punctuation="keep", scenes=scenes, seed=seed)
         except OSError:
-            # Another process made it first; its rename is as good as ours.
+            # If another process was faster, its data set is the same as ours.
             if not (out / tokenizer.TOKENIZER_FILE).is_file():
                 raise
     return out
 
 
 def define_flags() -> None:
+    """Defines the flags of the command."""
     flags.DEFINE_enum("source", None, (*READERS, "shapes"), "Format of the source.", required=True)
     flags.DEFINE_string("path", "", "Folder or file of the source; not for shapes.")
-    flags.DEFINE_string("images", "", "Folder of the images; by default beside what --path names. Not for flickr8k.")
-    flags.DEFINE_integer("captions_per_image", 5, "Captions kept of each image, the first ones; 0: all.", lower_bound=0)
+    flags.DEFINE_string("images", "", "Folder of the images; by default the folder of --path. Not for flickr8k.")
+    flags.DEFINE_integer("captions_per_image", 5, "Keep the first N captions of each image; 0: all.", lower_bound=0)
     flags.DEFINE_string("out", None, "Directory to write; must be new or empty.", required=True)
-    flags.DEFINE_integer("vocab_size", tokenizer.VOCAB_SIZE, "Most wordpieces of the vocabulary.", lower_bound=100)
+    flags.DEFINE_integer("vocab_size", tokenizer.VOCAB_SIZE, "Largest number of wordpieces.", lower_bound=100)
     flags.DEFINE_bool("lower_case", True, "Train the tokenizer on lower case (config: text.lower_case).")
     flags.DEFINE_enum("punctuation", "keep", ("keep", "drop"), "Punctuation for the tokenizer (text.punctuation).")
     flags.DEFINE_list("scenes", ["4000", "500", "500"], "shapes: scenes in train, val, test.")
@@ -161,14 +165,15 @@ def define_flags() -> None:
 
 
 def main() -> None:
+    """Runs the command. Raises DataError for malformed input, and if `--out` cannot be written."""
     f = flags.FLAGS
     try:
-        _main(f)
+        _prepare_from_flags(f)
     except OSError as e:
-        raise DataError(f"--out={f.out}: cannot be written ({e}); free some space, or choose another") from e
+        raise DataError(f"--out={f.out}: cannot be written ({e}); free some space, or choose another directory") from e
 
 
-def _main(f) -> None:
+def _prepare_from_flags(f) -> None:
     for name in ("path", "images", "out"):
         require_local(f"--{name}", f[name].value)
     if f.source != "shapes" and not f.path:

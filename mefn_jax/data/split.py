@@ -1,28 +1,28 @@
-"""One split of a data set: its images and captions by position, in source order, whatever they are read from."""
+"""Split of a data set: its images and captions by position, in source order, whatever format they are read from."""
 
 import dataclasses
 import functools
 
 import numpy as np
 
-SPLIT_ALIASES = {"dev": "val"}  # other names of splits
+SPLIT_ALIASES = {"dev": "val"}  # other accepted names of splits
 
 
 @dataclasses.dataclass
 class Split:
-    """Image k has captions `caption_offsets[k] : caption_offsets[k + 1]` of the split, in source order.
+    """Split of a data set. Image k has captions `caption_offsets[k] : caption_offsets[k + 1]`, in source order.
 
     Attributes:
-        name: "train", "val", "test", or what else the source calls it.
+        name: "train", "val", "test", or another name that the source uses.
         records: random access to `{image: bytes | regions: (N, C), captions: [str], image_id: str, scene: dict or
             None}`; it is sent to the processes that read.
-        record_ids: int64 `(I,)`, the record of each image (all, unless bad images are left out).
+        record_ids: int64 `(I,)`, the record of each image (all records, unless undecodable images are left out).
         caption_offsets: int64 `(I + 1,)`, the number of captions before each image.
-        skipped: names of images left out because they cannot be decoded.
-        region_width: C, the width of precomputed regions; 0 for images.
-        source_order: whether images stand in the order of the source, so that consecutive folds are the published ones.
-        cached_text: the captions' words as a frozen text tower has written them (`CachedWords`); None where captions are to
-            be encoded.
+        skipped: names of images that are left out because they cannot be decoded.
+        region_width: width C of precomputed regions; 0 for images.
+        source_order: True if images are in the order of the source, so that consecutive folds are the published ones.
+        cached_text: the captions' words as written by a frozen text tower (`CachedText`); None if captions are encoded
+            by a text tower of the model.
     """
 
     name: str
@@ -36,29 +36,30 @@ class Split:
 
     @property
     def num_images(self) -> int:
-        """I, how many images the split has."""
+        """Returns I, the number of images."""
         return len(self.record_ids)
 
     @property
     def num_captions(self) -> int:
-        """C, how many captions the split has."""
+        """Returns C, the number of captions."""
         return int(self.caption_offsets[-1])
 
     @functools.cached_property
     def caption_image(self) -> np.ndarray:
-        """The image of each caption, int32 `(C,)`."""
+        """Returns the image that each caption describes, int32 `(C,)`."""
         return np.repeat(np.arange(self.num_images, dtype=np.int32), np.diff(self.caption_offsets))
 
     def record(self, image: int) -> dict:
-        """`{image: bytes | regions: (N, C), captions, image_id, scene}` of an image by its position."""
+        """Returns the record of the image at a position, `{image: bytes | regions: (N, C), captions, image_id,
+        scene}`."""
         return self.records[int(self.record_ids[image])]
 
     def all_captions(self) -> list[str]:
-        """All captions in order; reads every record."""
+        """Returns all captions in order; reads every record."""
         return [caption for k in range(self.num_images) for caption in self.record(k)["captions"]]
 
     def twins(self) -> np.ndarray:
-        """Drawn scenes: the position of each image's twin, int64 `(I,)`, -1 for none."""
+        """Returns the position of each drawn scene's twin, int64 `(I,)`, -1 for images without one."""
         twin = np.full(self.num_images, -1)
         for k in range(self.num_images):
             scene = self.record(k)["scene"]
@@ -67,11 +68,11 @@ class Split:
         return twin
 
     def first_images(self, number: int) -> "Split":
-        """The split's first images alone; all for 0."""
+        """Returns the split of the first `number` images; of all images for 0."""
         return self.take(self.name, 0, number) if 0 < number < self.num_images else self
 
     def take(self, name: str, start: int, stop: int) -> "Split":
-        """The images `start : stop` alone, as a split `name`."""
+        """Returns the images `start : stop` as a split called `name`."""
         offsets = self.caption_offsets[start : stop + 1]
         cached_text = self.cached_text and self.cached_text.take(offsets[0], offsets[-1])
         return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Captions to wordpieces: text normalisation, training a WordPiece vocabulary once, and encoding to fixed shapes."""
+"""Tokenization of captions: text normalization, training of a WordPiece vocabulary, and encoding to fixed shapes."""
 
 import re
 from pathlib import Path
@@ -12,13 +12,13 @@ from mefn_jax.errors import DataError
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TOKENIZER_FILE = "tokenizer.json"
-VOCAB_SIZE = 8000  # most wordpieces of a trained vocabulary, unless another size is asked for
-# The names that a tokenizer may have for the tokens around a caption, and for padding.
+VOCAB_SIZE = 8000  # default for the largest number of wordpieces of a trained vocabulary
+# Names that tokenizers use for the tokens around a caption and for padding.
 STARTS, ENDS, PADS = (CLS, "<|startoftext|>", "<s>"), (SEP, "<|endoftext|>", "</s>"), (PAD, "<pad>", "<|endoftext|>")
 
 
 def normalize_caption(caption: str, lower_case: bool, punctuation: str) -> str:
-    """The caption as the tokenizer sees it. `punctuation` is "keep" or "drop"; white space is folded."""
+    """Returns a caption as the tokenizer sees it. `punctuation` is "keep" or "drop"; white space is folded."""
     if punctuation == "drop":
         caption = re.sub(r"[^\w\s]", " ", caption)
     if lower_case:
@@ -27,10 +27,10 @@ def normalize_caption(caption: str, lower_case: bool, punctuation: str) -> str:
 
 
 def train_tokenizer(captions: list[str], vocab_size: int, lower_case: bool, punctuation: str) -> str:
-    """Trains a WordPiece vocabulary on training captions; returns the tokenizer as JSON text.
+    """Trains a WordPiece vocabulary on training captions and returns the tokenizer as JSON text.
 
-    Pieces that no training caption uses (halfway merges) are dropped and the rest is sorted, so that a small closed
-    vocabulary always gets the same ids; single characters stay, so that unseen words can be spelled.
+    Pieces that no training caption uses (intermediate merges) are dropped and the rest is sorted, so that a small
+    closed vocabulary always gets the same ids. Single characters stay, so that unseen words can be spelled.
     """
     texts = [normalize_caption(c, lower_case, punctuation) for c in captions]
     tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token=UNK))
@@ -39,89 +39,103 @@ def train_tokenizer(captions: list[str], vocab_size: int, lower_case: bool, punc
     tokenizer.train_from_iterator(
         texts, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False)
     )
-    used = {piece for encoding in tokenizer.encode_batch(texts) for piece in encoding.tokens}
-    kept = {p for p in tokenizer.get_vocab() if p in used or len(p.removeprefix("##")) == 1}
-    pieces = [*SPECIAL, *sorted(kept - set(SPECIAL))]
+    used_pieces = {piece for encoding in tokenizer.encode_batch(texts) for piece in encoding.tokens}
+    vocabulary = {p for p in tokenizer.get_vocab() if p in used_pieces or len(p.removeprefix("##")) == 1}
+    pieces = [*SPECIAL, *sorted(vocabulary - set(SPECIAL))]
     tokenizer.model = models.WordPiece({p: k for k, p in enumerate(pieces)}, unk_token=UNK)
     return tokenizer.to_str()
 
 
 class Tokenizer:
-    """Encodes captions to `[CLS] wordpieces [SEP] [PAD]...` of one length.
+    """Tokenizer that encodes captions to `[CLS] wordpieces [SEP] [PAD]...` of one length.
 
-    `json` is the text of a `tokenizer.json`; `max_tokens` the most wordpieces kept of a caption (without [CLS], [SEP]).
+    Attributes:
+        json: the text of a `tokenizer.json`.
+        max_tokens: the largest number of wordpieces that are kept of a caption, without [CLS] and [SEP].
+        lower_case: captions are lower-cased first.
+        punctuation: "keep" or "drop", see `normalize_caption`.
+        pad, cls, sep: ids of the tokens for padding, start and end.
+        mask: id of the mask token; None if there is none (CLIP's tokenizer).
+        unknown: id of the unknown token; None if there is none (tokenizers that know every byte).
+        vocab_size: the largest id + 1; some ids below may be unused.
+        ordinary: int32, ascending, all ids that stand for text.
     """
 
     def __init__(self, json: str, max_tokens: int, lower_case: bool, punctuation: str):
+        """Loads the tokenizer. Raises DataError if `json` cannot be read, or a token for padding, start or end is
+        missing."""
         self.json, self.max_tokens = json, max_tokens
         self.lower_case, self.punctuation = lower_case, punctuation
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json)
-        except Exception as e:  # of no narrower kind
+        except Exception as e:  # the library raises no narrower class
             raise DataError(f"{TOKENIZER_FILE} cannot be read ({e}); make the data set again") from None
-        self._tokenizer.no_truncation()  # what a checkpoint's file may ask for is done here, to one length
+        self._tokenizer.no_truncation()  # a checkpoint's file may ask for both, but `encode` does them, to one length
         self._tokenizer.no_padding()
-        self.pad, self.cls, self.sep = (self._known(names) for names in (PADS, STARTS, ENDS))
-        self.mask = self._tokenizer.token_to_id(MASK)  # None for CLIP's
-        self.unknown = self._tokenizer.token_to_id(UNK)  # None for those that know every byte
-        known = set(self._tokenizer.get_vocab().values())
-        self.vocab_size = max(known) + 1  # ids may have holes
+        self.pad, self.cls, self.sep = (self._find_id(names) for names in (PADS, STARTS, ENDS))
+        self.mask = self._tokenizer.token_to_id(MASK)
+        self.unknown = self._tokenizer.token_to_id(UNK)
+        ids = set(self._tokenizer.get_vocab().values())
+        self.vocab_size = max(ids) + 1
         special = {self.pad, self.cls, self.sep, self.mask, self.unknown}
-        self.ordinary = np.array(sorted(known - special), np.int32)  # the ids that stand for text
+        self.ordinary = np.array(sorted(ids - special), np.int32)
 
     def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns `ids` int32 and `mask` bool, both `(B, max_tokens + 2)`; the mask covers [CLS] and [SEP] too."""
+        """Encodes captions: returns `ids` int32 and `mask` bool, both `(B, max_tokens + 2)`. The mask includes [CLS]
+        and [SEP]."""
         return self.encode(captions)[:2]
 
     def encode(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns `ids`, `mask`, and of which word each wordpiece is, int16 `(B, max_tokens + 2)`, -1 for none."""
+        """Returns `ids`, `mask`, and the word that each token belongs to, int16 `(B, max_tokens + 2)`, -1 for none."""
         texts = [normalize_caption(c, self.lower_case, self.punctuation) for c in captions]
         ids = np.full((len(texts), self.max_tokens + 2), self.pad, np.int32)
-        mask, words = np.zeros(ids.shape, bool), np.full(ids.shape, -1, np.int16)
-        for number, encoding in enumerate(self._tokenizer.encode_batch(texts, add_special_tokens=False)):
+        mask, word_index = np.zeros(ids.shape, bool), np.full(ids.shape, -1, np.int16)
+        for row, encoding in enumerate(self._tokenizer.encode_batch(texts, add_special_tokens=False)):
             pieces = encoding.ids[: self.max_tokens]
-            ids[number, : len(pieces) + 2] = [self.cls, *pieces, self.sep]
-            mask[number, : len(pieces) + 2] = True
-            words[number, 1 : len(pieces) + 1] = encoding.word_ids[: self.max_tokens]
-        return ids, mask, words
+            ids[row, : len(pieces) + 2] = [self.cls, *pieces, self.sep]
+            mask[row, : len(pieces) + 2] = True
+            word_index[row, 1 : len(pieces) + 1] = encoding.word_ids[: self.max_tokens]
+        return ids, mask, word_index
 
     def tokens(self, ids) -> list[tuple[str, bool]]:
-        """The token of each id, and whether it stands for a word that is unknown or masked."""
-        odd = {self.unknown, self.mask} - {None}
-        return [(self._tokenizer.id_to_token(int(i)) or "?", int(i) in odd) for i in ids]
+        """Returns the token of each id, and whether it is the unknown or the mask token."""
+        marked = {self.unknown, self.mask} - {None}
+        return [(self._tokenizer.id_to_token(int(i)) or "?", int(i) in marked) for i in ids]
 
-    def _known(self, names: tuple) -> int:
-        found = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
-        if not found:
-            raise DataError(f"the tokenizer has none of the tokens {', '.join(names)}")
-        return found[0]
+    def _find_id(self, names: tuple) -> int:
+        """Returns the id of the first of these tokens that exists. Raises DataError if none does."""
+        ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
+        if not ids:
+            raise DataError(f"the tokenizer has none of the tokens {', '.join(names)}; use another tokenizer")
+        return ids[0]
 
     def pieces(self, caption: str) -> list[str]:
-        """The wordpieces of one caption, in the order of the encoder's words."""
-        return self._all(caption)[: self.max_tokens]
+        """Returns the wordpieces of one caption that are kept, in the order of the encoder's words."""
+        return self._tokenize(caption)[: self.max_tokens]
 
     def words(self, caption: str) -> tuple[list[str], np.ndarray]:
-        """The words of one caption as they are written, and which of them each wordpiece is, int64 `(M,)`; words beyond
-        `max_tokens` pieces are left out."""
+        """Returns the words of one caption as they are written, and the word that each wordpiece belongs to, int64
+        `(M,)`. Words beyond the first `max_tokens` pieces are left out."""
         text = normalize_caption(caption, self.lower_case, self.punctuation)
-        found = self._tokenizer.encode(text, add_special_tokens=False)
-        numbers = np.unique(found.word_ids[: self.max_tokens], return_inverse=True)[1]
-        spans = [(0, 0)] * (numbers.max(initial=-1) + 1)
-        for number, (start, stop) in zip(numbers, found.offsets, strict=False):
-            spans[number] = (spans[number][0] if spans[number][1] else start, stop)
-        return [text[start:stop].strip() for start, stop in spans], numbers
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        word_index = np.unique(encoding.word_ids[: self.max_tokens], return_inverse=True)[1]
+        spans = [(0, 0)] * (word_index.max(initial=-1) + 1)
+        for word, (start, stop) in zip(word_index, encoding.offsets, strict=False):
+            spans[word] = (spans[word][0] if spans[word][1] else start, stop)
+        return [text[start:stop].strip() for start, stop in spans], word_index
 
     def count(self, caption: str) -> int:
-        """How many wordpieces a caption has, those beyond `max_tokens` too."""
-        return len(self._all(caption))
+        """Returns the number of wordpieces of a caption, including those beyond `max_tokens`."""
+        return len(self._tokenize(caption))
 
-    def _all(self, caption: str) -> list[str]:
+    def _tokenize(self, caption: str) -> list[str]:
+        """Returns all wordpieces of a caption."""
         text = normalize_caption(caption, self.lower_case, self.punctuation)
         return self._tokenizer.encode(text, add_special_tokens=False).tokens
 
 
 class EncodedCaptions:
-    """A split's captions, each encoded when it is first asked for: from the second pass on it costs nothing."""
+    """Cache of a split's encoded captions. Each is encoded when it is first read; later passes cost no time."""
 
     def __init__(self, tokenizer: Tokenizer, captions: int):
         self.tokenizer = tokenizer
@@ -129,26 +143,27 @@ class EncodedCaptions:
         self._ids, self._words = np.zeros(shape, np.int32), np.zeros(shape, np.int16)
         self._lengths = np.zeros(captions, np.int16)  # 0: not encoded yet
 
-    def __getstate__(self):  # a process that reads encodes for itself
+    def __getstate__(self):  # each reader process fills its own cache
         return self.tokenizer, len(self._lengths)
 
     def __setstate__(self, state):
         self.__init__(*state)
 
     def __call__(self, positions: np.ndarray, captions: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`Tokenizer.encode` of the captions with these positions in the split."""
+        """Returns `Tokenizer.encode` of captions, which have these `positions` in the split."""
         new = np.flatnonzero(self._lengths[positions] == 0)
         if len(new):
             ids, mask, words = self.tokenizer.encode([captions[k] for k in new])
-            at = positions[new]
-            self._ids[at], self._words[at] = ids, words
-            self._lengths[at] = mask.sum(1)  # last, as other threads look here first
+            new_positions = positions[new]
+            self._ids[new_positions], self._words[new_positions] = ids, words
+            # Lengths are set last: other threads read ids and words only if the length is not 0.
+            self._lengths[new_positions] = mask.sum(1)
         mask = np.arange(self._ids.shape[1]) < self._lengths[positions, None]
         return self._ids[positions], mask, self._words[positions]
 
 
 def read_tokenizer_json(directory) -> str:
-    """The text of a data set's `tokenizer.json`. Raises DataError if there is none."""
+    """Returns the text of a data set's `tokenizer.json`. Raises DataError if the file is missing."""
     path = Path(directory) / TOKENIZER_FILE
     if not path.is_file():
         raise DataError(f"{path}: no such file; run python -m mefn_jax.data.prepare again")

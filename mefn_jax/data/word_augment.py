@@ -1,45 +1,46 @@
-"""Random changes to captions in training, by whole words, as VSE-infinity has them (Chen et al. 2021)."""
+"""Word noise: random changes of whole words of training captions, as in VSE-infinity (Chen et al. 2021)."""
 
 import re
 
 import numpy as np
 
 SIDE = re.compile(r"\b(left|right)(most|wards?|hand(ed)?|side)?\b", re.IGNORECASE)
-MASKED, REPLACED = 0.5, 0.6  # of the words that are chosen half are masked, a tenth replaced, the rest dropped
+# Cumulative fractions: half of the changed words are masked, a tenth is replaced, the rest is dropped.
+MASKED, REPLACED = 0.5, 0.6
 
 
 def mentions_side(caption: str) -> bool:
-    """Whether the caption speaks of left or right, so that its image must not be mirrored."""
+    """Returns whether a caption mentions left or right, so that its image must not be mirrored."""
     return SIDE.search(caption) is not None
 
 
 def add_word_noise(
     ids: np.ndarray, mask: np.ndarray, words: np.ndarray, rate: float, rng: np.random.Generator, tokenizer
 ):
-    """Chooses each word with chance `rate`, and masks it, puts random wordpieces in its place, or drops it.
+    """Changes each word with probability `rate`: masks it, replaces it by random wordpieces, or drops it.
 
-    `ids` int32, `mask` bool and `words` int `(L,)`, the number of the word that a place belongs to, -1 for none.
-    Returns new `ids` and `mask`. A caption whose words were all to be dropped loses none. A tokenizer without a mask
-    token (CLIP's) has the words dropped instead.
+    `ids` int32 and `mask` bool `(L,)` are one encoded caption, and `words` int `(L,)` is the word that each token
+    belongs to, -1 for none. Returns new `ids` and `mask`. If all words of a caption were to be dropped, none is. With a
+    tokenizer that has no mask token (CLIP's), words are dropped instead of masked.
     """
-    number = int(words.max()) + 1
-    if not number:
+    num_words = int(words.max()) + 1
+    if not num_words:
         return ids, mask
-    chance = rng.random(number) / rate
+    draws = rng.random(num_words) / rate  # below 1 with probability `rate`
     random_ids = rng.choice(tokenizer.ordinary, len(ids))
-    masked, replaced, chosen = chance < MASKED, (chance >= MASKED) & (chance < REPLACED), chance < 1
+    masked, replaced, changed = draws < MASKED, (draws >= MASKED) & (draws < REPLACED), draws < 1
     if tokenizer.mask is None:
-        masked = np.zeros(number, bool)
-    dropped = chosen & ~masked & ~replaced
+        masked = np.zeros(num_words, bool)
+    dropped = changed & ~masked & ~replaced
     dropped &= not dropped.all()
-    new = np.where(_places(words, replaced), random_ids, ids)
-    new = np.where(_places(words, masked), tokenizer.mask, new) if masked.any() else new
-    kept = new[mask & ~_places(words, dropped)]
+    new_ids = np.where(_select_tokens(words, replaced), random_ids, ids)
+    new_ids = np.where(_select_tokens(words, masked), tokenizer.mask, new_ids) if masked.any() else new_ids
+    kept_ids = new_ids[mask & ~_select_tokens(words, dropped)]
     ids = np.full_like(ids, tokenizer.pad)
-    ids[: len(kept)] = kept
-    return ids, np.arange(len(ids)) < len(kept)
+    ids[: len(kept_ids)] = kept_ids
+    return ids, np.arange(len(ids)) < len(kept_ids)
 
 
-def _places(words: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """The places of the chosen words, bool `(L,)`."""
-    return (words >= 0) & chosen[words]
+def _select_tokens(words: np.ndarray, selected: np.ndarray) -> np.ndarray:
+    """Returns which tokens belong to the selected words, bool `(L,)`; `selected` is bool `(num_words,)`."""
+    return (words >= 0) & selected[words]

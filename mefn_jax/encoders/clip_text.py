@@ -7,8 +7,15 @@ from mefn_jax.encoders.transformer import Transformer
 
 
 class CLIPText(Transformer, kw_only=True):
-    """ids int32 and mask bool `(B, L)` -> `(hidden states (B, L, C), pooled (B, C))`; L is at most `max_positions`.
-    `pooled` is the state of the mask's last token, the end of text, which sees all others."""
+    """CLIP's text tower: token ids int32 and mask bool `(B, L)` -> `(hidden states (B, L, C), pooled (B, C))`.
+
+    `pooled` is the hidden state of the last token that `mask` keeps, the end of text. As attention is causal, it is the
+    only token that attends to all others.
+
+    Attributes, beyond a Transformer's:
+        vocab_size: rows of the word embedding.
+        max_positions: rows of the position embedding, the largest L.
+    """
 
     vocab_size: int
     max_positions: int
@@ -17,13 +24,13 @@ class CLIPText(Transformer, kw_only=True):
 
     @nn.compact
     def __call__(self, ids, mask, deterministic=True):
-        def embed(number, name):
+        def embed(num_rows, name):
             init = nn.initializers.normal(0.02)
-            return nn.Embed(number, self.width, embedding_init=init, dtype=self.dtype, name=name)
+            return nn.Embed(num_rows, self.width, embedding_init=init, dtype=self.dtype, name=name)
 
         x = embed(self.vocab_size, "words")(ids)
         x = x + embed(self.max_positions, "positions")(jnp.arange(ids.shape[1]))
         x = self.blocks(x, mask, deterministic, pre_norm=True, causal=True)
         x = nn.LayerNorm(self.eps, dtype=self.dtype, name="norm")(x)
-        last = jnp.sum(mask, 1) - 1  # (B,)
-        return x, jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
+        end_of_text = jnp.sum(mask, 1) - 1  # (B,)
+        return x, jnp.take_along_axis(x, end_of_text[:, None, None], 1)[:, 0]

@@ -1,26 +1,30 @@
-"""Grids of regions: pooled to fewer cells, and where their cells lie."""
+"""Region grids: pooling to fewer cells (docs/method.md, Eq. 2), and the boxes of the cells."""
 
 import jax.numpy as jnp
 import numpy as np
 
 
-def pool_grid(grid, most: int):
-    """Average-pools `(B, h, w, C)` to at most `most` rows and columns. Cells that do not divide evenly share their
-    borders by area, so no pixel is lost."""
-    pooled = jnp.einsum("rh,bhwc->brwc", _area_weights(grid.shape[1], most), grid)
-    return jnp.einsum("sw,brwc->brsc", _area_weights(grid.shape[2], most), pooled)
+def pool_grid(grid, max_side: int):
+    """Average-pools `(B, h, w, C)` to at most `max_side` rows and columns (docs/method.md, Eq. 2).
+
+    Where sizes do not divide evenly, a cell on a border is shared by area, so that no pixel is lost.
+    """
+    pooled = jnp.einsum("rh,bhwc->brwc", _compute_area_weights(grid.shape[1], max_side), grid)
+    return jnp.einsum("sw,brwc->brsc", _compute_area_weights(grid.shape[2], max_side), pooled)
 
 
-def _area_weights(size: int, most: int):
-    """How much of each of `size` cells goes into each of `min(size, most)` larger ones: float32, rows sum to 1."""
-    number = min(size, most)
-    edges = np.arange(number + 1) * size / number
+def _compute_area_weights(size: int, max_side: int):
+    """Returns the share of each of `size` cells in each of `min(size, max_side)` larger cells, float32
+    `(min(size, max_side), size)`; rows sum to 1."""
+    num_pooled = min(size, max_side)
+    edges = np.arange(num_pooled + 1) * size / num_pooled
     cells = np.arange(size)
     overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
-    return jnp.asarray(np.clip(overlap, 0, None) * number / size, jnp.float32)
+    return jnp.asarray(np.clip(overlap, 0, None) * num_pooled / size, jnp.float32)
 
 
 def grid_boxes(rows: int, columns: int) -> np.ndarray:
-    """The boxes of the regions, x0, y0, x1, y1 in image widths and heights, float64 `(rows * columns, 4)`."""
+    """Returns the boxes of a grid's regions, float64 `(rows * columns, 4)`: x0, y0, x1, y1 as fractions of the image's
+    width and height."""
     y, x = np.divmod(np.arange(rows * columns), columns)
     return np.stack([x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], -1)

@@ -6,17 +6,18 @@ import jax.numpy as jnp
 
 
 class GRU(nn.Module):
-    """ids int32 and mask bool `(B, L)` -> `(hidden states float32 (B, L, C), pooled (B, C))`, zero where masked.
+    """GRU text tower: token ids int32 and mask bool `(B, L)` -> `(hidden states float32 (B, L, C), pooled (B, C))`.
 
-    The two directions' states are averaged, as in SCAN; `pooled` is the average of their last ones (VSE++, which has
-    one direction).
+    Hidden states are zero where masked. The states of the two directions are averaged, as in SCAN. `pooled` is the
+    average of each direction's last state (VSE++ has one direction).
 
     Attributes:
-        vocab_size: rows of the word embedding; word_width: its columns.
-        width: C, of the states.
-        layers: one on top of another.
-        bidirectional: SCAN; False: VSE++.
-        dropout: on what each layer reads.
+        vocab_size: rows of the word embedding.
+        width: C, the width of the hidden states.
+        word_width: columns of the word embedding.
+        layers: the number of stacked layers.
+        bidirectional: True as in SCAN, False as in VSE++.
+        dropout: rate on the inputs of each layer.
     """
 
     vocab_size: int
@@ -28,31 +29,34 @@ class GRU(nn.Module):
 
     @nn.compact
     def __call__(self, ids, mask, deterministic=True):
-        x = nn.Embed(self.vocab_size, self.word_width, embedding_init=_small, name="words")(ids)
+        x = nn.Embed(self.vocab_size, self.word_width, embedding_init=_init_uniform, name="words")(ids)
         for k in range(self.layers):
             x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
-            last, states = run_gru(x, mask, self.width, self.bidirectional, f"layer_{k}")
+            last_states, states = run_gru(x, mask, self.width, self.bidirectional, f"layer_{k}")
             x = jnp.concatenate(states, -1)
         exists = mask[..., None]
-        return jnp.where(exists, sum(states) / len(states), 0.0), sum(last) / len(last)
+        return jnp.where(exists, sum(states) / len(states), 0.0), sum(last_states) / len(last_states)
 
 
 def run_gru(x, mask, width: int, bidirectional: bool, name: str) -> tuple[list, list]:
-    """A GRU over `x` `(B, L, E)` forwards, and backwards if `bidirectional`: for each direction its last state
-    `(B, width)` and its states `(B, L, width)` in the order of `x`. The mask `(B, L)` is True, then False. Within a
-    compact method."""
-    names = ("forward", "backward") if bidirectional else ("forward",)
+    """Runs a GRU over `x` `(B, L, E)` forwards and, if `bidirectional`, also backwards.
+
+    Returns two lists with an entry for each direction: the last state `(B, width)`, and all states `(B, L, width)` in
+    the order of `x`. Each row of `mask` `(B, L)` is a run of True followed by False. To be called within a compact
+    method.
+    """
+    directions = ("forward", "backward") if bidirectional else ("forward",)
     lengths = jnp.sum(mask, 1)
-    runs = []
-    for direction in names:
+    outputs = []
+    for direction in directions:
         cell = nn.GRUCell(width, name=f"{name}_{direction}")
         rnn = nn.RNN(cell, return_carry=True, reverse=direction == "backward", keep_order=True)
-        last, states = rnn(x, seq_lengths=lengths)
-        # Of a sequence of length 0, nn.RNN gives the state behind the padding.
-        runs.append((jnp.where(lengths[:, None] > 0, last, 0.0), states))
-    last, states = zip(*runs, strict=True)
-    return list(last), list(states)
+        last_state, states = rnn(x, seq_lengths=lengths)
+        # For a sequence of length 0, nn.RNN returns the state after the padding.
+        outputs.append((jnp.where(lengths[:, None] > 0, last_state, 0.0), states))
+    last_state, states = zip(*outputs, strict=True)
+    return list(last_state), list(states)
 
 
-def _small(key, shape, dtype):
+def _init_uniform(key, shape, dtype):
     return jax.random.uniform(key, shape, dtype, -0.1, 0.1)

@@ -1,15 +1,17 @@
-"""A tower's states on their way into the joint space. B items, L fragments, C channels."""
+"""Normalization of a tower's states before the projection into the joint space. B items, L fragments, C channels."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 
 class InputNorm(nn.Module):
-    """Centres and scales the channels of `(B, L, C)` by stored statistics, which are constants (`start.py` sets them;
-    without it they change nothing), and in training drops channels.
+    """Input norm (docs/method.md, Eq. 5): centers and scales the channels of `(B, L, C)`, in training also drops some.
+
+    Mean and variance are stored constants. They are 0 and 1, which changes nothing, unless `training/cca_init.py` sets
+    them.
 
     Attributes:
-        dropout: the chance that a channel is 0, in all fragments of an item at once.
+        dropout: probability that a channel is set to 0, in all fragments of an item at once.
     """
 
     dropout: float = 0.0

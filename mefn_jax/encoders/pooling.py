@@ -1,4 +1,7 @@
-"""Fragments to one vector. B items, L fragments, C width; `mask` bool `(B, L)` says which fragments exist."""
+"""Poolings of fragments to one vector (docs/method.md, Eqs. 8 to 10).
+
+B items, L fragments, C width; `mask` bool `(B, L)` marks the fragments that exist.
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,47 +15,53 @@ POOLINGS = ("mean", "max", "gpo")
 
 
 def mean_pool(x, mask):
-    """The mean of the existing fragments `(B, L, C) -> (B, C)`; 0 where there is none."""
+    """Returns the mean of the existing fragments, `(B, L, C) -> (B, C)` (docs/method.md, Eq. 8); 0 for an item without
+    fragments."""
     return jnp.sum(jnp.where(mask[..., None], x, 0.0), 1) / jnp.maximum(jnp.sum(mask, 1), 1)[:, None]
 
 
 def max_pool(x, mask):
-    """The largest value of the existing fragments in each dimension `(B, L, C) -> (B, C)`; 0 where there is none."""
-    found = jnp.max(jnp.where(mask[..., None], x, MASKED_LOGIT), 1)
-    return jnp.where(jnp.any(mask, 1)[:, None], found, 0.0)
+    """Returns the largest value of the existing fragments in each dimension, `(B, L, C) -> (B, C)` (docs/method.md,
+    Eq. 9); 0 for an item without fragments."""
+    largest = jnp.max(jnp.where(mask[..., None], x, MASKED_LOGIT), 1)
+    return jnp.where(jnp.any(mask, 1)[:, None], largest, 0.0)
 
 
 class GPOWeights(nn.Module):
-    """GPO's weights of the places of falling order: a softmax over a small GRU on the places' sine codes (our wave
-    lengths, 6 to 600; theirs reach 60,000). `numbers` of fragments `(B,)` -> `(B, length)`, which sum to 1 over so many
-    places and are 0 beyond."""
+    """Rank weights of GPO (docs/method.md, Eq. 10): a softmax over a small GRU that reads sine codes of the ranks.
+
+    Numbers of fragments `(B,)` -> weights `(B, length)`, which sum to 1 over the existing ranks and are 0 beyond them.
+    The codes have wavelengths 6 to 600; those of the paper reach 60,000.
+    """
 
     width: int = 32
     temperature: float = 0.1
 
     @nn.compact
-    def __call__(self, numbers, length: int):
-        exists = jnp.arange(length) < numbers[:, None]
-        codes = jnp.broadcast_to(sines(np.arange(length), self.width), (len(numbers), length, self.width))
+    def __call__(self, num_fragments, length: int):
+        exists = jnp.arange(length) < num_fragments[:, None]
+        codes = jnp.broadcast_to(sines(np.arange(length), self.width), (len(num_fragments), length, self.width))
         _, states = run_gru(codes, exists, self.width, True, "gru")
         logits = nn.Dense(1, use_bias=False, name="weight")(sum(states) / 2)[..., 0] / self.temperature
         return nn.softmax(jnp.where(exists, logits, MASKED_LOGIT)) * exists
 
 
 class GPO(nn.Module):
-    """Generalised pooling operator (VSE-infinity, Chen et al. 2021): each dimension's values in falling order, weighted
-    by their place. The weights depend on the number of fragments and nothing else; mean and maximum are two cases.
-    `(B, L, C), (B, L) -> (B, C)`."""
+    """Generalized pooling operator (VSE-infinity, Chen et al. 2021; docs/method.md, Eq. 10).
+
+    `(B, L, C), (B, L) -> (B, C)`: sorts the values of each dimension from large to small and weights them by rank. The
+    weights depend on the number of fragments alone. Mean and maximum are two cases of it.
+    """
 
     @nn.compact
     def __call__(self, x, mask):
         weights = GPOWeights(name="places")(jnp.sum(mask, 1), x.shape[1])[..., None]  # (B, L, 1)
-        ranked = -jnp.sort(-jnp.where(mask[..., None], x, MASKED_LOGIT), axis=1)
-        return jnp.sum(weights * ranked, 1)  # what is missing comes last, with weight 0
+        sorted_values = -jnp.sort(-jnp.where(mask[..., None], x, MASKED_LOGIT), axis=1)
+        return jnp.sum(weights * sorted_values, 1)  # missing fragments come last and have weight 0
 
 
 class Pool(nn.Module):
-    """Pools by one of POOLINGS `(B, L, C), (B, L) -> (B, C)`."""
+    """Pooling of `kind`, a name of POOLINGS: `(B, L, C), (B, L) -> (B, C)`."""
 
     kind: str
 

@@ -1,4 +1,4 @@
-"""Precomputed region features to Features (VSE-infinity, Chen et al. 2021). B images, N regions, C their width."""
+"""Encoder of precomputed regions to Features (VSE-infinity, Chen et al. 2021). B images, N regions of width C."""
 
 import flax.linen as nn
 import jax
@@ -14,9 +14,11 @@ PROJECTIONS = ("linear", "mlp")
 
 
 def region_dropout(mask, keys, rate: float):
-    """Region dropout (VSE-infinity's size augmentation): each region of `mask` bool `(B, N)` is left out with chance
-    `rate`, by an item's own random key `keys (B,)`; one always stays. Returns bool `(B, N)`; without keys, as in
-    evaluation, `mask` as it is."""
+    """Leaves each region out with probability `rate` (VSE-infinity's size augmentation), but never all of an image.
+
+    `mask` bool `(B, N)` marks the existing regions, `keys (B,)` are random keys of the items. Returns bool `(B, N)`.
+    Without keys, as in evaluation, `mask` is returned unchanged.
+    """
     if keys is None or not rate:
         return mask
     draws = jax.vmap(lambda key: jax.random.uniform(key, mask.shape[1:]))(keys)
@@ -25,17 +27,20 @@ def region_dropout(mask, keys, rate: float):
 
 
 class RegionEncoder(nn.Module):
-    """Regions float `(B, N, C)` -> Features in the joint space of `dim`.
+    """Encoder of precomputed regions: float `(B, N, C)` -> Features in the joint space of width `dim`.
 
     Attributes:
         dim: D, the width of the joint space.
-        projection: "linear", or "mlp": a two-layer MLP is added to it. The original has BatchNorm in the MLP; with no
-            statistic crossing the batch (DESIGN.md 6), LayerNorm stands there.
-        pooling: a name of `pooling.POOLINGS`, of the projected regions before they get unit length.
-        dropout: the chance that a region is left out in training; channel_dropout: that a channel is, of all regions.
-        grid: regions are a square grid, pooled to at most so many rows and columns; 0: as they are.
-        transform: "root" takes each region's square root of unit length, as for other histograms of activations
-            (RootSIFT, Arandjelovic & Zisserman 2012), so that few strong channels do not outweigh all others.
+        projection: "linear", or "mlp" to add a two-layer MLP to it (docs/method.md, Eq. 6). The original has BatchNorm
+            in the MLP. Here LayerNorm takes its place, because no statistic crosses the batch.
+        pooling: a name of `pooling.POOLINGS`, applied to the projected regions before they get unit length.
+        dropout: probability that a region is left out in training.
+        channel_dropout: probability that a channel is dropped in training, in all regions of an image at once.
+        grid: the largest number of rows and columns, to which regions that form a square grid are pooled; 0 keeps the
+            regions as they are.
+        power_norm: scales each region to unit length and takes the signed square root of each channel (docs/method.md,
+            Eq. 4), as is usual for histograms of activations (RootSIFT, Arandjelovic & Zisserman 2012), so that a few
+            strong channels do not outweigh all others.
     """
 
     dim: int
@@ -48,8 +53,8 @@ class RegionEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, regions, deterministic=True, keys=None, mask=None):
-        """`keys (B,)` are the items' random keys in training; `mask` bool `(B, N)` says which regions exist, by default
-        all."""
+        """Encodes a batch; `keys (B,)` are random keys of the items, given in training only; `mask` bool `(B, N)` marks
+        the regions that exist, all of them by default."""
         x, mask = self.backbone_features(regions, mask)
         mask = region_dropout(mask, keys, self.dropout)
         x = InputNorm(self.channel_dropout, name="input_norm")(x, deterministic)
@@ -60,13 +65,16 @@ class RegionEncoder(nn.Module):
         return make_features(projected, mask, Pool(self.pooling, name="pooling")(projected, mask))
 
     def backbone_features(self, regions, mask=None):
-        """What is projected: regions float32 `(B, N, C)`, pooled and transformed, and their mask bool `(B, N)`."""
+        """Returns the inputs of the projection: pooled and power-normed regions float32 `(B, N, C)`, and their mask
+        bool `(B, N)`. Raises ConfigError if they are to be pooled but form no square grid."""
         mask = jnp.ones(regions.shape[:2], bool) if mask is None else mask
-        x = jnp.where(mask[..., None], regions, 0).astype(jnp.float32)  # a padded place may hold anything, NaN too
+        x = jnp.where(mask[..., None], regions, 0).astype(jnp.float32)  # padding may hold any value, even NaN
         if self.grid and self.grid**2 < x.shape[1]:
             side = round(x.shape[1] ** 0.5)
             if side**2 != x.shape[1]:
-                raise ConfigError(f"image.regions.grid={self.grid}: {x.shape[1]} regions an image are no square grid")
+                raise ConfigError(
+                    f"image.regions.grid={self.grid}: {x.shape[1]} regions an image form no square grid; set it to 0"
+                )
             x = pool_grid(x.reshape(-1, side, side, x.shape[-1]), self.grid).reshape(len(x), -1, x.shape[-1])
             mask = jnp.ones(x.shape[:2], bool)
         if self.power_norm:

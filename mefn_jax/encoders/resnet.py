@@ -1,8 +1,8 @@
-"""ResNet v1.5 (He et al. 2016; the stride sits on the 3 x 3), with two kinds of normalisation.
+"""ResNet v1.5 (He et al. 2016, with the stride in the 3 x 3 convolution), with two kinds of normalization.
 
-From scratch it has GroupNorm: no statistic crosses the batch, so that 1 and 8 devices agree (DESIGN.md 6). Groups have
-16 channels: with the usual 32 groups a narrow network would normalise single channels, and lose colour with them.
-Pretrained, it runs BatchNorm on its stored statistics.
+Trained from scratch, it uses GroupNorm: no statistic crosses the batch, so that 1 and 8 devices compute the same.
+Groups have 16 channels. With the usual 32 groups, a narrow network would normalize single channels and lose color.
+With pretrained weights, it runs BatchNorm on stored statistics.
 """
 
 import functools
@@ -18,8 +18,10 @@ GROUP_SIZE = 16
 
 
 class StoredBatchNorm(nn.Module):
-    """BatchNorm on stored statistics, `(x - mean) / sqrt(var + 1e-5) * scale + bias`. Scale and bias are trained; the
-    statistics are constants that are kept among the parameters, and get no gradient."""
+    """BatchNorm on stored statistics, `(x - mean) / sqrt(var + 1e-5) * scale + bias`.
+
+    Scale and bias are trained. The statistics are constants, kept among the parameters, and get no gradient.
+    """
 
     @nn.compact
     def __call__(self, x):
@@ -31,23 +33,26 @@ class StoredBatchNorm(nn.Module):
 
 
 def make_norm(kind: str, width: int, dtype: str, name: str) -> nn.Module:
-    """The normalisation of `width` channels: "batch", or "group" with groups of `GROUP_SIZE` channels (one group where
-    there are fewer)."""
+    """Returns the normalization of `width` channels: "batch", or "group" with groups of `GROUP_SIZE` channels (a single
+    group if `width` is smaller)."""
     if kind == "batch":
         return StoredBatchNorm(name=name)
     return nn.GroupNorm(max(1, width // GROUP_SIZE), dtype=dtype, name=name)
 
 
 def convolve(x, kernel, strides, padding, **rest):
-    """`jax.lax.conv_general_dilated`, a 1 x 1 as the matrix product that it is: on CPU, XLA's gradient of the
-    convolution with respect to such a kernel can take several times as long."""
+    """Computes `jax.lax.conv_general_dilated`, but a 1 x 1 convolution as a matrix product.
+
+    On a CPU, XLA's gradient of a convolution with respect to a 1 x 1 kernel can take several times as long. This was
+    not measured on other platforms.
+    """
     if kernel.shape[:2] == (1, 1):
         return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
 
 
 def conv(width: int, kernel: int, stride: int, dtype: str, name: str) -> nn.Conv:
-    """A convolution padded by half its kernel on both sides, as PyTorch's are (SAME pads one side less)."""
+    """Returns a convolution padded by half its kernel on both sides, as in PyTorch ("SAME" pads one side less)."""
     size, strides = (kernel, kernel), (stride, stride)
     return nn.Conv(
         width, size, strides, kernel // 2, use_bias=False, dtype=dtype, conv_general_dilated=convolve, name=name
@@ -55,8 +60,11 @@ def conv(width: int, kernel: int, stride: int, dtype: str, name: str) -> nn.Conv
 
 
 def max_pool_3x3(x):
-    """The maxima of 3 x 3 windows at a stride of 2, padded by one: as a maximum of slices, whose gradient is cheap,
-    where XLA's of a reduced window scatters one element after the other on CPU."""
+    """Computes 3 x 3 max-pooling with a stride of 2 and a padding of one pixel, as a maximum of nine slices.
+
+    The gradient of a maximum of slices is cheap. On a CPU, XLA's gradient of a windowed reduction scatters one element
+    after the other. This was not measured on other platforms.
+    """
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     height, width = x.shape[1] - 2, x.shape[2] - 2
     slices = [x[:, i : i + height : 2, j : j + width : 2] for i in range(3) for j in range(3)]
@@ -64,9 +72,17 @@ def max_pool_3x3(x):
 
 
 class Residual(nn.Module):
-    """One residual block, `basic` (two 3 x 3) or `bottleneck` (1 x 1, 3 x 3, 1 x 1 at a quarter of the width), whose
-    stride sits on the 3 x 3, or with `stride_in_1x1` on the first 1 x 1 (v1). `skip` is the chance that training leaves
-    the branch out of an image (`skipped`)."""
+    """Residual block of two 3 x 3 convolutions, or a bottleneck of 1 x 1, 3 x 3 and 1 x 1.
+
+    Attributes:
+        width: channels of the output; a bottleneck's first two convolutions have a quarter of them.
+        stride: stride of the block.
+        bottleneck: chooses the bottleneck.
+        norm: "group" or "batch", see `make_norm`.
+        stride_in_1x1: puts a bottleneck's stride in its first 1 x 1 (v1) instead of the 3 x 3 (v1.5).
+        skip: probability that training leaves the residual branch out of an image (`stochastic_depth`).
+        dtype: of the computation.
+    """
 
     width: int
     stride: int
@@ -78,31 +94,38 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x, deterministic=True):
-        def normed(y, width, kernel, stride, name):
-            y = conv(width, kernel, stride, self.dtype, name)(y)
-            return make_norm(self.norm, width, self.dtype, name + "_norm")(y)
+        def convolve_and_normalize(z, width, kernel, stride, name):
+            z = conv(width, kernel, stride, self.dtype, name)(z)
+            return make_norm(self.norm, width, self.dtype, name + "_norm")(z)
 
         if self.bottleneck:
             first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
-            y = nn.relu(normed(x, self.width // 4, 1, first, "conv_1"))
-            y = nn.relu(normed(y, self.width // 4, 3, second, "conv_2"))
-            y = normed(y, self.width, 1, 1, "conv_3")
+            y = nn.relu(convolve_and_normalize(x, self.width // 4, 1, first, "conv_1"))
+            y = nn.relu(convolve_and_normalize(y, self.width // 4, 3, second, "conv_2"))
+            y = convolve_and_normalize(y, self.width, 1, 1, "conv_3")
         else:
-            y = nn.relu(normed(x, self.width, 3, self.stride, "conv_1"))
-            y = normed(y, self.width, 3, 1, "conv_2")
+            y = nn.relu(convolve_and_normalize(x, self.width, 3, self.stride, "conv_1"))
+            y = convolve_and_normalize(y, self.width, 3, 1, "conv_2")
         if x.shape[-1] != self.width or self.stride != 1:
-            x = normed(x, self.width, 1, self.stride, "shortcut")
+            x = convolve_and_normalize(x, self.width, 1, self.stride, "shortcut")
         return nn.relu(x + stochastic_depth(y, self.skip, deterministic))
 
 
 class ResNet(nn.Module):
-    """Normalised pixels `(B, H, W, 3)` -> `(grids [(B, h, w, C)], pooled (B, C))`: the stages' outputs, finest first
-    (C2 to C5), and the mean of the last.
+    """ResNet: normalized pixels `(B, H, W, 3)` -> `(grids [(B, h, w, C)], pooled (B, C))`.
 
-    `depths` and `widths` give the blocks and channels of each stage (ResNet-101: 3, 4, 23, 3 and 256, 512, 1024,
-    2048, bottleneck); every stage but the first (with `downsample_first_stage` the first too) halves the size. `stem_pool` adds the
-    original's 3 x 3 max-pooling after a 7 x 7 stem; without it the stem is 3 x 3 (small images). `norm` is "group" or
-    "batch" (see above); stochastic_depth, dtype and remat are as in `Transformer`.
+    Grids are the outputs of the stages, finest first (C2 to C5); `pooled` is the mean of the last grid.
+
+    Attributes:
+        stem_width: channels of the first convolution.
+        depths: blocks of each stage (ResNet-101: 3, 4, 23, 3).
+        widths: channels of each stage (ResNet-101: 256, 512, 1024, 2048).
+        bottleneck: bottleneck blocks (as in ResNet-101) instead of two 3 x 3 convolutions.
+        stem_pool: a 7 x 7 stem and 3 x 3 max-pooling, as in the original; False: a 3 x 3 stem for small images.
+        norm: "group" or "batch", see `make_norm`.
+        stride_in_1x1: as in `Residual`.
+        downsample_first_stage: halves the size in the first stage too, as all later stages do.
+        stochastic_depth: as in `Transformer`, and so are dtype and remat.
     """
 
     stem_width: int
@@ -124,11 +147,11 @@ class ResNet(nn.Module):
         if self.stem_pool:
             x = max_pool_3x3(x)
         block = with_remat(Residual, self.remat, deterministic=2)
-        grids, done = [], 0
+        grids, blocks_before = [], 0
         for s, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for b in range(depth):
                 stride = 2 if (s > 0 or self.downsample_first_stage) and b == 0 else 1
-                skip = stochastic_depth_rate(self.stochastic_depth, done, sum(self.depths))
+                skip = stochastic_depth_rate(self.stochastic_depth, blocks_before, sum(self.depths))
                 x = block(
                     width,
                     stride,
@@ -139,6 +162,6 @@ class ResNet(nn.Module):
                     self.dtype,
                     name=f"stage_{s}_block_{b}",
                 )(constrain_to_batch(x), deterministic)
-                done += 1
+                blocks_before += 1
             grids.append(x)
         return grids, x.mean((1, 2))

@@ -1,4 +1,4 @@
-"""Token ids, or cached words, to Features: a backbone's hidden states become words, and a pooled embedding."""
+"""Text encoders: token ids or cached text to Features. Hidden states become words, and there is a pooled embedding."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,14 +9,18 @@ from mefn_jax.features import make_features
 
 
 class TextEncoder(nn.Module):
-    """`[CLS] words [SEP] [PAD]...`, ids int32 and mask bool `(B, L)`, True from [CLS] to [SEP] -> Features: M = L - 2
-    words and `pooled` in the joint space of `dim`.
+    """Text encoder: token ids int32 `(B, L)` and mask bool `(B, L)` -> Features of M = L - 2 words.
+
+    A row of ids is `[CLS] words [SEP] [PAD]...`; its mask is True from [CLS] to [SEP]. Words are projected by
+    docs/method.md, Eq. 7.
 
     Attributes:
         backbone: a Linen module `(ids, mask, deterministic) -> (hidden states (B, L, C), pooled (B, C))`.
-        dim: D, the width of the joint space; 0 for the backbone's own states as they are (VSE++'s and SCAN's GRU).
-        pooling: what becomes `pooled`: "tower" for the backbone's own, else a name of `pooling.POOLINGS`, of words.
-        channel_dropout: the chance that a channel of all words of a text is dropped in training.
+        dim: D, the width of the joint space; 0 takes the backbone's states without a projection (VSE++'s and SCAN's
+            GRU).
+        pooling: source of `pooled`: "tower" for the backbone's own pooled state, or a name of `pooling.POOLINGS` for a
+            pooling of the words.
+        channel_dropout: probability that a channel is dropped in training, in all words of a text at once.
     """
 
     backbone: nn.Module
@@ -37,19 +41,20 @@ class TextEncoder(nn.Module):
         return make_features(words, word_mask, pooled)
 
     def backbone_features(self, ids, mask, deterministic=True):
-        """The backbone's states before any projection: words `(B, M, C)`, their mask `(B, M)`, pooled `(B, C)`."""
+        """Returns the backbone's states before any projection: words `(B, M, C)`, their mask `(B, M)`, pooled
+        `(B, C)`."""
         hidden, pooled = self.backbone(ids, mask, deterministic)
-        # Dropping the first column and one more True leaves the words: [SEP] sits behind the last one.
+        # Word m is token m + 1, as [CLS] comes first. It exists if token m + 2 does, which is at the latest [SEP].
         return hidden[:, 1:-1], mask[:, 2:], pooled
 
 
 class CachedTextEncoder(nn.Module):
-    """Words float `(B, M, C)` that a frozen tower has written, and their mask bool `(B, M)` -> Features.
+    """Encoder of cached text: words float `(B, M, C)` of a frozen tower, and their mask bool `(B, M)` -> Features.
 
     Attributes:
         dim: D, the width of the joint space.
-        pooling: what becomes `pooled`: a name of `pooling.POOLINGS`, of the projected words.
-        channel_dropout: as for `TextEncoder`.
+        pooling: a name of `pooling.POOLINGS`, applied to the projected words.
+        channel_dropout: as in `TextEncoder`.
     """
 
     dim: int
@@ -64,6 +69,6 @@ class CachedTextEncoder(nn.Module):
         return make_features(words, mask, Pool(self.pooling, name="pooling")(words, mask))
 
     def backbone_features(self, words, mask, deterministic=True):
-        """As of `TextEncoder`: the words as they are, zero where masked, and their mean."""
+        """Returns the words as they are but zero where masked, their mask, and their mean `(B, C)` as `pooled`."""
         words = jnp.where(mask[..., None], words, 0).astype(jnp.float32)
         return words, mask, mean_pool(words, mask)

@@ -1,4 +1,4 @@
-"""The Transformer that ViT, CLIP (pre-norm) and BERT (post-norm) share. B items, L positions, C width, H heads."""
+"""Transformer shared by ViT and CLIP (pre-norm) and BERT (post-norm). B items, L positions, C width, H heads."""
 
 import functools
 
@@ -9,26 +9,28 @@ import numpy as np
 
 from mefn_jax.runtime.sharding import constrain_to_batch
 
-MASKED_LOGIT = -1e30  # a logit that gets no weight
-# What is computed again: nothing; all but the outputs of matrix products; all but each block's input.
+MASKED_LOGIT = -1e30  # a logit so low that its softmax is exactly 0
+# Activation checkpointing: none; keep only the outputs of matrix products; keep only the input of each block.
 REMAT = {"none": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "blocks": None}
 
 
 def with_remat(block, remat: str, deterministic: int):
-    """`block`, a module class, so that its backward pass computes again what REMAT's `remat` says; `deterministic` is
-    the place of this argument of its call, self counted."""
+    """Wraps `block`, a module class, in `nn.remat` by the policy `REMAT[remat]`.
+
+    `deterministic` is the position of that argument of the module's call, counting self.
+    """
     if remat == "none":
         return block
     return nn.remat(block, static_argnums=(deterministic,), policy=REMAT[remat])
 
 
 def quick_gelu(x):
-    """CLIP's activation (Radford et al. 2021)."""
+    """Computes CLIP's activation (Radford et al. 2021), an approximation of GELU."""
     return x * nn.sigmoid(1.702 * x)
 
 
 tanh_gelu = functools.partial(nn.gelu, approximate=True)
-ACTIVATIONS = {  # by their names in Hugging Face configurations
+ACTIVATIONS = {  # the keys are the names in Hugging Face configurations
     "gelu": functools.partial(nn.gelu, approximate=False),
     "gelu_new": tanh_gelu,
     "gelu_pytorch_tanh": tanh_gelu,
@@ -39,13 +41,20 @@ ACTIVATIONS = {  # by their names in Hugging Face configurations
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention `(B, L, C) -> (B, L, C)`; positions where `mask` `(B, L)` is False are not attended,
-    nor, if `causal`, are later ones."""
+    """Multi-head self-attention `(B, L, C) -> (B, L, C)`. Positions where `mask` `(B, L)` is False are not attended to.
+
+    Attributes:
+        heads: the number of heads; must divide C.
+        dropout: rate on the attention weights.
+        causal: no position attends to later ones.
+        qkv_bias: query, key and value have a bias.
+        dtype: of the computation.
+    """
 
     heads: int
     dropout: float = 0.0
     causal: bool = False
-    qkv_bias: bool = True  # of query, key and value
+    qkv_bias: bool = True
     dtype: str = "float32"
 
     @nn.compact
@@ -54,14 +63,14 @@ class SelfAttention(nn.Module):
         if width % self.heads:
             raise ValueError(f"width {width} is not divisible by {self.heads} heads")
         size = width // self.heads
-        # One matrix for all heads: a product with a third axis is slower on CPUs.
+        # One matrix for all heads, because a product with a third axis is slower on CPUs.
         q, k, v = (
             nn.Dense(width, self.qkv_bias, self.dtype, name=name)(x).reshape(
                 *x.shape[:2], self.heads, size
             )  # (B, L, H, C/H)
             for name in ("query", "key", "value")
         )
-        # The softmax is float32 whatever the rest is computed in.
+        # The softmax is computed in float32 whatever dtype is.
         logits = jnp.einsum("blhc,bmhc->bhlm", q, k, preferred_element_type=jnp.float32) / np.sqrt(size)
         if mask is not None:
             logits = jnp.where(mask[:, None, None, :], logits, MASKED_LOGIT)
@@ -73,8 +82,18 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer MLP, each with a residual; normalised before (`pre_norm`: ViT, CLIP) or after (BERT)
-    each. `skip` is the chance that training leaves a residual branch out of an item (see `skipped`)."""
+    """Transformer block: attention and a two-layer MLP, each with a residual connection.
+
+    Attributes:
+        heads: the number of attention heads.
+        mlp_width: hidden width of the MLP.
+        pre_norm: normalizes before attention and MLP (ViT, CLIP); False: after each residual sum (BERT).
+        dropout: rate in attention, after attention and after the MLP.
+        skip: probability that training leaves a residual branch out of an item (`stochastic_depth`).
+        eps: epsilon of the norms.
+        activation: a name of ACTIVATIONS.
+        causal: as in `SelfAttention`, and so are qkv_bias and dtype.
+    """
 
     heads: int
     mlp_width: int
@@ -110,28 +129,35 @@ class Block(nn.Module):
         return norm_2(x + mlp(x))
 
 
-def stochastic_depth(branch, chance: float, deterministic: bool):
-    """Stochastic depth (Huang et al. 2016): in training, an item's whole residual branch `(B, ...)` is left out with
-    this chance, and the others' are divided by `1 - chance`. Within a module."""
-    return nn.Dropout(chance, broadcast_dims=tuple(range(1, branch.ndim)), deterministic=deterministic)(branch)
+def stochastic_depth(branch, rate: float, deterministic: bool):
+    """Applies stochastic depth (Huang et al. 2016) to a residual branch `(B, ...)`.
+
+    In training, the branch of an item is set to zero as a whole with probability `rate`, and divided by `1 - rate`
+    otherwise. To be called within a module.
+    """
+    return nn.Dropout(rate, broadcast_dims=tuple(range(1, branch.ndim)), deterministic=deterministic)(branch)
 
 
-def stochastic_depth_rate(most: float, layer: int, layers: int) -> float:
-    """Stochastic depth's chance for a layer: it rises linearly from 0 at the first to `most` at the last."""
-    return most * layer / max(1, layers - 1)
+def stochastic_depth_rate(last_rate: float, layer: int, layers: int) -> float:
+    """Returns the rate of stochastic depth of layer `layer`, which rises linearly from 0 at the first layer to
+    `last_rate` at the last."""
+    return last_rate * layer / max(1, layers - 1)
 
 
 class Transformer(nn.Module, kw_only=True):
-    """The sizes that Transformer towers have in common, and their blocks.
+    """Base class of Transformer towers: the sizes that they have in common, and their blocks.
 
     Attributes:
-        width: C; layers, heads: their numbers; mlp_width: the hidden width of the blocks' MLP.
-        dropout: in attention, and after attention and MLP (BERT: after the embeddings too).
-        stochastic_depth: the chance of `skip_chance` at the last layer.
+        width: C, the number of channels.
+        layers: the number of blocks.
+        heads: the number of attention heads.
+        mlp_width: hidden width of the MLP.
+        dropout: rate in attention, after attention and after the MLP (BERT: after the embeddings too).
+        stochastic_depth: rate at the last layer (`stochastic_depth_rate`).
         activation: a name of ACTIVATIONS.
-        eps: of the norms.
-        dtype: what is computed in, "float32" or "bfloat16"; parameters are float32.
-        remat: a name of REMAT: what of the blocks is computed again in the backward pass instead of kept.
+        eps: epsilon of the norms.
+        dtype: of the computation, "float32" or "bfloat16"; parameters are float32.
+        remat: a name of REMAT, which activations of the blocks are kept for the backward pass.
     """
 
     width: int
@@ -145,8 +171,11 @@ class Transformer(nn.Module, kw_only=True):
     dtype: str = "float32"
     remat: str = "none"
 
-    def blocks(self, x, mask, deterministic, **kind):
-        """All blocks on `x` `(B, L, C)`; `kind` are pre_norm, causal and qkv_bias of `Block`. Within a compact method."""
+    def blocks(self, x, mask, deterministic, **options):
+        """Runs all blocks on `x` `(B, L, C)` and returns the same shape.
+
+        `options` are pre_norm, causal and qkv_bias of `Block`. To be called within a compact method.
+        """
         block = with_remat(Block, self.remat, deterministic=3)
         for k in range(self.layers):
             x = block(
@@ -158,6 +187,6 @@ class Transformer(nn.Module, kw_only=True):
                 activation=self.activation,
                 dtype=self.dtype,
                 name=f"layer_{k}",
-                **kind,
+                **options,
             )(constrain_to_batch(x), mask, deterministic)
         return constrain_to_batch(x)

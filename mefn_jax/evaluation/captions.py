@@ -1,4 +1,4 @@
-"""TODO."""
+"""Encodes captions that a user typed or keeps in a file, and says if the model cannot read them well."""
 
 import unicodedata
 
@@ -8,24 +8,31 @@ from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.runtime.console import print0, printable
 
 
-def encode_captions(evaluator: Evaluator, params, lines: list[str], option: str):
-    """Features of captions. Says which are cut; raises ConfigError for one without words."""
-    most = evaluator.config.text.max_tokens
+def encode_captions(evaluator: Evaluator, params, captions: list[str], option: str):
+    """Returns the Features of captions; warns of a caption that is cut or has only unknown words.
+
+    Raises ConfigError, naming `option`, for a caption without words or that is not UTF-8, and for a model of cached
+    text.
+    """
+    max_tokens = evaluator.config.text.max_tokens
     if evaluator.config.text.arch == "cached":
-        raise ConfigError(f"{option}: this model takes cached words, not captions")
-    for line in lines:
-        if any(unicodedata.category(c) == "Cs" for c in line):
-            raise ConfigError(f"{option}={printable(line)}: is not UTF-8")
-        if not has_words(evaluator, line):
-            raise ConfigError(f"{option}={line!r}: a caption without words")
-        if set(evaluator.tokenizer.pieces(line)) == {UNK}:
-            print0(f"warning: the model knows no word of it: {line[:60]!r}")
-        count = evaluator.tokenizer.count(line)
-        if count > most:
-            print0(f"warning: {count} wordpieces, of which the model takes the first {most}: {line[:60]!r}...")
-    return evaluator.encode_captions(params, lines)
+        raise ConfigError(f"{option}: this model takes cached text, not captions")
+    for caption in captions:
+        if any(unicodedata.category(c) == "Cs" for c in caption):
+            raise ConfigError(f"{option}={printable(caption)}: is not UTF-8")
+        if not has_words(evaluator, caption):
+            raise ConfigError(f"{option}={caption!r}: a caption without words")
+        if set(evaluator.tokenizer.pieces(caption)) == {UNK}:
+            print0(f"warning: the model knows no word of this caption: {caption[:60]!r}")
+        count = evaluator.tokenizer.count(caption)
+        if count > max_tokens:
+            print0(
+                f"warning: a caption has {count} wordpieces, but the model reads only the first {max_tokens}: "
+                f"{caption[:60]!r}..."
+            )
+    return evaluator.encode_captions(params, captions)
 
 
-def has_words(evaluator: Evaluator, line: str) -> bool:
-    """Whether a caption says anything: more than spaces and punctuation, which some tokenizers keep as pieces."""
-    return any(unicodedata.category(c)[0] not in "PZC" for c in line) and evaluator.tokenizer.count(line) > 0
+def has_words(evaluator: Evaluator, caption: str) -> bool:
+    """Returns whether a caption has more than spaces and punctuation, which some tokenizers keep as wordpieces."""
+    return any(unicodedata.category(c)[0] not in "PZC" for c in caption) and evaluator.tokenizer.count(caption) > 0

@@ -1,4 +1,8 @@
-"""TODO."""
+"""CCA: canonical correlation analysis of mean features, for `train.init=cca` and for the CCA baseline.
+
+It finds linear maps of images and of captions under which true pairs correlate most (docs/method.md, Eq. 11). I images,
+C captions; X and Y are the widths of their features, K the number of dimensions.
+"""
 
 import dataclasses
 
@@ -24,8 +28,13 @@ class MeanFeatures:
 
 @dataclasses.dataclass(frozen=True)
 class CCA:
-    """`(x - mean_x) A` and `(y - mean_y) B` are near each other for true pairs: `A (X, K)`, `B (Y, K)`, by falling
-    correlation `(K,)`."""
+    """Two linear maps whose results correlate for true pairs: `(x - mean_x) A` and `(y - mean_y) B`.
+
+    Attributes:
+        mean_x, mean_y: means over all pairs, `(X,)` and `(Y,)`.
+        A, B: `(X, K)` and `(Y, K)`, columns by falling correlation.
+        correlations: `(K,)`, of each pair of columns.
+    """
 
     mean_x: np.ndarray
     mean_y: np.ndarray
@@ -34,29 +43,29 @@ class CCA:
     correlations: np.ndarray
 
     def projections(self, power: float, dim: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first `dim` columns of A and B, times their correlation to the `power`."""
+        """Returns the first `dim` columns of A and B, each multiplied by its correlation to the `power`."""
         weights = self.correlations[:dim] ** power
         return self.A[:, :dim] * weights, self.B[:, :dim] * weights
 
 
 def mean_features(evaluator: Evaluator, params, split: Split) -> MeanFeatures:
-    """The states that the encoders project, averaged over an image's regions or a caption's words."""
+    """Returns the states that the encoders project, averaged over an image's regions or over a caption's words."""
     model, c = evaluator.model, evaluator.config
     size = round_up(c.eval.batch_size, evaluator.mesh.size)
-    mine = local_rows(evaluator.mesh, size)
 
-    def of_images(params, regions):
+    def average_regions(params, regions):
         return mean_pool(*model.image.apply({"params": params["image"]}, regions, method="backbone_features"))
 
-    def of_texts(params, ids, mask):
+    def average_words(params, ids, mask):
         return mean_pool(*model.text.apply({"params": params["text"]}, ids, mask, method="backbone_features")[:2])
 
     everywhere, rows = replicated(evaluator.mesh), batch_sharding(evaluator.mesh)
-    encode_images = jax.jit(of_images, in_shardings=(None, rows), out_shardings=everywhere)
-    encode_texts = jax.jit(of_texts, in_shardings=(None, rows, rows), out_shardings=everywhere)
+    encode_images = jax.jit(average_regions, in_shardings=(None, rows), out_shardings=everywhere)
+    encode_texts = jax.jit(average_words, in_shardings=(None, rows, rows), out_shardings=everywhere)
+    process_rows = local_rows(evaluator.mesh, size)
     images = [
         np.asarray(encode_images(params, from_local_rows(evaluator.mesh, batch)))[:number]
-        for batch, number in pipeline.image_batches(split, None, size, c.data.threads, rows=mine)
+        for batch, number in pipeline.image_batches(split, None, size, c.data.threads, rows=process_rows)
     ]
     texts = [
         np.asarray(encode_texts(params, *from_full_copy(rows, (ids, mask))))[:number]
@@ -65,41 +74,44 @@ def mean_features(evaluator: Evaluator, params, split: Split) -> MeanFeatures:
     return MeanFeatures(np.concatenate(images), np.concatenate(texts), split.caption_image)
 
 
-def fit_cca(found: MeanFeatures, ridge_x: float, ridge_y: float) -> CCA:
-    """Regularised CCA of all (image, caption) pairs; ridges are in units of the features' mean variance. Raises
-    DataError if all images, or all captions, are the same."""
-    for what, features in (("images", found.images), ("captions", found.texts)):
-        if not np.ptp(features, axis=0).any():
+def fit_cca(features: MeanFeatures, ridge_x: float, ridge_y: float) -> CCA:
+    """Fits regularized CCA to all (image, caption) pairs (docs/method.md, Eq. 11).
+
+    Ridges are in units of the features' mean variance. Raises DataError if all images, or all captions, have the same
+    features.
+    """
+    for kind, values in (("images", features.images), ("captions", features.texts)):
+        if not np.ptp(values, axis=0).any():
             raise DataError(
-                f"all training {what} have the same features; look at them with python -m mefn_jax.show_data"
+                f"all training {kind} have the same features; look at them with python -m mefn_jax.show_data"
             )
-    x, y = found.images.astype(np.float64), found.texts.astype(np.float64)
-    captions = np.bincount(found.image_index, minlength=len(x))[:, None]  # an image counts once a caption
+    x, y = features.images.astype(np.float64), features.texts.astype(np.float64)
+    captions = np.bincount(features.image_index, minlength=len(x))[:, None]  # an image counts once for each caption
     mean_x, mean_y = (captions * x).sum(0) / len(y), y.mean(0)
     x, y = x - mean_x, y - mean_y
-    of_image = np.zeros((len(x), y.shape[1]))
-    np.add.at(of_image, found.image_index, y)
-    whiten_x = _whitening(x.T @ (captions * x) / len(y), ridge_x)
-    whiten_y = _whitening(y.T @ y / len(y), ridge_y)
-    left, correlations, right = np.linalg.svd(whiten_x @ (x.T @ of_image / len(y)) @ whiten_y, full_matrices=False)
+    caption_sums = np.zeros((len(x), y.shape[1]))  # of each image's captions
+    np.add.at(caption_sums, features.image_index, y)
+    whiten_x = _compute_whitening(x.T @ (captions * x) / len(y), ridge_x)
+    whiten_y = _compute_whitening(y.T @ y / len(y), ridge_y)
+    left, correlations, right = np.linalg.svd(whiten_x @ (x.T @ caption_sums / len(y)) @ whiten_y, full_matrices=False)
     return CCA(mean_x, mean_y, whiten_x @ left, whiten_y @ right.T, correlations)
 
 
-def _whitening(covariance: np.ndarray, ridge: float) -> np.ndarray:
-    """`(covariance + ridge)^(-1/2)`, the ridge in units of the mean variance."""
+def _compute_whitening(covariance: np.ndarray, ridge: float) -> np.ndarray:
+    """Returns `(covariance + ridge)^(-1/2)`, with the ridge in units of the mean variance."""
     values, vectors = np.linalg.eigh(covariance)
     values = np.maximum(values, 0) + ridge * values.mean()
     return (vectors / np.sqrt(values)) @ vectors.T
 
 
 def check_supports_cca(config) -> None:
-    """Raises ConfigError if a linear map cannot be the beginning of these encoders."""
+    """Raises ConfigError if CCA cannot initialize the projections of these encoders."""
     if config.image.arch != "regions" or config.image.regions.projection != "linear":
-        raise ConfigError("train.init=cca is for image.arch=regions with image.regions.projection=linear")
+        raise ConfigError("train.init=cca needs image.arch=regions with image.regions.projection=linear")
     if config.text.arch == "gru":
         raise ConfigError("train.init=cca: text.arch=gru has no projection; choose another, or train.init=random")
     poolings = {"image.pooling": config.image.pooling, "text.pooling": config.text.pooling}
     for key, pooling in poolings.items():
-        has_tower = key == "text.pooling" and config.text.arch != "cached"  # else the tower's own pooling is the mean
+        has_tower = key == "text.pooling" and config.text.arch != "cached"  # otherwise `tower` pools by the mean
         if pooling != "mean" and (pooling != "tower" or has_tower):
-            raise ConfigError(f"train.init=cca is of means, but {key} is {pooling}; set --config.{key}=mean")
+            raise ConfigError(f"train.init=cca uses means of features, but {key} is {pooling}; set --config.{key}=mean")

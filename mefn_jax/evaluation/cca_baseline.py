@@ -1,11 +1,12 @@
-"""Scores a linear map of frozen features, the row that a trained system has to beat: regularised CCA of mean regions
-and mean words.
+"""Scores CCA of frozen features, without training: the baseline that a trained system has to beat.
 
-    python -m mefn_jax.evaluation.cca_baseline --config=configs/precomputed.py --config.data.dir=DIR --config.data.cached_text=WORDS \\
-        --split=val --out=DIR [--held_out_images=500]
+    python -m mefn_jax.evaluation.cca_baseline --config=configs/precomputed.py --config.data.dir=DIR \\
+        --config.data.cached_text=WORDS --split=val --out=DIR [--held_out_images=500]
 
-Ridges and power are chosen by rSum on the last `held_out_images` images of train; then the map is made again of all of train
-(unless held_out itself is to be scored) and scored once. Writes `metrics.json` and `ranks.npz`, as `eval.py` does.
+The score of a pair is the cosine of the projected mean region and the projected mean word (docs/method.md, Eq. 11).
+Ridges and power are chosen by rSum on the last `held_out_images` images of train. Then CCA is fitted again to all of
+train (unless held_out itself is scored), and the split is scored once. Writes `metrics.json` and `ranks.npz`, as
+`eval.py` does.
 """
 
 import dataclasses
@@ -32,13 +33,14 @@ from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.runtime.storage import resolve_directory
 from mefn_jax.scoring.ranking import rank
 
+# The grid of hyperparameters: ridges of images and of texts, and the power of the correlations.
 RIDGES_X, RIDGES_Y = (1.0, 3.0, 10.0, 30.0), (0.03, 0.1, 0.3, 1.0)
 POWERS = (0.5, 1.0, 1.5)
 
 
 @dataclasses.dataclass(frozen=True)
 class CosineScores:
-    """`tiled.Scores`: cosines of projected mean features `(I, K)` and `(C, K)`."""
+    """Cosines of projected mean features, unit vectors `(I, K)` and `(C, K)`: a `tiles.Scores`."""
 
     images: np.ndarray
     texts: np.ndarray
@@ -47,21 +49,21 @@ class CosineScores:
         return self.images[rows] @ self.texts[columns].T
 
 
-def cosine_scores(linear: CCA, power: float, found: MeanFeatures) -> CosineScores:
-    """The map's scores of a split."""
-    A, B = linear.projections(power, len(linear.correlations))
-    sides = (found.images - linear.mean_x) @ A, (found.texts - linear.mean_y) @ B
-    return CosineScores(*(x / np.linalg.norm(x, axis=1, keepdims=True) for x in sides))
+def cosine_scores(cca: CCA, power: float, features: MeanFeatures) -> CosineScores:
+    """Returns the scores of a split by CCA, its correlations taken to the `power`."""
+    A, B = cca.projections(power, len(cca.correlations))
+    projected = (features.images - cca.mean_x) @ A, (features.texts - cca.mean_y) @ B
+    return CosineScores(*(x / np.linalg.norm(x, axis=1, keepdims=True) for x in projected))
 
 
 def choose_hyperparameters(train: MeanFeatures, held_out: MeanFeatures) -> tuple[float, float, float]:
-    """The ridges of images and texts and the power that give the highest rSum on held-out images."""
+    """Returns the ridges of images and of texts and the power that have the highest rSum on held-out images."""
     best = (-1.0,)
     for ridges in itertools.product(RIDGES_X, RIDGES_Y):
-        linear = fit_cca(train, *ridges)
+        cca = fit_cca(train, *ridges)
         for power in POWERS:
-            found = rank(cosine_scores(linear, power, held_out), held_out.image_index)
-            rsum = metrics.retrieval_metrics(*found.counts[1], held_out.image_index)["rsum"]
+            ranking = rank(cosine_scores(cca, power, held_out), held_out.image_index)
+            rsum = metrics.retrieval_metrics(*ranking.counts[1], held_out.image_index)["rsum"]
             best = max(best, (rsum, *ridges, power))
     print0(
         f"chosen on {len(held_out.images)} held-out images: ridges {best[1]:g}, {best[2]:g}, power {best[3]:g}, "
@@ -71,7 +73,7 @@ def choose_hyperparameters(train: MeanFeatures, held_out: MeanFeatures) -> tuple
 
 
 def concatenate_means(first: MeanFeatures, second: MeanFeatures) -> MeanFeatures:
-    """The means of two splits as one."""
+    """Returns the mean features of two splits as those of one."""
     return MeanFeatures(
         np.concatenate([first.images, second.images]),
         np.concatenate([first.texts, second.texts]),
@@ -80,25 +82,28 @@ def concatenate_means(first: MeanFeatures, second: MeanFeatures) -> MeanFeatures
 
 
 def evaluate_cca(config, split: str, held_out_images: int, out: str) -> dict:
-    """Chooses, fits and scores; see above. Returns what `metrics.json` holds. Raises ConfigError or DataError."""
+    """Chooses hyperparameters, fits CCA and scores a split (see the module's docstring).
+
+    Returns the report that is written to `metrics.json`. Raises ConfigError or DataError.
+    """
     validate(config)
     check_supports_cca(config)
     out = resolve_directory("--out", out)
     config = config.copy_and_resolve_references().unlock()
     config.data.held_out_images = held_out_images
     dataset, name = open_dataset(config), SPLIT_ALIASES.get(split, split)
-    splits = {part: dataset.split(part) for part in ("train", HELD_OUT, name)}
-    config, found, json = towers.load_pretrained(fill_data_widths(config, splits[name]))
-    tokenizer = make_tokenizer(config, json or dataset.tokenizer_json)
+    splits = {split_name: dataset.split(split_name) for split_name in ("train", HELD_OUT, name)}
+    config, pretrained, tokenizer_json = towers.load_pretrained(fill_data_widths(config, splits[name]))
+    tokenizer = make_tokenizer(config, tokenizer_json or dataset.tokenizer_json)
     model = build_model(config, tokenizer.vocab_size)
     params = model.init(jax.random.key(0), *dummy_inputs(config))
-    params = towers.insert_pretrained(params, found)
+    params = towers.insert_pretrained(params, pretrained)
     evaluator = Evaluator(model, tokenizer, config, make_mesh())
-    features = {part: mean_features(evaluator, params, opened) for part, opened in splits.items()}
-    train, held = features["train"], features[HELD_OUT]
-    ridge_x, ridge_y, power = choose_hyperparameters(train, held)
-    whole = train if name == HELD_OUT else concatenate_means(train, held)
-    scores = cosine_scores(fit_cca(whole, ridge_x, ridge_y), power, features[name])
+    features = {split_name: mean_features(evaluator, params, opened) for split_name, opened in splits.items()}
+    train, held_out = features["train"], features[HELD_OUT]
+    ridge_x, ridge_y, power = choose_hyperparameters(train, held_out)
+    fit_features = train if name == HELD_OUT else concatenate_means(train, held_out)
+    scores = cosine_scores(fit_cca(fit_features, ridge_x, ridge_y), power, features[name])
     evaluator.config.unlock().model = "linear_map"
     report, ranks = evaluate.rank_and_report(evaluator, scores, "CCA", dataset, splits[name])
     image = {"power_norm": config.image.regions.power_norm}
@@ -108,16 +113,20 @@ def evaluate_cca(config, split: str, held_out_images: int, out: str) -> dict:
 
 
 def define_flags() -> None:
+    """Defines the flags of the command."""
     define_config_flag("configs/precomputed.py")
-    flags.DEFINE_string("split", "test", "What is scored: val, test or held_out.")
-    flags.DEFINE_integer("held_out_images", 500, "Images at the end of train that ridges and power are chosen on.", 1)
-    flags.DEFINE_string("out", "", "Where metrics.json and ranks.npz go.")
+    flags.DEFINE_string("split", "test", "Split to score: val, test or held_out.")
+    flags.DEFINE_integer(
+        "held_out_images", 500, "Number of images at the end of train on which ridges and power are chosen.", 1
+    )
+    flags.DEFINE_string("out", "", "Directory for metrics.json and ranks.npz.")
 
 
 def main() -> None:
+    """Runs the command."""
     f = flags.FLAGS
     if not f.out:
-        raise ConfigError("--out=DIR is missing: where metrics.json and ranks.npz go")
+        raise ConfigError("--out=DIR is missing: give a directory for metrics.json and ranks.npz")
     evaluate_cca(f.config, f.split, f.held_out_images, f.out)
 
 

@@ -1,4 +1,8 @@
-"""Evaluates a trained model on a split (DESIGN.md 8): the table of recalls, `metrics.json` and `ranks.npz`."""
+"""Evaluates a model on a split: prints the table of recalls, and writes `metrics.json` and `ranks.npz`.
+
+The protocol and the files are described in docs/evaluation.md, the metrics in docs/method.md, section 13. I images, C
+captions.
+"""
 
 import contextlib
 import dataclasses
@@ -26,18 +30,19 @@ from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.storage import resolve_directory, write_atomic
 from mefn_jax.scoring.ranking import list_tiles, rank
 
-TOP = 10  # captions of every image, and images of every caption, that are kept
+TOP = 10  # best captions of every image, and best images of every caption, that ranks.npz keeps
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationResult:
-    """An evaluated model, and what it was evaluated on.
+    """An evaluated model with its split and its results.
 
     Attributes:
         evaluator, params: the model.
-        split: what was scored; `images`, `texts` are its Features.
-        report: what `metrics.json` holds.
-        ranks: what `ranks.npz` holds (see `ranked`).
+        split: the split that was scored.
+        images, texts: Features of all images and of all captions of the split.
+        report: the content of `metrics.json`.
+        ranks: the content of `ranks.npz` (see `rank_and_report`).
     """
 
     evaluator: Evaluator
@@ -52,46 +57,56 @@ class EvaluationResult:
 def evaluate(
     workdir, data_dir: str, split: str, step: str, folds=(1,), out="", ema=False, save_scores="", rerank=""
 ) -> EvaluationResult:
-    """Evaluates a workdir's checkpoint on a split, prints the table, and writes `metrics.json` and `ranks.npz` into
-    `folder_of(workdir, split, out, ema)`. `save_scores` names a file for all scores; `rerank` asks for shortlists too
-    (`two_stage.shortlisted`)."""
+    """Evaluates a workdir's checkpoint on a split, prints the table, and writes `metrics.json` and `ranks.npz`.
+
+    The files go into `output_dir(workdir, split, out, ema)`. `folds`: numbers of folds; `save_scores`: a file for all
+    scores; `rerank`: if not empty, reranking is evaluated too (see `rerank.parse_rerank`).
+    """
     workdir, folder = resolve_directory("--workdir", workdir), output_dir(workdir, split, out, ema)
     require_local("--data_dir", data_dir)
-    evaluator, params, number = load_checkpoint(workdir, step, ema)
-    title = f"step {number}{', averaged' if ema else ''}"
-    found = evaluate_split(
+    evaluator, params, step_number = load_checkpoint(workdir, step, ema)
+    title = f"step {step_number}{', averaged' if ema else ''}"
+    result = evaluate_split(
         evaluator, params, title, data_dir, SPLIT_ALIASES.get(split, split), folds, save_scores, rerank
     )
-    found.report["step"] = number
+    result.report["step"] = step_number
     if ema:  # so that a comparison does not take it for another seed
-        found.report["config"]["evaluated"] = "averaged parameters"
-    write_results(folder, found.report, found.ranks)
-    return found
+        result.report["config"]["evaluated"] = "averaged parameters"
+    write_results(folder, result.report, result.ranks)
+    return result
 
 
 def output_dir(workdir, split: str, out: str = "", ema: bool = False) -> epath.Path:
-    """Where an evaluation goes: `out`, or `WORKDIR/eval/<split>/`, that of averaged parameters `<split>_ema`."""
+    """Returns the directory of an evaluation's files: `out`, or `WORKDIR/eval/<split>/`.
+
+    Averaged parameters have `WORKDIR/eval/<split>_ema/`.
+    """
     folder = resolve_directory("--workdir", workdir) / "eval" / (SPLIT_ALIASES.get(split, split) + "_ema" * ema)
     return resolve_directory("--out", out) if out else folder
 
 
 def zero_shot(config, data_dir: str, split: str, folds=(1,), out: str = "", save_scores="") -> dict:
-    """Evaluates the pretrained towers that a configuration names, without training (see `evaluator.untrained`). Prints
-    the table, and writes as `evaluate` does if `out` is given."""
+    """Evaluates the pretrained towers of a configuration without training (see `evaluator.load_zero_shot`).
+
+    Prints the table, writes the files of `evaluate` if `out` is not empty, and returns the report.
+    """
     out = out and resolve_directory("--out", out)
     require_local("--data_dir", data_dir)
     require_local("data.dir", config.data.dir)
     evaluator, params = load_zero_shot(config)
-    found = evaluate_split(
+    result = evaluate_split(
         evaluator, params, "zero-shot", data_dir, SPLIT_ALIASES.get(split, split), folds, save_scores
     )
     if out:
-        write_results(out, found.report, found.ranks)
-    return found.report
+        write_results(out, result.report, result.ranks)
+    return result.report
 
 
 def open_split(evaluator: Evaluator, data_dir: str, split_name: str) -> tuple[Dataset, Split]:
-    """The data set, of `data_dir` or as configured, and a split that the model can take."""
+    """Opens the data set (`data_dir`, or the configured one if it is empty) and one of its splits.
+
+    Raises ConfigError if the model cannot take the split.
+    """
     config = evaluator.config
     if data_dir:
         config.data.dir = data_dir
@@ -104,31 +119,37 @@ def open_split(evaluator: Evaluator, data_dir: str, split_name: str) -> tuple[Da
 def evaluate_split(
     evaluator: Evaluator, params, title: str, data_dir: str, split_name: str, folds, save_scores="", rerank=""
 ) -> EvaluationResult:
-    """Scores a split, of `data_dir` or of the configured data; else as `ranked`."""
+    """Scores a split of `data_dir` or of the configured data, and prints its results (see `rank_and_report`).
+
+    Drawn scenes get the pointing game too, and a `rerank` that is not empty compares reranking with scoring all pairs.
+    Raises ConfigError if the folds do not divide the images, or if reranking is not possible.
+    """
     dataset, split = open_split(evaluator, data_dir, split_name)
     check_folds(folds, split)
-    listed = reranking.parse_rerank(rerank, split.num_images)
-    if listed and not evaluator.model.has_tile:
-        raise ConfigError(f"--rerank: the matcher of model={evaluator.config.model} has no tile to score pairs with")
-    if listed and 1 not in folds:
+    num_candidates = reranking.parse_rerank(rerank, split.num_images)
+    if num_candidates and not evaluator.model.has_tile:
+        raise ConfigError(f"--rerank: the matcher of model={evaluator.config.model} has no score_tile, which it needs")
+    if num_candidates and 1 not in folds:
         raise ConfigError("--rerank needs the whole gallery: add 1 to --folds")
     images, texts = evaluator.encode(params, split)
     scores = evaluator.scores(params, images, texts)
-    if listed:  # what is timed is not compiled meanwhile
+    if num_candidates:  # compiles the scoring program first, so that the time of ranking is without compilation
         scores(*list_tiles(split.num_images, split.caption_image, 1)[0])
     report, ranks = rank_and_report(evaluator, scores, title, dataset, split, folds, save_scores)
     if "baselines" in report:  # drawn scenes
         report["pointing"] = pointing.pointing_accuracy(evaluator, params, images, texts, split)
         print_pointing(report["pointing"])
-    if listed:
-        whole = (report if folds[0] == 1 else report["other_folds"]["1"]) | {"seconds": report["seconds"]}
-        report["rerank"] = reranking.compare_reranking(evaluator, params, images, texts, split, listed, whole)
+    if num_candidates:
+        exhaustive = (report if folds[0] == 1 else report["other_folds"]["1"]) | {"seconds": report["seconds"]}
+        report["rerank"] = reranking.compare_reranking(
+            evaluator, params, images, texts, split, num_candidates, exhaustive
+        )
         reranking.print_reranking(report["rerank"])
     return EvaluationResult(evaluator, params, split, images, texts, report, ranks)
 
 
 def check_folds(folds: tuple[int, ...], split: Split) -> None:
-    """Raises ConfigError unless the folds divide the images; says so where they are not the published ones."""
+    """Raises ConfigError unless the numbers of folds divide the images; notes if folds are not the published ones."""
     for number in folds:
         if split.num_images % number:
             raise ConfigError(f"--folds={number}: does not divide the {split.num_images} images of {split.name}")
@@ -139,89 +160,100 @@ def check_folds(folds: tuple[int, ...], split: Split) -> None:
 def rank_and_report(
     evaluator: Evaluator, scores, title: str, dataset: Dataset, split: Split, folds=(1,), save_scores=""
 ) -> tuple[dict, dict]:
-    """Ranks a split by `scores` and prints the table. `folds` are numbers of folds, of which the first is what the
-    report is of; `save_scores` names a file for all scores. Returns the report and the ranks: `{i2t (I,), t2i (C,),
-    caption_image (C,)}`, the captions' scores with their own image, `positive_scores`, and the TOP best of every query,
-    `i2t_top`, `t2i_top` and their scores."""
+    """Ranks a split by `scores`, prints the table, and returns the report and the ranks.
+
+    `folds`: numbers of folds to average over; the report is about the first. `save_scores`: a file for all scores.
+    Ranks: `i2t (I,)`, `t2i (C,)`, `caption_image (C,)`, `positive_scores (C,)`, and the TOP best results of every
+    query, `i2t_top`, `t2i_top`, with their scores, `i2t_top_scores`, `t2i_top_scores`.
+    """
     config, name = evaluator.config, f"{evaluator.config.model} ({title})"
     if split.skipped:
         print0(f"left out {len(split.skipped)} images that cannot be decoded: {', '.join(split.skipped[:5])}")
     if save_scores and 1 not in folds:
         raise ConfigError("--save_scores needs the whole gallery: add 1 to --folds")
-    with open_score_file(save_scores, split) as whole:
-        found = rank(scores, split.caption_image, folds, TOP, bar=True, save_to=whole)
-    results = {number: fold_metrics(found.counts[number], split, number) for number in folds}
+    with open_score_file(save_scores, split) as score_file:
+        ranking = rank(scores, split.caption_image, folds, TOP, show_progress=True, save_to=score_file)
+    results = {number: fold_metrics(ranking.counts[number], split, number) for number in folds}
     rows = {name: results[folds[0]]}
-    known = twins.find_twins(split) if folds[0] == 1 else None
-    if known:
-        others = {
+    scene_twins = twins.find_twins(split) if folds[0] == 1 else None
+    if scene_twins:
+        baseline_scores = {
             "caption words": baselines.caption_word_overlap(split),
-            "colour histogram": baselines.color_histogram(dataset.split("train"), split),
+            "color histogram": baselines.color_histogram(dataset.split("train"), split),
         }
         rows |= {
-            key: fold_metrics(rank(other, split.caption_image).counts[1], split, 1) for key, other in others.items()
+            key: fold_metrics(rank(baseline, split.caption_image).counts[1], split, 1)
+            for key, baseline in baseline_scores.items()
         }
-        for (result, _), scoring in zip(rows.values(), [scores, *others.values()], strict=True):
-            result["twins"] = twins.twin_accuracy(known, scoring)
+        for (result, _), row_scores in zip(rows.values(), [scores, *baseline_scores.values()], strict=True):
+            result["twins"] = twins.twin_accuracy(scene_twins, row_scores)
     report, ranks = rows[name]
     report |= {"protocol": describe_protocol(config, split, folds[0])}
-    if known:
-        report["protocol"]["ambiguous_captions"] = 100.0 * known.shared
+    if scene_twins:
+        report["protocol"]["ambiguous_captions"] = 100.0 * scene_twins.shared
         report["baselines"] = {key: result for key, (result, _) in list(rows.items())[1:]}
     print_table(rows, report["protocol"], split, folds[0])
     for number in folds[1:]:
         print_table({name: results[number]}, describe_protocol(config, split, number), split, number)
         report.setdefault("other_folds", {})[str(number)] = results[number][0]
-    report |= {"seconds": found.seconds, "config": config.to_dict(), "versions": versions()}
-    best = {"i2t": found.top_captions, "t2i": found.top_images}
-    tops = {f"{side}_top": b.positions for side, b in best.items()}
-    tops |= {f"{side}_top_scores": b.scores for side, b in best.items()}
-    return report, ranks | {"caption_image": split.caption_image, "positive_scores": found.positive_scores} | tops
+    report |= {"seconds": ranking.seconds, "config": config.to_dict(), "versions": versions()}
+    top_results = {"i2t": ranking.top_captions, "t2i": ranking.top_images}
+    top_arrays = {f"{side}_top": top.positions for side, top in top_results.items()}
+    top_arrays |= {f"{side}_top_scores": top.scores for side, top in top_results.items()}
+    pairs = {"caption_image": split.caption_image, "positive_scores": ranking.positive_scores}
+    return report, ranks | pairs | top_arrays
 
 
 @contextlib.contextmanager
 def open_score_file(path, split: Split):
-    """A float32 array `(I, C)` on disk at `path`, a .npy file, which appears when all is well; None without a path or
-    on another process."""
+    """Yields a float32 array `(I, C)` on disk, to become the .npy file `path`; None without a path.
+
+    The file appears under its name only if the body of the `with` statement succeeds. Process 0 alone writes it: the
+    others get None. Raises ConfigError if it cannot be written.
+    """
     if not path or jax.process_index():
         yield None
         return
     path = Path(path)
-    part = path.with_name(path.name + ".part")
+    unfinished = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        array = np.lib.format.open_memmap(part, "w+", np.float32, (split.num_images, split.num_captions))
+        array = np.lib.format.open_memmap(unfinished, "w+", np.float32, (split.num_images, split.num_captions))
     except OSError as e:
         raise ConfigError(f"--save_scores={path}: cannot be written ({e})") from e
     try:
         yield array
         array.flush()
-        part.replace(path)
+        unfinished.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     print0(f"wrote {path}: scores float32 {split.num_images} x {split.num_captions}, images by captions")
 
 
 def fold_metrics(counts, split: Split, folds: int) -> tuple[dict, dict]:
-    """Metrics averaged over consecutive folds of the images, and the ranks inside the folds `{i2t (I,), t2i (C,)}`."""
+    """Returns the metrics averaged over consecutive folds of the images, and the ranks within the folds.
+
+    `counts`: `(n_i2t, n_t2i)` of `scoring.ranking.rank`. Ranks: `{"i2t": (I,), "t2i": (C,)}`.
+    """
     size, results, ranks = split.num_images // folds, [], []
-    for first in range(0, split.num_images, size):
-        part = slice(int(split.caption_offsets[first]), int(split.caption_offsets[first + size]))
-        inside = *(n[part] for n in counts), split.caption_image[part] - first
-        results.append(metrics.retrieval_metrics(*inside))
-        ranks.append(metrics.best_ranks(*inside))
+    for first_image in range(0, split.num_images, size):
+        captions = slice(int(split.caption_offsets[first_image]), int(split.caption_offsets[first_image + size]))
+        fold = *(n[captions] for n in counts), split.caption_image[captions] - first_image
+        results.append(metrics.retrieval_metrics(*fold))
+        ranks.append(metrics.best_ranks(*fold))
     i2t, t2i = (np.concatenate(r) for r in zip(*ranks, strict=True))
     return metrics.average_metrics(results), {"i2t": i2t, "t2i": t2i}
 
 
 def write_results(folder: epath.Path, report: dict, ranks: dict) -> None:
+    """Writes `metrics.json` and `ranks.npz` into a folder, on process 0. Raises DataError if that is not possible."""
     if jax.process_index():
         return
-    arrays = io.BytesIO()
-    np.savez(arrays, **ranks)
+    ranks_file = io.BytesIO()
+    np.savez(ranks_file, **ranks)
     try:
         write_atomic(folder / "metrics.json", json.dumps(report, indent=1).encode())
-        write_atomic(folder / "ranks.npz", arrays.getvalue())
+        write_atomic(folder / "ranks.npz", ranks_file.getvalue())
     except OSError as e:
         raise DataError(f"{folder}: cannot be written ({e})") from e
     print0(f"wrote {folder}/metrics.json and ranks.npz")

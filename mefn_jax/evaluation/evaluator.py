@@ -1,4 +1,7 @@
-"""A model compiled for evaluation: encodes a split, scores all pairs; from a training run or from its checkpoint."""
+"""A model compiled for evaluation: encodes a split and scores pairs.
+
+Training makes one of its run; `load_checkpoint` and `load_zero_shot` make one of a checkpoint and of pretrained CLIP.
+"""
 
 import dataclasses
 import functools
@@ -35,7 +38,10 @@ from mefn_jax.scoring.tiles import TILE_CAPTIONS, TiledScores, even_slices
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """A model's compiled encoders and matcher on a mesh, made once and used for every evaluation of a run."""
+    """A model compiled for evaluation: its encoders and its matcher on a mesh.
+
+    It is made once and used for every evaluation of a run, so that nothing is compiled twice.
+    """
 
     model: Model
     tokenizer: Tokenizer
@@ -43,7 +49,8 @@ class Evaluator:
     mesh: jax.sharding.Mesh
 
     @functools.cached_property
-    def _compiled(self):
+    def _programs(self):
+        """Returns the compiled programs: encode_images, encode_texts, score, embed, explain, hub_offsets."""
         everywhere, rows = replicated(self.mesh), batch_sharding(self.mesh)
         return (
             jax.jit(self.model.encode_images, in_shardings=(None, rows), out_shardings=everywhere),
@@ -55,82 +62,92 @@ class Evaluator:
         )
 
     @functools.cached_property
-    def _lists(self):
+    def _reranker(self):
         return rerank.compile_reranker(self.model.score_tile, self.mesh)
 
     def rerank(self, params, images: Features, texts: Features, k: int) -> rerank.Candidates:
-        """The scores of each caption with k images, near ones (see `shortlist.py`)."""
-        coarse = [self.embed(params, features) for features in (images, texts)]
+        """Returns k candidates for each caption, with the matcher's scores (docs/method.md, Eqs. 35, 64, 65)."""
+        embeddings = [self.embed(params, features) for features in (images, texts)]
         mib = score_tile_mib(self.config, self.mesh)
-        levels = self._compiled[5](params, images, texts)  # not `levels`, which would wait for it
-        found = rerank.score_candidates(self._lists, params, images, texts, *coarse, k, self.mesh, mib)
-        of_images, of_texts = map(np.asarray, levels)
-        return dataclasses.replace(found, scores=found.scores - of_images[found.images] - of_texts[:, None])
+        offsets = self._programs[5](params, images, texts)  # not `self.hub_offsets`, which would wait for the result
+        candidates = rerank.score_candidates(self._reranker, params, images, texts, *embeddings, k, self.mesh, mib)
+        image_offsets, text_offsets = map(np.asarray, offsets)
+        scores = candidates.scores - image_offsets[candidates.images] - text_offsets[:, None]
+        return dataclasses.replace(candidates, scores=scores)
 
     def encode(self, params, split: Split) -> tuple[Features, Features]:
-        """Features of all images and all captions of a split, as NumPy arrays in source order."""
-        encode_images = self._compiled[0]
+        """Returns the Features of all images and of all captions of a split, as NumPy arrays in source order."""
+        encode_images = self._programs[0]
         c = self.config
         size = round_up(c.eval.batch_size, self.mesh.size)
-        image_parts = [
+        image_batches = [
             _to_host(encode_images(params, from_local_rows(self.mesh, images)), number)
             for images, number in pipeline.image_batches(
                 split, resize_from_config(c.image), size, c.data.threads, rows=local_rows(self.mesh, size)
             )
         ]
-        return concatenate(image_parts), self._texts(params, pipeline.caption_batches(split, self.tokenizer, size))
+        text_batches = pipeline.caption_batches(split, self.tokenizer, size)
+        return concatenate(image_batches), self._encode_text_batches(params, text_batches)
 
-    def _texts(self, params, batches) -> Features:
-        encode = self._compiled[1]
+    def _encode_text_batches(self, params, batches) -> Features:
+        encode_texts = self._programs[1]
         return concatenate(
             [
-                _to_host(encode(params, *from_full_copy(batch_sharding(self.mesh), texts)), number)
+                _to_host(encode_texts(params, *from_full_copy(batch_sharding(self.mesh), texts)), number)
                 for *texts, number in batches
             ]
         )
 
     def encode_pixels(self, params, pixels: np.ndarray, number: int) -> Features:
-        """Features of the first `number` of a batch of images that every process has; its size is a multiple of the
-        devices."""
-        return _to_host(self._compiled[0](params, from_full_copy(batch_sharding(self.mesh), pixels)), number)
+        """Returns the Features of the first `number` images of a batch that every process has.
+
+        The size of the batch must be a multiple of the number of devices.
+        """
+        return _to_host(self._programs[0](params, from_full_copy(batch_sharding(self.mesh), pixels)), number)
 
     def encode_captions(self, params, captions: list[str]) -> Features:
-        """Features of captions."""
+        """Returns the Features of captions."""
         size = round_up(min(len(captions), self.config.eval.batch_size), self.mesh.size)
-        return self._texts(params, pipeline.text_batches(captions, self.tokenizer, size))
+        return self._encode_text_batches(params, pipeline.text_batches(captions, self.tokenizer, size))
 
     def embed(self, params, features: Features) -> np.ndarray:
-        """The vectors for shortlists, float32 `(B, D)`."""
-        some = [
+        """Returns the embeddings that choose candidates, float32 `(B, D)`."""
+        slices = [
             jax.tree.map(lambda x, rows=rows: x[rows], features)
             for rows in even_slices(len(features.mask), TILE_CAPTIONS)
         ]
-        return np.concatenate([np.asarray(self._compiled[3](params, x)) for x in some])
+        return np.concatenate([np.asarray(self._programs[3](params, x)) for x in slices])
 
     def explain(self, params, images: Features, texts: Features) -> dict:
-        """`Model.explain` of pairs, image k and text k: arrays `(B, ...)`."""
-        return self._compiled[4](params, *from_full_copy(replicated(self.mesh), (images, texts)))
+        """Returns the terms of pairs (see `Model.explain`), image k with text k, as arrays `(B, ...)`."""
+        return self._programs[4](params, *from_full_copy(replicated(self.mesh), (images, texts)))
 
     def scores(self, params, images: Features, texts: Features) -> TiledScores:
-        """All pairs' scores of encoded images and captions, a tile at a time."""
-        step = functools.partial(self._compiled[2], params)
+        """Returns the scores of all pairs of encoded images and captions, to be computed a tile at a time."""
+        score = functools.partial(self._programs[2], params)
         if not self.model.has_tile:
-            return TiledScores(step, images, texts, self.mesh, plain=True)
-        return TiledScores(step, images, texts, self.mesh, hub_offsets=self.hub_offsets(params, images, texts))
+            return TiledScores(score, images, texts, self.mesh, untiled=True)
+        return TiledScores(score, images, texts, self.mesh, hub_offsets=self.hub_offsets(params, images, texts))
 
     def hub_offsets(self, params, images: Features, texts: Features) -> tuple[np.ndarray, np.ndarray]:
-        """What is taken from the matcher's tiles of each image, float32 `(I,)`, and of each caption, `(C,)`."""
-        return tuple(np.asarray(x) for x in self._compiled[5](params, images, texts))
+        """Returns the hubness offsets of images, float32 `(I,)`, and of captions, `(C,)` (docs/method.md, Eq. 34).
+
+        They are subtracted from all scores of an image and of a caption, and are 0 without a hubness correction.
+        """
+        return tuple(np.asarray(x) for x in self._programs[5](params, images, texts))
 
     def evaluate(self, params, images: Features, texts: Features, split: Split) -> dict:
-        """`metrics.summarise` of an encoded split: what training looks at."""
-        found = rank(self.scores(params, images, texts), split.caption_image)
-        return metrics.retrieval_metrics(*found.counts[1], split.caption_image)
+        """Returns the `metrics.retrieval_metrics` of an encoded split, as training logs them."""
+        ranking = rank(self.scores(params, images, texts), split.caption_image)
+        return metrics.retrieval_metrics(*ranking.counts[1], split.caption_image)
 
 
 def compile_scorer(model: Model, mesh, mib: float):
-    """The compiled program that scores a tile: `tiled.compiled` of the matcher's `tile`; of a matcher without one,
-    `step(params, images, texts)` of Features."""
+    """Returns the compiled program that scores a tile.
+
+    It is `tiles.compile_tile_scorer` of the matcher's `score_tile`; for a matcher without one, it is
+    `score(params, images, texts)` of Features. `mib`: the largest regions x words array on a device, in MiB.
+    """
     if model.has_tile:
         return tiles.compile_tile_scorer(model.score_tile, mesh, mib)
     everywhere = replicated(mesh)
@@ -138,12 +155,12 @@ def compile_scorer(model: Model, mesh, mib: float):
 
 
 def score_tile_mib(config, mesh) -> float:
-    """`eval.score_tile_mib`, or what is fast on these devices."""
+    """Returns `eval.score_tile_mib`, or the default of these devices if it is 0 (docs/method.md, Eq. 50)."""
     return config.eval.score_tile_mib or default_score_tile_mib(mesh)
 
 
 def default_score_tile_mib(mesh) -> float:
-    """What is fast: in a processor's cache, or enough to keep an accelerator busy."""
+    """Returns a fast size of a score tile in MiB: it fits a CPU's cache, or keeps an accelerator busy."""
     return 1.0 if mesh.devices.flat[0].platform == "cpu" else 8.0
 
 
@@ -151,63 +168,63 @@ def _to_host(features: Features, number: int) -> Features:
     return jax.tree.map(lambda x: np.asarray(x)[:number], features)
 
 
-def concatenate(parts: list[Features]) -> Features:
-    """Features one after the other."""
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+def concatenate(batches: list[Features]) -> Features:
+    """Returns the items of several Features as one."""
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *batches)
 
 
 def load_checkpoint(workdir, step: str, ema: bool = False):
-    """A trained model: `(Evaluator, params, step)` from a workdir's checkpoint ("best", "latest" or a number); with
-    `ema`, the average of its parameters.
+    """Loads a trained model from a workdir's checkpoint: `(Evaluator, params, step)`.
 
-    Needs nothing but the checkpoint. Raises CheckpointError if there is none, it cannot be read, is of an
-    earlier version or has no average.
+    The checkpoint alone is enough. `step` is "best", "latest" or a number; `ema` takes the averaged parameters. Raises
+    CheckpointError if there is no such checkpoint, if it cannot be read, if an earlier version wrote it, or if it has
+    no averaged parameters.
     """
     mesh = make_mesh()
     with Checkpoints(workdir) as checkpoints:
-        number = checkpoints.resolve_step(step)
-        meta = checkpoints.meta(number)
+        step_number = checkpoints.resolve_step(step)
+        meta = checkpoints.meta(step_number)
         config = ml_collections.ConfigDict(meta["config"])
         if "score_tile_mib" not in config.eval:
             raise CheckpointError(
-                f"{workdir}: is of an earlier version (commit {meta['commit']}), whose configuration has no "
-                "eval.score_tile_mib; evaluate it there, or train anew"
+                f"{workdir}: was written by an earlier version (commit {meta['commit']}), whose configuration has no "
+                "eval.score_tile_mib; evaluate it with that version, or train again"
             )
         tokenizer = make_tokenizer(config, meta["tokenizer"])
         model = build_model(config, tokenizer.vocab_size)
         shapes = jax.eval_shape(model.init, jax.random.key(0), *dummy_inputs(config))
-        where = replicated(mesh)
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
+        sharding = replicated(mesh)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
         if ema and not config.train.get("ema_decay"):
-            raise CheckpointError(f"{workdir}: was trained without an average of its parameters (train.ema_decay)")
-        factors = optim.lr_multipliers(shapes, config.train.lr_multipliers, config.train.layer_decay)
-        trained = {"ema": optim.trainable(abstract, factors)} if ema else {}
-        found = checkpoints.restore(number, {"params": abstract} | trained)
-    params = optim.merge(found["ema"], found["params"]) if ema else found["params"]
-    return Evaluator(model, tokenizer, config, mesh), params, number
+            raise CheckpointError(
+                f"{workdir}: was trained without averaged parameters (train.ema_decay=0); leave --ema out"
+            )
+        multipliers = optim.lr_multipliers(shapes, config.train.lr_multipliers, config.train.layer_decay)
+        abstract_ema = {"ema": optim.select_trainable(abstract, multipliers)} if ema else {}
+        restored = checkpoints.restore(step_number, {"params": abstract} | abstract_ema)
+    params = optim.merge(restored["ema"], restored["params"]) if ema else restored["params"]
+    return Evaluator(model, tokenizer, config, mesh), params, step_number
 
 
 def load_zero_shot(config: ml_collections.ConfigDict):
-    """Pretrained towers scored by what they bring themselves, `model=clip`: `(Evaluator, params)`.
+    """Loads a pretrained CLIP without training it: `(Evaluator, params)`.
 
-    Raises ConfigError where something would be random: another model, or a tower that is not CLIP's.
+    Raises ConfigError for any model, tower or pooling that would leave parameters random.
     """
     check_options(config)
     if config.model != "clip":
-        raise ConfigError(
-            f"model={config.model} has to be trained; without training there is --config=FILE.py:model=clip"
-        )
+        raise ConfigError(f"model={config.model} has to be trained; without training, give --config=FILE.py:model=clip")
     if (config.image.pooling, config.text.pooling) != ("tower", "tower"):
-        raise ConfigError("image.pooling and text.pooling must be tower: the others pool what is not trained")
-    config, found, json = towers.load_pretrained(config)
-    lacking = [kind for kind in ("image", "text") if kind not in found or found[kind].projection is None]
+        raise ConfigError("image.pooling and text.pooling must be tower: other poolings need trained projections")
+    config, pretrained, tokenizer_json = towers.load_pretrained(config)
+    lacking = [kind for kind in ("image", "text") if kind not in pretrained or pretrained[kind].projection is None]
     if lacking:
         raise ConfigError(
             f"{lacking[0]}.pretrained={config[lacking[0]].pretrained!r}: give a CLIP checkpoint with its projection; "
             "any other tower has to be trained first"
         )
-    mesh, tokenizer = make_mesh(), make_tokenizer(config, json)
+    mesh, tokenizer = make_mesh(), make_tokenizer(config, tokenizer_json)
     towers.check_vocabulary(config, tokenizer.vocab_size)
     model = build_model(config, tokenizer.vocab_size)
-    params = towers.insert_pretrained(model.init(jax.random.key(0), *dummy_inputs(config)), found)
+    params = towers.insert_pretrained(model.init(jax.random.key(0), *dummy_inputs(config)), pretrained)
     return Evaluator(model, tokenizer, config, mesh), jax.device_put(params, replicated(mesh))

@@ -1,5 +1,8 @@
-"""Pointing accuracy on the drawn scenes: is a word's attention highest inside what it names? (The pointing game, Zhang
-et al. 2016: the highest point of a map against the box of the thing.)"""
+"""Pointing game on the drawn scenes: is the attention of a word highest inside the thing that the word names?
+
+After Zhang et al. 2016, who test whether the highest point of a heat map lies in the box of the object; docs/method.md,
+Eq. 63.
+"""
 
 import dataclasses
 
@@ -18,8 +21,8 @@ class NamedWord:
 
     Attributes:
         caption, image: positions in the split.
-        piece: its place among the caption's wordpieces.
-        boxes: `(K, 4)`, x0, y0, x1, y1 of the things, in image widths and heights.
+        piece: the wordpiece's position in the caption.
+        boxes: `(K, 4)`, x0, y0, x1, y1 of the things, as fractions of the image's width and height.
     """
 
     caption: int
@@ -29,62 +32,65 @@ class NamedWord:
 
 
 def named_words(split: Split, tokenizer) -> list[NamedWord]:
-    """The wordpieces of a split of drawn scenes that say what a thing is: its size, texture, colour or shape."""
-    found = []
+    """Returns the wordpieces of a split of drawn scenes that describe a thing: its size, texture, color or shape."""
+    words = []
     for image in range(split.num_images):
         record = split.record(image)
         things = np.array([thing["box"] for thing in record["scene"]["things"]])
-        numbers = tokenizer.encode(record["captions"])[2][:, 1:]  # without [CLS]
+        word_numbers = tokenizer.encode(record["captions"])[2][:, 1:]  # without [CLS]
         for k, caption in enumerate(record["scene"]["captions"]):
             for phrase, (start, stop) in zip(caption["meaning"]["phrases"], caption["spans"], strict=True):
-                inside = (numbers[k] > start) & (numbers[k] < stop)  # the first word is an article or a number
+                # The first word of a phrase, an article or a number, names nothing.
+                in_phrase = (word_numbers[k] > start) & (word_numbers[k] < stop)
                 boxes = things[list(phrase["things"])]
-                found += [
+                words += [
                     NamedWord(int(split.caption_offsets[image]) + k, image, int(j), boxes)
-                    for j in np.flatnonzero(inside)
+                    for j in np.flatnonzero(in_phrase)
                 ]
-    return found
+    return words
 
 
 def pointing_accuracy(evaluator: Evaluator, params, images: Features, texts: Features, split: Split) -> dict | None:
-    """`{"all", "chance"}` in percent: how often the region that a word attends to most has its centre in a box of what
-    the word names, and how often a region drawn at random would. `all` is None for a matcher without `explain`; None
-    where regions have no place.
+    """Returns the result of the pointing game, `{"all", "chance"}` in percent (docs/method.md, Eq. 63).
 
-    `images`, `texts` are the split's encoded images and captions.
+    `all`: how often the region that a word attends to most has its center in a box of something that the word names;
+    None for a matcher without `explain`. `chance`: how often a region drawn at random has. `images`, `texts` are the
+    split's encoded images and captions. Returns None if the regions have no known boxes.
     """
     boxes = region_boxes(evaluator.config, evaluator.model)
     if boxes is None:
         return None
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    named = named_words(split, evaluator.tokenizer)
-    inside = np.stack([_inside(centres, word.boxes) for word in named])  # (W, N)
-    result = {"all": None, "chance": 100.0 * float(np.mean(inside))}
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    words = named_words(split, evaluator.tokenizer)
+    is_inside = np.stack([_find_inside(centers, word.boxes) for word in words])  # (W, N)
+    result = {"all": None, "chance": 100.0 * float(np.mean(is_inside))}
     if hasattr(evaluator.model.matcher, "explain"):
-        highest = _most_attended(evaluator, params, images, texts, split.caption_image)  # (C, M)
-        hits = [row[highest[word.caption, word.piece]] for row, word in zip(inside, named, strict=True)]
+        top_region = _find_most_attended(evaluator, params, images, texts, split.caption_image)  # (C, M)
+        hits = [row[top_region[word.caption, word.piece]] for row, word in zip(is_inside, words, strict=True)]
         result["all"] = 100.0 * float(np.mean(hits))
     return result
 
 
-def _inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Which points `(N, 2)` lie in any of the boxes `(K, 4)`."""
+def _find_inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Returns which points `(N, 2)` lie in any of the boxes `(K, 4)`, bool `(N,)`."""
     within = (points[:, None] >= boxes[None, :, :2]) & (points[:, None] <= boxes[None, :, 2:])
     return within.all(-1).any(-1)
 
 
-def _most_attended(evaluator: Evaluator, params, images: Features, texts: Features, owner) -> np.ndarray:
-    """For each wordpiece of each caption, the region of its own image with the highest attention: int `(C, M)`."""
+def _find_most_attended(evaluator: Evaluator, params, images: Features, texts: Features, caption_image) -> np.ndarray:
+    """Returns the region of its own image that each wordpiece of each caption attends to most, int `(C, M)`."""
 
     @jax.jit
-    def attention(params, images, texts):
-        parts = jax.vmap(evaluator.model.explain, (None, 0, 0))(params, images, texts)
-        return parts["word_attention"].argmax(1)
+    def compute_top_region(params, images, texts):
+        terms = jax.vmap(evaluator.model.explain, (None, 0, 0))(params, images, texts)
+        return terms["word_attention"].argmax(1)
 
-    size, found = evaluator.config.eval.batch_size, []
-    for start in range(0, len(owner), size):
-        # The last batch goes back, so that all have one shape.
-        chosen = np.arange(max(0, min(start, len(owner) - size)), min(start + size, len(owner)))
-        pair = (jax.tree.map(lambda x, at=at: x[at], f) for f, at in ((images, owner[chosen]), (texts, chosen)))
-        found.append(np.asarray(attention(params, *pair))[start - chosen[0] :])
-    return np.concatenate(found)
+    size, top_regions = evaluator.config.eval.batch_size, []
+    for start in range(0, len(caption_image), size):
+        # The last batch starts earlier and repeats some captions, so that all batches have one shape.
+        stop = min(start + size, len(caption_image))
+        captions = np.arange(max(0, min(start, len(caption_image) - size)), stop)
+        indices = (images, caption_image[captions]), (texts, captions)
+        pairs = (jax.tree.map(lambda x, index=index: x[index], features) for features, index in indices)
+        top_regions.append(np.asarray(compute_top_region(params, *pairs))[start - captions[0] :])
+    return np.concatenate(top_regions)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Prints the results of an evaluation: the protocol, the table of recalls, twin accuracy and the pointing game."""
 
 import numpy as np
 
@@ -8,39 +8,39 @@ from mefn_jax.runtime.console import print0
 
 
 def describe_protocol(config, split: Split, folds: int) -> dict:
-    """What the numbers were made from (DESIGN.md 8)."""
-    number = np.diff(split.caption_offsets)
-    each = str(number.min()) if number.min() == number.max() else f"{number.min()} to {number.max()}"
+    """Returns the protocol: what the numbers were computed from (docs/evaluation.md)."""
+    counts = np.diff(split.caption_offsets)
+    captions_per_image = str(counts.min()) if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     t = config.text
     case = "lower case" if t.lower_case else "case kept"
     text = f"{case}, punctuation {t.punctuation}"
     if t.pretrained:
-        text = "as the checkpoint's tokenizer has it"
+        text = "normalized by the checkpoint's tokenizer"
     if t.arch == "cached":
-        text = "words cached"
+        text = "cached"
     return {
         "split": split.name,
         "images": split.num_images,
         "captions": split.num_captions,
         "folds": folds,
-        "captions_per_image": each,
+        "captions_per_image": captions_per_image,
         "ties": "against the model",
         "text": f"{text}, at most {config.text.max_tokens} wordpieces",
     }
 
 
 def print_table(rows: dict, protocol: dict, split: Split, folds: int) -> None:
-    """Prints the protocol and the table."""
+    """Prints the protocol and the table: the rows `{name: (metrics, ranks)}`, and chance (docs/method.md, Eq. 61)."""
     p = protocol
     fold = f"{folds} consecutive folds of {split.num_images // folds} images, averaged" if folds > 1 else "one gallery"
     print0(
-        f"\n{p['split']}: {p['images']} images, {p['captions']} captions ({p['captions_per_image']} an image), {fold}; "
-        f"ties {p['ties']}; text {p['text']}"
+        f"\n{p['split']}: {p['images']} images, {p['captions']} captions ({p['captions_per_image']} per image), {fold}"
+        f"; ties {p['ties']}; text {p['text']}"
     )
     if "ambiguous_captions" in p:
         print0(
-            f"{p['ambiguous_captions']:.1f} % of the captions are true of more than one scene. Twins: which of "
-            "two twin scenes does a caption describe (%, a tie is one half)"
+            f"{p['ambiguous_captions']:.1f} % of the captions are ambiguous: true of more than one scene. Twins: how "
+            "often a caption scores higher with its scene than with the twin (%, a tie is one half)"
         )
     columns = ("r1", "r5", "r10", "medr", "meanr", "map")
     has_twins = any("twins" in result for result, _ in rows.values())
@@ -49,23 +49,23 @@ def print_table(rows: dict, protocol: dict, split: Split, folds: int) -> None:
     titles = "".join(f"{t:>7}" for t in ("R@1", "R@5", "R@10", "medR", "meanR", "mAP"))
     print0(f"{'':{width}} {titles}  {titles}  {'rSum':>6}" + (f" {'twins':>6}" if has_twins else ""))
     for name, (result, _) in rows.items():
-        sides = "  ".join("".join(f"{result[d][c]:7.1f}" for c in columns) for d in ("i2t", "t2i"))
-        twin = f" {result['twins']['all']:6.1f}" if has_twins else ""
-        print0(f"{name:{width}} {sides}  {result['rsum']:6.1f}{twin}")
+        cells = "  ".join("".join(f"{result[side][c]:7.1f}" for c in columns) for side in ("i2t", "t2i"))
+        twin_cell = f" {result['twins']['all']:6.1f}" if has_twins else ""
+        print0(f"{name:{width}} {cells}  {result['rsum']:6.1f}{twin_cell}")
     size = split.num_images // folds
-    expected = metrics.chance_recalls(size, split.caption_image[: split.caption_offsets[size]])
-    sides = "  ".join("".join(f"{expected[d][c]:7.1f}" for c in columns[:3]) + " " * 21 for d in ("i2t", "t2i"))
-    total = sum(sum(e.values()) for e in expected.values())
-    print0(f"{'chance':{width}} {sides}  {total:6.1f}" + (f" {50:6.1f}" if has_twins else ""))
+    chance = metrics.chance_recalls(size, split.caption_image[: split.caption_offsets[size]])
+    cells = "  ".join("".join(f"{chance[side][c]:7.1f}" for c in columns[:3]) + " " * 21 for side in ("i2t", "t2i"))
+    rsum = sum(sum(recalls.values()) for recalls in chance.values())
+    print0(f"{'chance':{width}} {cells}  {rsum:6.1f}" + (f" {50:6.1f}" if has_twins else ""))
     if has_twins:
-        kinds = next(iter(rows.values()))[0]["twins"]
-        print0("twins by what was swapped: " + ", ".join(f"{k} {v:.1f}" for k, v in kinds.items() if k != "all"))
+        accuracy = next(iter(rows.values()))[0]["twins"]
+        print0("twins by what was swapped: " + ", ".join(f"{k} {v:.1f}" for k, v in accuracy.items() if k != "all"))
 
 
-def print_pointing(found: dict | None) -> None:
-    """Prints the pointing accuracy."""
-    if found and found["all"] is not None:
+def print_pointing(result: dict | None) -> None:
+    """Prints the result of the pointing game, unless the regions have no boxes or the matcher has no attention."""
+    if result and result["all"] is not None:
         print0(
-            f"pointing: the region that a word attends to most lies in what the word names in {found['all']:.1f} % "
-            f"(chance {found['chance']:.1f})"
+            f"pointing game: the region that a word attends to most lies in what the word names for "
+            f"{result['all']:.1f} % of the words (chance {result['chance']:.1f})"
         )

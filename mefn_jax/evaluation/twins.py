@@ -1,4 +1,8 @@
-"""Ground truth of the drawn scenes in evaluation: twin accuracy, and captions that are true of several scenes."""
+"""Ground truth of the drawn scenes in evaluation: twin accuracy and ambiguous captions.
+
+Twins are two scenes that differ only in which object has which attribute or place, with captions of the same words
+(minimal pairs, as in Winoground). Ambiguous captions are true of several scenes of the split.
+"""
 
 import dataclasses
 
@@ -11,12 +15,13 @@ from mefn_jax.scoring.tiles import TILE_CAPTIONS, TILE_IMAGES
 
 @dataclasses.dataclass(frozen=True)
 class Twins:
-    """The captions that tell a scene from its twin: true of the one, untrue of the other.
+    """Captions that tell a scene from its twin: true of the scene, untrue of the twin. Q captions.
 
     Attributes:
-        captions: int `(Q,)`, positions in the split; own, other: the scene each describes, and its twin.
-        kinds: str `(Q,)`, what was swapped: color, texture or place.
-        shared: the share of all the split's captions that are true of more than one of its scenes, in [0, 1].
+        captions: int `(Q,)`, positions in the split.
+        own, other: int `(Q,)`, the scene that each caption describes, and its twin.
+        kinds: str `(Q,)`, the property that was swapped: color, texture or place.
+        shared: the share of all captions of the split that are ambiguous, in [0, 1].
     """
 
     captions: np.ndarray
@@ -27,51 +32,55 @@ class Twins:
 
 
 def find_twins(split: Split) -> Twins | None:
-    """The twins of a split of drawn scenes; None for photographs."""
+    """Returns the twins of a split of drawn scenes, or None for photographs."""
     scenes = [split.record(k)["scene"] for k in range(split.num_images)] if split.record(0)["scene"] else None
     if scenes is None:
         return None
-    table = grammar.SceneTable([[_thing(t) for t in scene["things"]] for scene in scenes])
-    found, shared = [], 0
+    table = grammar.SceneTable([[_parse_thing(t) for t in scene["things"]] for scene in scenes])
+    rows, ambiguous = [], 0
     for image, scene in enumerate(scenes):
         for number, caption in enumerate(scene["captions"]):
-            true = grammar.scenes_where_true(grammar.meaning_from_json(caption["meaning"]), table)
-            shared += np.sum(true) > 1
+            is_true = grammar.scenes_where_true(grammar.meaning_from_json(caption["meaning"]), table)
+            ambiguous += np.sum(is_true) > 1
             twin = scene["twin"]
-            if twin and twin["index"] < split.num_images and not true[twin["index"]]:
-                found.append((split.caption_offsets[image] + number, image, twin["index"], twin["kind"]))
-    columns = [np.array(c) for c in zip(*found, strict=True)] if found else [np.array([], int)] * 4
-    return Twins(*columns, shared=float(shared / split.num_captions))
+            if twin and twin["index"] < split.num_images and not is_true[twin["index"]]:
+                rows.append((split.caption_offsets[image] + number, image, twin["index"], twin["kind"]))
+    columns = [np.array(c) for c in zip(*rows, strict=True)] if rows else [np.array([], int)] * 4
+    return Twins(*columns, shared=float(ambiguous / split.num_captions))
 
 
-def _thing(value: dict) -> grammar.Thing:
-    return grammar.thing_from_json({k: v for k, v in value.items() if k != "box"})
+def _parse_thing(fields: dict) -> grammar.Thing:
+    return grammar.thing_from_json({k: v for k, v in fields.items() if k != "box"})
 
 
 def twin_accuracy(twins: Twins, scores) -> dict[str, float]:
-    """How often a caption scores higher with its scene than with the twin, in percent, a tie counting one half.
+    """Returns how often a caption scores higher with its scene than with the twin (docs/method.md, Eq. 62).
 
-    `scores` is a `tiled.Scores`. Returns `{"all", "color", "texture", "place"}`, the kinds that occur.
+    In percent, a tie counting one half: `{"all", "color", "texture", "place"}`, without kinds that do not occur.
+    `scores` is a `tiles.Scores`.
     """
-    right = np.empty(len(twins.captions))
-    for part in _runs(twins):
+    correct = np.empty(len(twins.captions))
+    for part in _cut_into_runs(twins):
         captions, own, other = twins.captions[part], twins.own[part], twins.other[part]
-        rows, columns = _range(own, other), _range(captions)
+        rows, columns = _find_range(own, other), _find_range(captions)
         tile, column = scores(rows, columns), captions - columns.start
         difference = tile[own - rows.start, column] - tile[other - rows.start, column]
-        right[part] = (difference > 0) + 0.5 * (difference == 0)
-    kinds = {"all": np.ones(len(right), bool)} | {k: twins.kinds == k for k in sorted(set(twins.kinds))}
-    return {kind: 100.0 * float(np.mean(right[chosen])) for kind, chosen in kinds.items()}
+        correct[part] = (difference > 0) + 0.5 * (difference == 0)
+    kinds = {"all": np.ones(len(correct), bool)} | {k: twins.kinds == k for k in sorted(set(twins.kinds))}
+    return {kind: 100.0 * float(np.mean(correct[is_kind])) for kind, is_kind in kinds.items()}
 
 
-def _runs(twins: Twins):
-    """Cuts the captions into runs that fit a tile: twins are neighbours, and captions follow their images."""
+def _cut_into_runs(twins: Twins):
+    """Yields slices of consecutive captions that fit into a tile.
+
+    The runs are long because twins are neighbors and captions stand in the order of their images.
+    """
     start = 0
     while start < len(twins.captions):
         stop = start + 1
         while stop < len(twins.captions):
             part = slice(start, stop + 1)
-            rows, columns = _range(twins.own[part], twins.other[part]), _range(twins.captions[part])
+            rows, columns = _find_range(twins.own[part], twins.other[part]), _find_range(twins.captions[part])
             if rows.stop - rows.start > TILE_IMAGES or columns.stop - columns.start > TILE_CAPTIONS:
                 break
             stop += 1
@@ -79,5 +88,6 @@ def _runs(twins: Twins):
         start = stop
 
 
-def _range(*positions) -> slice:
+def _find_range(*positions) -> slice:
+    """Returns the smallest slice that contains all positions."""
     return slice(int(min(p.min() for p in positions)), int(max(p.max() for p in positions)) + 1)

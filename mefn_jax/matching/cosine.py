@@ -1,15 +1,16 @@
-"""VSE++'s matcher (Faghri et al. 2018): the cosine of the pooled embeddings."""
+"""Matcher of dual encoders (VSE++, Faghri et al. 2018; CLIP, Radford et al. 2021): cosine of the pooled embeddings."""
 
 from mefn_jax.features import Features
 from mefn_jax.matching.matcher import Matcher
 
 
 class PooledCosine(Matcher):
-    """All pairs' cosines of `pooled`, float32 `(I, T)`; no parameters."""
+    """Matcher without parameters: the cosines of `pooled` for all pairs (docs/method.md, Eq. 40)."""
 
     def __call__(self, images: Features, texts: Features):
+        """Returns the scores of all pairs, float32 `(I, T)`."""
         return images.pooled @ texts.pooled.T
 
     def score_tile(self, regions, words):
-        """The scores `(I, T)` of images and texts arranged for it (`sides.py`)."""
+        """Returns the scores `(I, T)` of one tile, from the layouts of `scoring/layouts.py`."""
         return regions.pooled @ words.pooled.T

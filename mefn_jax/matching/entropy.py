@@ -1,12 +1,12 @@
-"""The entropy of the correspondence between image regions and words (DESIGN.md 3.1 and 3.2; MEFN, Eq. 1, Figure 2).
+"""Entropy of the correspondence between image regions and words (docs/method.md, section 3; MEFN, Eq. 1, Figure 2).
 
 Every entropy is one pure function of one pair:
 
-    entropy(S, region_mask, word_mask, lam) -> (H [N, M], H_regions [N], H_words [M])
+    entropy(S, region_mask, word_mask, lam) -> (H [N, M], h_i [N], h_j [M])
 
-S are cosines of N regions and M words, `lam` the inverse temperature lambda. H is the map; the other two are in
-[0, 1], low where a fragment singles out few partners, and are what the weights are made from. Masked entries are 0.
-To add one, write the function and name it in `ENTROPIES`.
+S holds the cosines of N regions and M words, `lam` is the inverse temperature lambda. H is the entropy map. `h_i`
+(regions) and `h_j` (words) lie in [0, 1], are low where a fragment has few partners, and make the weights of Eqs. 17
+and 18. Masked entries are 0. To add an entropy, write the function and name it in `ENTROPIES`.
 """
 
 import jax
@@ -14,64 +14,71 @@ import jax.numpy as jnp
 
 
 def masked_log_softmax(logits, mask, axis):
-    """Log-softmax over the entries of `mask`; 0 elsewhere, also where a whole row is masked. Gradients stay finite."""
+    """Returns the log-softmax along `axis` over the entries of `mask`, and 0 elsewhere, also where a whole row is
+    masked. Gradients stay finite."""
     mask = jnp.broadcast_to(mask, logits.shape)
-    low = jnp.where(mask, logits, -1e30)
-    return jnp.where(mask, low - jax.nn.logsumexp(low, axis=axis, keepdims=True), 0.0)
+    masked_logits = jnp.where(mask, logits, -1e30)
+    return jnp.where(mask, masked_logits - jax.nn.logsumexp(masked_logits, axis=axis, keepdims=True), 0.0)
 
 
 def _normalize_shannon(log_p, mask, axis):
-    """Shannon entropy along `axis` over the log of the number of entries there; 0 where there is one entry."""
+    """Returns the Shannon entropy along `axis`, divided by the logarithm of the number of entries; 0 for one entry."""
     p = jnp.where(mask, jnp.exp(log_p), 0.0)
-    number = jnp.sum(mask, axis=axis)
+    count = jnp.sum(mask, axis=axis)
     # ln 1 = 0 would divide by zero; a fragment with a single partner has no entropy.
-    most = jnp.log(jnp.maximum(number, 2))
-    return jnp.where(number > 1, -jnp.sum(p * log_p, axis=axis) / most, 0.0)
+    max_entropy = jnp.log(jnp.maximum(count, 2))
+    return jnp.where(count > 1, -jnp.sum(p * log_p, axis=axis) / max_entropy, 0.0)
 
 
 def shannon(S, region_mask, word_mask, lam):
-    """Cells of the Shannon entropies, in nats: `P = softmax_j(lam S)`, `H_ij = -P_ij ln P_ij`. A row of H sums to
-    the region's entropy over the words; words take theirs from the softmax over regions. S `(N, M)`."""
+    """Computes Shannon entropies in nats (docs/method.md, Eqs. 13 and 14): `P = softmax_j(lam S)` and
+    `H_ij = -P_ij ln P_ij` for S `(N, M)`. A row of H sums to the region's entropy over the words; a word's entropy is
+    that of its softmax Q over the regions."""
     mask = region_mask[:, None] & word_mask[None, :]  # (N, M)
     log_p = masked_log_softmax(lam * S, mask, axis=1)
     log_q = masked_log_softmax(lam * S, mask, axis=0)
-    cells = jnp.where(mask, -jnp.exp(log_p) * log_p, 0.0)
-    return cells, _normalize_shannon(log_p, mask, axis=1), _normalize_shannon(log_q, mask, axis=0)
+    H = jnp.where(mask, -jnp.exp(log_p) * log_p, 0.0)
+    return H, _normalize_shannon(log_p, mask, axis=1), _normalize_shannon(log_q, mask, axis=0)
 
 
 def gaussian(S, region_mask, word_mask, lam):
-    """Joint entropy of two unit-variance Gaussians with correlation `rho = clip(S, 0, 0.999)`:
-    `ln(2 pi e) + ln(1 - rho^2) / 2` nats. A fragment's is the mean over its partners, rescaled to [0, 1]."""
+    """Computes the joint entropy of two unit-variance Gaussians with correlation `rho = clip(S, 0, 0.999)`:
+    `ln(2 pi e) + ln(1 - rho^2) / 2` nats (docs/method.md, Eq. 15). A fragment's entropy is the mean over its partners
+    of the same, rescaled to [0, 1]. `lam` is not used."""
     mask = region_mask[:, None] & word_mask[None, :]
     rho = jnp.clip(S, 0.0, 0.999)
-    cells = jnp.log(2 * jnp.pi * jnp.e) + 0.5 * jnp.log1p(-rho * rho)
-    return jnp.where(mask, cells, 0.0), *_mean_of_cells(_gaussian_cells(S, lam), mask)
+    H = jnp.log(2 * jnp.pi * jnp.e) + 0.5 * jnp.log1p(-rho * rho)
+    return jnp.where(mask, H, 0.0), *_average_cells(_rescale_gaussian(S, lam), mask)
 
 
-def _gaussian_cells(S, lam):
+def _rescale_gaussian(S, lam):
+    """Returns e_ij of docs/method.md, Eq. 15: the joint entropy of each cell, rescaled to [0, 1]."""
     rho = jnp.clip(S, 0.0, 0.999)
     return 1 - jnp.log1p(-rho * rho) / jnp.log1p(-(0.999**2))
 
 
 def bernoulli(S, region_mask, word_mask, lam):
-    """Entropy, in nats, of "this word means this region", a coin with probability `p = sigmoid(lam S)`; `ln 2`
-    where p is below one half, so that only evidence for a match lowers it. A fragment's is the mean over `ln 2`."""
+    """Computes the entropy, in nats, of a coin that says "this word means this region" with probability
+    `p = sigmoid(lam S)` (docs/method.md, Eq. 16). It stays at `ln 2` where p is below one half, so that only evidence
+    for a match lowers it. A fragment's entropy is the mean over its partners, divided by `ln 2`."""
     mask = region_mask[:, None] & word_mask[None, :]
-    share = _bernoulli_cells(S, lam)
-    return jnp.where(mask, share * jnp.log(2.0), 0.0), *_mean_of_cells(share, mask)
+    cells = _rescale_bernoulli(S, lam)
+    return jnp.where(mask, cells * jnp.log(2.0), 0.0), *_average_cells(cells, mask)
 
 
-def _bernoulli_cells(S, lam):
+def _rescale_bernoulli(S, lam):
+    """Returns the coin's entropy of each cell divided by ln 2, in [0, 1] (docs/method.md, Eq. 16)."""
     logit = jnp.maximum(lam * S, 0.0)
     return (jax.nn.softplus(logit) - jax.nn.sigmoid(logit) * logit) / jnp.log(2.0)
 
 
 def no_entropy(S, region_mask, word_mask, lam):
-    """No entropy: zero everywhere, hence uniform weights (the paper's -MFE ablation)."""
+    """Returns zeros, hence uniform weights: the paper's ablation without MFE (docs/method.md, section 3)."""
     return jnp.zeros_like(S), jnp.zeros_like(S[:, 0]), jnp.zeros_like(S[0])
 
 
-def _mean_of_cells(cells, mask):
+def _average_cells(cells, mask):
+    """Returns the means of the unmasked cells over each region's words `(N,)` and each word's regions `(M,)`."""
     cells = jnp.where(mask, cells, 0.0)
     return (
         jnp.sum(cells, 1) / jnp.maximum(jnp.sum(mask, 1), 1),
@@ -80,5 +87,5 @@ def _mean_of_cells(cells, mask):
 
 
 ENTROPIES = {"shannon": shannon, "gaussian": gaussian, "bernoulli": bernoulli, "none": no_entropy}
-# Where a fragment's entropy is the mean over its partners of something in [0, 1]: that, of `(S, lam)`, cell by cell.
-CELL_ENTROPIES = {gaussian: _gaussian_cells, bernoulli: _bernoulli_cells}
+# Entropies whose value for a fragment is the mean of per-cell values in [0, 1]: the function `(S, lam) -> cells`.
+CELL_ENTROPIES = {gaussian: _rescale_gaussian, bernoulli: _rescale_bernoulli}

@@ -1,13 +1,13 @@
-"""How well an image or a text matches anything at all, so that a score can say how much better it matches this.
+"""Correction of scores for hubness (docs/method.md, Eqs. 34 and 35).
 
-A caption like "two people outside" is near every image, and takes the first places of all of them (a hub). What a pair
-tells beyond that is its information gain: the score less the free energy of either side over a background,
+Some captions ("two people outside") are close to every image and would rank first for all of them: hubs. The corrected
+score is `score(i, t) - weight (offset(i) + offset(t))` with
 
-    level(x) = ln( mean_k exp(scale cos(x, B_k)) ) / scale,
+    offset(x) = ln( mean_k exp(scale cos(x, B_k)) ) / scale
 
-with K learned vectors B_k of the other kind, which stand for the images or captions that there are. A level is of one
-item alone, so the score of (i, j) is still made of i and j and nothing else. As scale grows it is the nearest
-background, as it falls to 0 the mean (compare CSLS, Conneau et al. 2018, whose background is the gallery itself).
+over K learned vectors B of the other kind, which stand for typical images or typical captions. As `scale` grows, the
+offset approaches the largest cosine; as it falls to 0, the mean (CSLS, Conneau et al. 2018, uses the gallery itself,
+Eq. 36). An offset depends on one item alone, so the score of a pair still depends on that pair alone.
 """
 
 import flax.linen as nn
@@ -18,23 +18,25 @@ from mefn_jax.features import unit
 
 
 class HubnessBank(nn.Module):
-    """Levels of images and texts over each other's background: `pooled (..., D)` of both -> float32 `(...)` of both.
+    """Hub vectors of both sides, which give the offsets of images and of texts (docs/method.md, Eq. 34).
 
     Attributes:
-        number: K, the vectors of either background. They begin at random; `start.py` takes training items instead.
+        num_vectors: K, the learned vectors per side; random at first, or training items (`train.init=cca`).
     """
 
     num_vectors: int
 
     @nn.compact
     def __call__(self, images, texts, scale):
+        """Returns the offsets of images and of texts, float32 `(...)` each, from pooled embeddings `(..., D)`."""
         normal = nn.initializers.normal(1.0)
-        of_texts = self.param("texts", normal, (self.num_vectors, images.shape[-1]))
-        of_images = self.param("images", normal, (self.num_vectors, texts.shape[-1]))
-        return log_mean_exp_similarity(images, of_texts, scale), log_mean_exp_similarity(texts, of_images, scale)
+        text_hubs = self.param("texts", normal, (self.num_vectors, images.shape[-1]))
+        image_hubs = self.param("images", normal, (self.num_vectors, texts.shape[-1]))
+        return log_mean_exp_similarity(images, text_hubs, scale), log_mean_exp_similarity(texts, image_hubs, scale)
 
 
-def log_mean_exp_similarity(pooled, background, scale):
-    """The free energy of unit vectors `(..., D)` over a background `(K, D)`, of which the directions count."""
-    cosines = pooled @ unit(background).T
-    return (jax.nn.logsumexp(scale * cosines, axis=-1) - jnp.log(len(background))) / scale
+def log_mean_exp_similarity(pooled, hub_vectors, scale):
+    """Returns the log-mean-exp of the cosines of unit vectors `(..., D)` with `hub_vectors (K, D)`, `(...)`
+    (docs/method.md, Eq. 34). Only the directions of the hub vectors count."""
+    cosines = pooled @ unit(hub_vectors).T
+    return (jax.nn.logsumexp(scale * cosines, axis=-1) - jnp.log(len(hub_vectors))) / scale

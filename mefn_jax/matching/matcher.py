@@ -1,4 +1,4 @@
-"""The contract of a matcher: how a system scores all pairs of encoded images and texts."""
+"""Contract of a matcher: how a system scores all pairs of encoded images and texts."""
 
 import flax.linen as nn
 
@@ -6,12 +6,12 @@ from mefn_jax.features import Features
 
 
 class Matcher(nn.Module):
-    """Scores all pairs of images and texts. Subclass it, define `__call__`, and add a line to `MODELS` of `model.py`.
+    """Base class of matchers. Subclass it, define `__call__`, and add a line to `MODELS` of `model.py`.
 
-    A matcher may also define, and everything else then uses it:
+    A matcher may also define the following methods; all other code uses those that it finds:
         score_tile(regions, words) -> (I, T): the same scores from the layouts of `scoring/layouts.py`, before the
             hubness offsets are subtracted. Evaluation then packs the captions, which is faster.
-        hub_offsets(images, texts) -> ((I,), (T,)): what is subtracted from all scores of an image, and of a text.
+        hub_offsets(images, texts) -> ((I,), (T,)): the amounts subtracted from all scores of an image and of a text.
         explain(image, text) -> dict: the terms of one pair, as `MEFN.explain` returns them; pairs can then be drawn.
         scalars() -> dict: learned scalars by name, for the log.
     """
@@ -21,5 +21,5 @@ class Matcher(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} defines no __call__(images, texts)")
 
     def embed(self, features: Features):
-        """Returns one vector an item, float32 `(B, D)`, for candidates and indexes: the pooled embedding."""
+        """Returns one vector for each item, float32 `(B, D)`, for candidates and indexes: the pooled embedding."""
         return features.pooled

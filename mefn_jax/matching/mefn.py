@@ -1,8 +1,8 @@
-"""MEFN's matcher (Liu & Fan 2025) as DESIGN.md 3 reads it.
+"""MEFN's matcher (Liu & Fan 2025) as read in docs/method.md, sections 3 to 7.
 
-`pair` is the mathematics of one image and one text, written out: read and change this first. `MEFN` scores all pairs
-through `gram.all_pairs`, the same numbers without attended vectors. Letters: N regions, M words, D dimensions,
-I images, T texts.
+`score_pair` is the mathematics of one image and one text, written out: read and change this first. `MEFN` scores all
+pairs through `score_all_pairs` of `gram.py`: the same numbers without attended vectors. Letters: N regions, M words,
+D dimensions, I images, T texts.
 """
 
 import functools
@@ -24,32 +24,33 @@ GLOBAL_INPUTS = ("weighted", "pooled")
 
 
 def cosine(a, b):
-    """Cosine along the last axis; 0 where either is a zero vector."""
+    """Returns the cosine along the last axis; 0 where either is a zero vector."""
     norms = safe_norm(a) * safe_norm(b)
     return jnp.sum(a * b, -1) / jnp.where(norms > 0, norms, 1.0)
 
 
 def score_pair(image: Features, text: Features, *, lam, kappa, gate, entropy, local, global_input) -> dict:
-    """Everything MEFN computes of one pair (Features without their batch axis; DESIGN.md 3.2 to 3.4).
+    """Computes everything of one pair (Features without their batch axis; docs/method.md, Eqs. 12 to 25).
 
-    `lam` is lambda, `kappa` kappa, `gate` g in [0, 1] (see `fuse`), the rest are MEFN's attributes. Returns a
-    dict: score, local, global (scalars); H `(N, M)` in nats; region_weights `(N,)`, word_weights `(M,)`, sum 1;
-    word_attention alpha `(N, M)`, columns sum 1; region_attention beta `(N, M)`, rows sum 1; MFE, the sum of H;
-    region_entropy `(N,)` and word_entropy `(M,)`, in [0, 1].
+    `lam` is lambda, `kappa` is kappa, `gate` is g in [0, 1] (see `fuse`), `entropy` is a function of
+    `matching/entropy.py`, and `local` and `global_input` are attributes of `MEFN`. Returns a dict: score, local, global
+    (scalars); H `(N, M)` in nats; region_weights `(N,)`, word_weights `(M,)`, sum 1; word_attention alpha `(N, M)`,
+    columns sum 1; region_attention beta `(N, M)`, rows sum 1; MFE, the sum of H; region_entropy `(N,)` and
+    word_entropy `(M,)`, in [0, 1].
     """
     v, t = image.fragments, text.fragments  # (N, D), (M, D)
     S = v @ t.T  # (N, M), cosines since both are unit vectors
     mask = image.mask[:, None] & text.mask[None, :]
-    H, H_v, H_t = entropy(S, image.mask, text.mask, lam)
+    H, h_v, h_t = entropy(S, image.mask, text.mask, lam)  # (N, M), h_i (N,), h_j (M,)
 
-    log_w = masked_log_softmax(-kappa * H_v, image.mask, axis=0)
-    log_u = masked_log_softmax(-kappa * H_t, text.mask, axis=0)
+    log_w = masked_log_softmax(-kappa * h_v, image.mask, axis=0)
+    log_u = masked_log_softmax(-kappa * h_t, text.mask, axis=0)
     w = jnp.where(image.mask, jnp.exp(log_w), 0.0)  # (N,)
     u = jnp.where(text.mask, jnp.exp(log_u), 0.0)  # (M,)
 
     # The weight enters the attention's softmax because a cosine does not see the length of w_i v_i.
-    alpha = jnp.where(mask, jnp.exp(masked_log_softmax(lam * S - kappa * H_v[:, None], mask, axis=0)), 0.0)
-    beta = jnp.where(mask, jnp.exp(masked_log_softmax(lam * S - kappa * H_t[None, :], mask, axis=1)), 0.0)
+    alpha = jnp.where(mask, jnp.exp(masked_log_softmax(lam * S - kappa * h_v[:, None], mask, axis=0)), 0.0)
+    beta = jnp.where(mask, jnp.exp(masked_log_softmax(lam * S - kappa * h_t[None, :], mask, axis=1)), 0.0)
     t2i = jnp.sum(u * cosine(alpha.T @ v, t))  # a_j against t_j
     i2t = jnp.sum(w * cosine(v, beta @ t))  # v_i against b_i
     local_score = {"both": 0.5 * (t2i + i2t), "t2i": t2i, "i2t": i2t}[local]
@@ -64,8 +65,8 @@ def score_pair(image: Features, text: Features, *, lam, kappa, gate, entropy, lo
         "global": global_score,
         "H": H,
         "MFE": jnp.sum(H),
-        "region_entropy": H_v,
-        "word_entropy": H_t,
+        "region_entropy": h_v,
+        "word_entropy": h_t,
         "region_weights": w,
         "word_weights": u,
         "word_attention": alpha,
@@ -74,44 +75,46 @@ def score_pair(image: Features, text: Features, *, lam, kappa, gate, entropy, lo
 
 
 def fuse(local_score, global_score, gate):
-    """The cosine of the two unified embeddings: `(1 - g) global + g local` (DESIGN.md 3.4). With `gate` exactly 0 or 1
-    (Python numbers, the ablations) the other branch is not computed at all."""
+    """Returns the cosine of the two unified embeddings, `(1 - g) global + g local` (docs/method.md, Eq. 25).
+
+    With a `gate` of exactly 0 or 1 (Python integers, the ablations) it is one branch alone; the other is not computed.
+    """
     if isinstance(gate, int):
         return local_score if gate else global_score
     return (1 - gate) * global_score + gate * local_score
 
 
 def unified_embeddings(image: Features, text: Features, terms: dict, gate, local="both"):
-    """f(v|t) and f(t|v), the weighted concatenations of DESIGN.md 3.4, for one pair: two unit vectors of the same
-    size, whose inner product is the score of `pair` (whose result `terms` is)."""
+    """Computes f(v|t) and f(t|v) of one pair, the weighted concatenations of docs/method.md, Eq. 26. Both are unit
+    vectors of the same size, and their inner product is the score (Eq. 27); `terms` is the result of `score_pair`."""
     v, t = image.fragments, text.fragments
     w, u = terms["region_weights"], terms["word_weights"]
     a, b = unit(terms["word_attention"].T @ v), unit(terms["region_attention"] @ t)
-    global_v, global_t = unit(image.pooled + w @ v), unit(text.pooled + u @ t)
+    z_v, z_t = unit(image.pooled + w @ v), unit(text.pooled + u @ t)
     share = gate / 2 if local == "both" else gate
-    words, regions = jnp.sqrt(share * u)[:, None], jnp.sqrt(share * w)[:, None]
-    of_image, of_text = [jnp.sqrt(1 - gate) * global_v], [jnp.sqrt(1 - gate) * global_t]
+    word_factors, region_factors = jnp.sqrt(share * u)[:, None], jnp.sqrt(share * w)[:, None]
+    image_blocks, text_blocks = [jnp.sqrt(1 - gate) * z_v], [jnp.sqrt(1 - gate) * z_t]
     if local in ("both", "t2i"):
-        of_image.append((words * a).ravel())
-        of_text.append((words * t).ravel())
+        image_blocks.append((word_factors * a).ravel())
+        text_blocks.append((word_factors * t).ravel())
     if local in ("both", "i2t"):
-        of_image.append((regions * v).ravel())
-        of_text.append((regions * b).ravel())
-    return jnp.concatenate(of_image), jnp.concatenate(of_text)
+        image_blocks.append((region_factors * v).ravel())
+        text_blocks.append((region_factors * b).ravel())
+    return jnp.concatenate(image_blocks), jnp.concatenate(text_blocks)
 
 
 class MEFN(Matcher):
-    """All pairs' MEFN scores, cosine lam, float32 `(I, T)`.
+    """Matcher of MEFN: the scores of all pairs, cosine scale (docs/method.md, Eq. 25, corrected by Eq. 35).
 
     Attributes:
-        entropy: a name of `mefn_jax.matching.entropy.ENTROPIES` ("none": the -MFE ablation).
-        attend: "both", "words" (words attend to regions) or "regions".
-        global_input: "weighted" (pooled plus the weighted fragments) or "pooled".
+        entropy: a name of `ENTROPIES` in `matching/entropy.py` ("none": the -MFE ablation).
+        local: "both", "t2i" (words attend to regions) or "i2t" (regions attend to words); Eq. 22.
+        global_input: "weighted" (pooled plus the weighted fragments, Eq. 23) or "pooled" (Eq. 24).
         branches: "both", "local" (the -global ablation) or "global" (the -local ablation).
         init_lambda, init_kappa: initial lambda and kappa; both are learned as logarithms.
-        background: how many vectors stand for all images, and for all texts; each side's level over the other's is
-            taken from the score (see `background.py`). 0: none, as in DESIGN.md 3.
-        init_hub_scale: of the levels, learned as a logarithm; the share of them that is taken begins at 1.
+        hub_vectors: K, the learned hub vectors per side (`hubness.py`); 0 turns the correction off, as in the paper.
+        init_hub_scale: initial scale of the log-mean-exp, learned as a logarithm. The offsets are multiplied by a
+            learned weight that starts at 1.
     """
 
     entropy: str = "shannon"
@@ -124,6 +127,7 @@ class MEFN(Matcher):
     init_hub_scale: float = 20.0
 
     def setup(self):
+        """Creates the learned scalars and the hub vectors, under the names that saved checkpoints have."""
         constant = nn.initializers.constant
         self.log_lambda = self.param("log_scale", constant(jnp.log(self.init_lambda)), ())
         if self.entropy != "none":
@@ -135,7 +139,8 @@ class MEFN(Matcher):
             self.log_hub_scale = self.param("log_background_scale", constant(jnp.log(self.init_hub_scale)), ())
             self.hub_weight = self.param("background_share", constant(1.0), ())
 
-    def _options(self) -> dict:
+    def _build_options(self) -> dict:
+        """Returns the arguments that `score_pair` and `score_all_pairs` have in common."""
         kappa = 0.0 if self.entropy == "none" else jnp.exp(self.log_kappa)
         return {
             "lam": jnp.exp(self.log_lambda),
@@ -147,40 +152,42 @@ class MEFN(Matcher):
 
     @property
     def gate(self):
-        """g of DESIGN.md 3.4: the share of the local score."""
+        """Returns g of docs/method.md, Eq. 25, the share of the local score: the integer 0 or 1 in the ablations."""
         return {"local": 1, "global": 0}.get(self.branches) if self.branches != "both" else nn.sigmoid(self.gate_logit)
 
     def __call__(self, images: Features, texts: Features):
+        """Returns the scores of all pairs, float32 `(I, T)`, with gradients for any lambda."""
         regions, words = region_block(images), to_padded(texts)
-        scores = fuse(*gram.score_all_pairs(regions, words, stabilized=True, **self._options()), self.gate)
-        of_images, of_texts = self.hub_offsets(images, texts)
-        return scores - of_images[:, None] - of_texts
+        scores = fuse(*gram.score_all_pairs(regions, words, stabilized=True, **self._build_options()), self.gate)
+        image_offsets, text_offsets = self.hub_offsets(images, texts)
+        return scores - image_offsets[:, None] - text_offsets
 
     def score_tile(self, regions: RegionBlock, words: PaddedTexts | PackedTexts):
-        """The scores `(I, T)` of images and texts arranged for it, before `levels` are taken from them and without
-        gradients: faster where lambda allows it."""
-        options = self._options()
-        # Backwards, such a choice would keep the arrays of both.
+        """Returns the scores `(I, T)` of one tile, before the hubness offsets are subtracted and not for gradients.
+        Uses the cheaper, plain softmax while lambda is at most MAX_PLAIN_SCALE (docs/method.md, Eq. 33)."""
+        options = self._build_options()
+        # Not in training: the backward pass of `lax.cond` keeps the activations of both branches.
         plain, stabilized = (functools.partial(gram.score_all_pairs, stabilized=s, **options) for s in (False, True))
         return fuse(*jax.lax.cond(options["lam"] <= gram.MAX_PLAIN_SCALE, plain, stabilized, regions, words), self.gate)
 
     def hub_offsets(self, images: Features, texts: Features):
-        """What is taken from all scores of an image, and of a text, `(...)` each; 0 without a background."""
+        """Returns the hubness offsets that are subtracted from all scores of each image and of each text, `(...)` each
+        (docs/method.md, Eqs. 34 and 35); zeros without hub vectors."""
         if not self.hub_vectors:
             return jnp.zeros(images.pooled.shape[:-1]), jnp.zeros(texts.pooled.shape[:-1])
-        levels = self.backgrounds(images.pooled, texts.pooled, jnp.exp(self.log_hub_scale))
-        return tuple(self.hub_weight * level for level in levels)
+        offsets = self.backgrounds(images.pooled, texts.pooled, jnp.exp(self.log_hub_scale))
+        return tuple(self.hub_weight * offset for offset in offsets)
 
     def explain(self, image: Features, text: Features) -> dict:
-        """The dict of `pair` for one image and one text (Features without batch axis), with the gate g, lambda and
-        kappa beside it; the score is less the background, `image_hub_offset` and `text_hub_offset`."""
-        terms = score_pair(image, text, gate=self.gate, **self._options()) | self.scalars()
-        of_image, of_text = self.hub_offsets(image, text)
-        terms["score"] -= of_image + of_text
-        return terms | {"image_hub_offset": of_image, "text_hub_offset": of_text}
+        """Returns the terms of one image and one text (Features without batch axis): the dict of `score_pair`, the
+        learned scalars, and the offsets `image_hub_offset` and `text_hub_offset`, which the score has subtracted."""
+        terms = score_pair(image, text, gate=self.gate, **self._build_options()) | self.scalars()
+        image_offset, text_offset = self.hub_offsets(image, text)
+        terms["score"] -= image_offset + text_offset
+        return terms | {"image_hub_offset": image_offset, "text_hub_offset": text_offset}
 
     def scalars(self) -> dict:
-        """The matcher's learned scalars by name, for logs."""
+        """Returns the learned scalars by name, for logs."""
         values = {"gate": jnp.asarray(self.gate, jnp.float32), "lambda": jnp.exp(self.log_lambda)}
         if self.entropy != "none":
             values["kappa"] = jnp.exp(self.log_kappa)
@@ -189,5 +196,6 @@ class MEFN(Matcher):
         return values
 
     def embed(self, features: Features):
-        """The vector for shortlists `(B, D)`: pooled, or the unit mean of the fragments where pooled is not trained."""
+        """Returns one vector for each item, `(B, D)`, for candidates and indexes: the pooled embedding, or the unit
+        mean of the fragments where the pooled embedding is not trained."""
         return unit(jnp.sum(features.fragments, 1)) if self.branches == "local" else features.pooled

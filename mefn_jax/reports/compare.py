@@ -1,8 +1,8 @@
-"""One table of many evaluated runs: `eval.py --compare=DIR,DIR,... --out=DIR` (DESIGN.md 8).
+"""Compares evaluated runs in one table: `eval.py --compare=DIR,DIR,... --out=DIR` (docs/evaluation.md).
 
-Runs whose configurations differ in nothing but the seed are one row: the mean over seeds and its spread. Each row's
-differences to the first come with a paired bootstrap interval from the runs' `ranks.npz`: images are resampled, with
-their captions, and within a resample a row is the average of its seeds.
+Runs whose configurations differ only in the seed share a row: mean and standard deviation over seeds. The difference of
+each row to the first has a paired bootstrap interval from the runs' `ranks.npz` (docs/method.md, Eq. 66): images are
+resampled with their captions, and within a resample a row is the average of its seeds. I images, R resamples.
 """
 
 import csv
@@ -23,21 +23,24 @@ from mefn_jax.runtime.storage import resolve_directory, write_atomic
 
 RESAMPLES = 10_000
 SIDES = ("i2t", "t2i")
-RECALL_COLUMNS = [f"{side}.r{k}" for side in SIDES for k in RECALLS] + ["rsum"]  # the layout of the field's tables
-PAPER_COLUMNS = [f"{side}.{m}" for side in SIDES for m in ("r1", "r5", "map")]  # that of the MEFN paper's Tables 1 to 3
+RECALL_COLUMNS = [f"{side}.r{k}" for side in SIDES for k in RECALLS] + ["rsum"]  # layout of the field's tables
+PAPER_COLUMNS = [f"{side}.{m}" for side in SIDES for m in ("r1", "r5", "map")]  # layout of the MEFN paper's Tables 1-3
 TITLES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map": "mAP", "rsum": "rSum"}
-# What of a configuration says where and how fast a run went, not what was trained.
+# Runs that differ only in these options share a row: the seed, and options that do not change the result.
 IGNORED_KEYS = ("train.seed", "data.threads", "data.workers", "train.log_every", "train.save_every", "eval.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One evaluated run: where it is, its flat configuration and metrics, and what it ranked.
+    """Evaluation of one run on a split.
 
     Attributes:
-        hits: float64 `(I, 6)`: of each image, whether it is found in the first 1, 5, 10 by image to text, and how
-            many of its captions find it in the first 1, 5, 10.
-        captions: int64 `(I,)`, of each image.
+        path: the directory that was given for the run.
+        config, metrics: flat, by names such as `train.seed` and `i2t.r1`.
+        protocol: what the metrics were computed from (`table.describe_protocol`).
+        hits: float64 `(I, 6)`. Columns 0 to 2: 1 if the image has a positive among its first 1, 5, 10 captions. Columns
+            3 to 5: the number of the image's captions that have it among their first 1, 5, 10 images.
+        captions: int64 `(I,)`, the number of captions of each image.
     """
 
     path: Path
@@ -50,27 +53,27 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Runs that differ in their seeds alone, under one name."""
+    """Runs that differ only in their seeds, under one name."""
 
     name: str
     runs: list[Evaluation]
 
     def mean(self, key: str) -> float:
-        """The mean of a metric over the seeds."""
+        """Returns the mean of a metric over the seeds."""
         return float(np.mean([run.metrics[key] for run in self.runs]))
 
     def spread(self, key: str) -> float:
-        """The standard deviation over the seeds, of a sample; NaN for one seed."""
+        """Returns the sample standard deviation of a metric over the seeds; NaN for one seed."""
         values = [run.metrics[key] for run in self.runs]
         return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
 def compare(patterns: list[str], split: str, out: str) -> str:
-    """Compares evaluated runs, prints the tables and writes `compare.md`, `compare.csv` and
-    `compare.html` into `out`.
+    """Compares evaluated runs, prints the tables, and writes `compare.md`, `compare.csv` and `compare.html` into `out`.
 
-    `patterns` are workdirs, or directories with a `metrics.json`, or globs of these; the first one's row is what the
-    others are compared with. Raises ConfigError or DataError where there is nothing to compare.
+    `patterns` are workdirs, directories with a `metrics.json`, or globs of these. The others are compared with the row
+    of the first. Returns the tables as Markdown. Raises ConfigError or DataError if there is nothing to compare, or if
+    the evaluations have different protocols.
     """
     split, out = SPLIT_ALIASES.get(split, split), resolve_directory("--out", out)
     runs = [read_evaluation(path, split) for path in expand_patterns(patterns)]
@@ -90,7 +93,7 @@ def compare(patterns: list[str], split: str, out: str) -> str:
 
 
 def expand_patterns(patterns: list[str]) -> list[Path]:
-    """The directories that the patterns name, in their order, each once."""
+    """Returns the directories that match the patterns, in the order of the patterns, each once. Raises ConfigError."""
     paths = []
     for pattern in patterns:
         matches = [Path(p) for p in sorted(glob.glob(pattern)) if Path(p).is_dir()]
@@ -101,12 +104,15 @@ def expand_patterns(patterns: list[str]) -> list[Path]:
 
 
 def read_evaluation(path: Path, split: str) -> Evaluation:
-    """One run's evaluation of a split: in `path` itself or in `path/eval/<split>`. Raises DataError without one."""
+    """Reads the evaluation of a split from `path` itself or from `path/eval/<split>`.
+
+    Raises DataError if it does not exist, cannot be read, or is of another split.
+    """
     folder = path if (path / "metrics.json").is_file() else path / "eval" / split
     try:
         report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         with np.load(folder / "ranks.npz", allow_pickle=False) as file:
-            i2t, t2i, owner = file["i2t"], file["t2i"], file["caption_image"]
+            i2t, t2i, caption_image = file["i2t"], file["t2i"], file["caption_image"]
         metrics = configuration.flatten({side: report[side] for side in SIDES}) | {"rsum": report["rsum"]}
         config, protocol = configuration.flatten(report["config"]), report["protocol"]
     except FileNotFoundError as e:
@@ -114,15 +120,17 @@ def read_evaluation(path: Path, split: str) -> Evaluation:
     except (KeyError, ValueError, OSError) as e:
         raise DataError(f"{folder}: cannot be read as an evaluation ({e}); evaluate the run again") from None
     if protocol["split"] != split:
-        raise DataError(f"{folder}: is of the split {protocol['split']}, not of {split}; give --split")
-    captions = np.bincount(owner, minlength=len(i2t))
-    inside = [np.bincount(owner, weights=t2i <= k, minlength=len(i2t)) for k in RECALLS]
-    hits = np.stack([*(i2t <= k for k in RECALLS), *inside], 1).astype(float)
+        raise DataError(
+            f"{folder}: is of the split {protocol['split']}, not of {split}; give --split={protocol['split']}"
+        )
+    captions = np.bincount(caption_image, minlength=len(i2t))
+    caption_hits = [np.bincount(caption_image, weights=t2i <= k, minlength=len(i2t)) for k in RECALLS]
+    hits = np.stack([*(i2t <= k for k in RECALLS), *caption_hits], 1).astype(float)
     return Evaluation(path, config, metrics, protocol, hits, captions)
 
 
 def check_protocols(runs: list[Evaluation]) -> None:
-    """Raises DataError if two runs were not evaluated on the same images and captions, in the same way."""
+    """Raises DataError unless all runs were evaluated on the same images and captions, in the same way."""
     for run in runs[1:]:
         for key in ("split", "images", "captions", "folds", "captions_per_image", "ties"):
             if run.protocol[key] != runs[0].protocol[key]:
@@ -135,7 +143,7 @@ def check_protocols(runs: list[Evaluation]) -> None:
 
 
 def group_by_seed(runs: list[Evaluation]) -> list[Row]:
-    """Rows of runs whose configurations differ in the seed alone, in the order in which they come first."""
+    """Groups runs whose configurations differ only in the seed into rows, in the order of each row's first run."""
     groups = {}
     for run in runs:
         groups.setdefault(json.dumps(config_without_seed(run), sort_keys=True), []).append(run)
@@ -144,107 +152,114 @@ def group_by_seed(runs: list[Evaluation]) -> list[Row]:
 
 
 def config_without_seed(run: Evaluation) -> dict:
-    """The configuration without the seed and what does not change the result."""
+    """Returns the configuration without the seed and without options that do not change the result."""
     return {k: v for k, v in run.config.items() if not k.startswith(IGNORED_KEYS)}
 
 
 def row_names(firsts: list[Evaluation]) -> list[str]:
-    """The rows' names: the model, and where several have one model, the options in which those differ."""
-    result = []
+    """Returns the names of rows, given the first run of each: the model, and options if several rows have one model.
+
+    The options are those in which the rows of this model differ.
+    """
+    names = []
     for run in firsts:
-        same = [config_without_seed(other) for other in firsts if other.config["model"] == run.config["model"]]
-        keys = sorted({k for other in same for k in other | same[0] if other.get(k) != same[0].get(k)})
+        configs = [config_without_seed(other) for other in firsts if other.config["model"] == run.config["model"]]
+        keys = sorted({k for c in configs for k in c | configs[0] if c.get(k) != configs[0].get(k)})
         options = ", ".join(f"{k}={run.config.get(k)}" for k in keys)
-        result.append(f"{run.config['model']} ({options})" if options else run.config["model"])
-    return result
+        names.append(f"{run.config['model']} ({options})" if options else run.config["model"])
+    return names
 
 
 def bootstrap_intervals(rows: list[Row], resamples: int = RESAMPLES, seed: int = 0) -> list[dict]:
-    """Each row's difference to the first, `{metric: (low, high)}` of the 95 % interval, of the field's metrics."""
+    """Returns each row's 95 % intervals of the difference to the first row, `{metric: (low, high)}`.
+
+    The metrics are RECALL_COLUMNS. All rows see the same resamples (paired bootstrap; docs/method.md, Eq. 66).
+    """
     captions = rows[0].runs[0].captions
     rng = np.random.default_rng(seed)
-    # How often each image is drawn, in each resample.
-    drawn = rng.multinomial(len(captions), np.full(len(captions), 1 / len(captions)), resamples).astype(float)
-    size = np.stack([drawn.sum(1)] * 3 + [drawn @ captions] * 3, 1)  # (R, 6)
+    # How often each image is drawn in each resample, (R, I).
+    draws = rng.multinomial(len(captions), np.full(len(captions), 1 / len(captions)), resamples).astype(float)
+    queries = np.stack([draws.sum(1)] * 3 + [draws @ captions] * 3, 1)  # images, then captions of a resample: (R, 6)
 
-    def resampled(row: Row) -> np.ndarray:  # (R, 7)
-        recalls = 100 * np.mean([drawn @ run.hits for run in row.runs], 0) / size
+    def resample_recalls(row: Row) -> np.ndarray:  # (R, 7)
+        recalls = 100 * np.mean([draws @ run.hits for run in row.runs], 0) / queries
         return np.concatenate([recalls, recalls.sum(1, keepdims=True)], 1)
 
-    first = resampled(rows[0])
-    intervals = [np.percentile(resampled(row) - first, (2.5, 97.5), axis=0) for row in rows]
+    first = resample_recalls(rows[0])
+    intervals = [np.percentile(resample_recalls(row) - first, (2.5, 97.5), axis=0) for row in rows]
     return [dict(zip(RECALL_COLUMNS, zip(*i.tolist(), strict=True), strict=True)) for i in intervals]
 
 
 def to_html(rows: list[Row], intervals: list[dict]) -> str:
-    """The comparison as a page that needs nothing beside itself: bars with intervals, and the table."""
-    from mefn_jax.reports import charts, figures, pages  # matplotlib and jinja2, which only this needs
+    """Returns the comparison as a page that needs no other file: a chart and the table."""
+    from mefn_jax.reports import charts, figures, pages  # imports matplotlib and jinja2, which only this needs
 
-    bars = [
+    chart_rows = [
         {"name": row.name, "interval": interval["rsum"] if row is not rows[0] else None}
         | {"means": {k: row.mean(k) for k in RECALL_COLUMNS}, "spreads": {k: row.spread(k) for k in RECALL_COLUMNS}}
         for row, interval in zip(rows, intervals, strict=True)
     ]
-    picture = pages.data_uri("png", figures.to_png(charts.comparison_chart(bars)))
+    chart = pages.data_uri("png", figures.to_png(charts.comparison_chart(chart_rows)))
     cells = [
         [
             row.name,
             str(len(row.runs)),
-            *(_cell(row, k) for k in RECALL_COLUMNS),
-            _difference_to_first(row, rows[0], interval),
+            *(_format_cell(row, k) for k in RECALL_COLUMNS),
+            _format_difference(row, rows[0], interval),
         ]
         for row, interval in zip(rows, intervals, strict=True)
     ]
-    titles = ["model", "seeds", *([TITLES[f"r{k}"] for k in RECALLS] * 2), TITLES["rsum"], "rSum to the first"]
-    return pages.template("compare.html").render(said=protocol_line(rows), picture=picture, titles=titles, cells=cells)
+    titles = ["model", "seeds", *([TITLES[f"r{k}"] for k in RECALLS] * 2), TITLES["rsum"], "rSum minus the first row"]
+    return pages.template("compare.html").render(protocol=protocol_line(rows), chart=chart, titles=titles, cells=cells)
 
 
 def to_markdown(rows: list[Row], intervals: list[dict]) -> str:
-    """Both layouts as Markdown tables, under a line that says what they are of."""
+    """Returns the tables in both layouts as Markdown, below a line with the protocol."""
     lines = [protocol_line(rows), ""]
     for keys, with_difference in ((RECALL_COLUMNS, True), (PAPER_COLUMNS, False)):
         titles = [
             f"{ {'i2t': 'i2t ', 't2i': 't2i '}.get(k.split('.')[0], '') }{TITLES[k.split('.')[-1]]}" for k in keys
         ]
-        heads = ["model", "seeds", *titles, *(["rSum to the first"] if with_difference else [])]
-        lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        header = ["model", "seeds", *titles, *(["rSum minus the first row"] if with_difference else [])]
+        lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
         for row, interval in zip(rows, intervals, strict=True):
-            cells = [row.name, str(len(row.runs)), *(_cell(row, k) for k in keys)]
+            cells = [row.name, str(len(row.runs)), *(_format_cell(row, k) for k in keys)]
             if with_difference:
-                cells.append(_difference_to_first(row, rows[0], interval))
+                cells.append(_format_difference(row, rows[0], interval))
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
 
 
 def protocol_line(rows: list[Row]) -> str:
-    """What a comparison is of."""
+    """Returns the protocol of a comparison and the meaning of its numbers, in one line."""
     p = rows[0].runs[0].protocol
     folds = f"{p['folds']} folds, averaged" if p["folds"] > 1 else "one gallery"
     return (
-        f"{p['split']}: {p['images']} images, {p['captions']} captions ({p['captions_per_image']} an image), {folds}; "
-        f"ties {p['ties']}. Mean ± standard deviation over seeds; in brackets the 95 % interval of the difference of "
+        f"{p['split']}: {p['images']} images, {p['captions']} captions ({p['captions_per_image']} per image), {folds}; "
+        f"ties {p['ties']}. Mean ± standard deviation over seeds; in brackets the 95 % interval of the difference in "
         f"rSum to the first row (paired bootstrap, {RESAMPLES:,} resamples of the images)."
     )
 
 
-def _difference_to_first(row: Row, first: Row, interval: dict) -> str:
-    """The difference of rSum to the first row's, with its interval; nothing in the first."""
+def _format_difference(row: Row, first: Row, interval: dict) -> str:
+    """Returns the difference in rSum to the first row with its interval; empty for the first row."""
     low, high = interval["rsum"]
     return "" if row is first else f"{row.mean('rsum') - first.mean('rsum'):+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _cell(row: Row, key: str) -> str:
+def _format_cell(row: Row, key: str) -> str:
     return f"{row.mean(key):.1f}" + (f" ± {row.spread(key):.1f}" if len(row.runs) > 1 else "")
 
 
 def to_csv(rows: list[Row], intervals: list[dict]) -> str:
-    """All numbers as CSV, a line a row: mean, spread, and the interval of the difference to the first row."""
+    """Returns all numbers as CSV: means, standard deviations, and the intervals of the differences to the first row."""
     keys = list(rows[0].runs[0].metrics)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    ends = [f"{k}.{end}" for k in RECALL_COLUMNS for end in ("low", "high")]
-    writer.writerow(["model", "seeds", "runs", *(f"{k}.{what}" for k in keys for what in ("mean", "std")), *ends])
+    bound_columns = [f"{k}.{end}" for k in RECALL_COLUMNS for end in ("low", "high")]
+    metric_columns = [f"{k}.{statistic}" for k in keys for statistic in ("mean", "std")]
+    writer.writerow(["model", "seeds", "runs", *metric_columns, *bound_columns])
     for row, interval in zip(rows, intervals, strict=True):
         numbers = [f"{value:.6g}" for k in keys for value in (row.mean(k), row.spread(k))]
         bounds = [f"{bound:.6g}" for k in RECALL_COLUMNS for bound in interval[k]]

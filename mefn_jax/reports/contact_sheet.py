@@ -1,4 +1,4 @@
-"""Pictures for people: what a query found, and where they may be written."""
+"""Contact sheets: a picture of a query's results, and the file that it is written to."""
 
 from pathlib import Path
 
@@ -10,30 +10,33 @@ from mefn_jax.errors import ConfigError
 from mefn_jax.runtime.console import printable
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+# Pixels: the width of a cell, the sides of the photograph in it, the gap between cells, the height of a line of text.
 _CELL, _PICTURE, _GAP, _LINE = 230, 210, 12, 18
-_INK, _GREY, _PALE, _PAPER = (30, 30, 30), (110, 110, 110), (225, 225, 225), (255, 255, 255)
+_INK, _GRAY, _PALE, _PAPER = (30, 30, 30), (110, 110, 110), (225, 225, 225), (255, 255, 255)
 
 
-def draw_ranking(title: str, found: list[tuple[float, Path]], columns: int = 5) -> Image.Image:
-    """A contact sheet of `(score, image file)`, best first, under a title; a file that is gone leaves its place
-    empty."""
-    columns = min(columns, len(found))
-    rows, height = -(-len(found) // columns), _PICTURE + 2 * _LINE + _GAP
+def draw_ranking(title: str, ranking: list[tuple[float, Path]], columns: int = 5) -> Image.Image:
+    """Draws a contact sheet of `(score, image file)`, best first, under a title.
+
+    A file that no longer exists leaves its place empty.
+    """
+    columns = min(columns, len(ranking))
+    rows, height = -(-len(ranking) // columns), _PICTURE + 2 * _LINE + _GAP
     width = max(columns, 2) * _CELL + _GAP
     sheet = Image.new("RGB", (width, rows * height + 2 * _GAP + _LINE), _PAPER)
     pen, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(_LINE - 3), ImageFont.load_default(_LINE - 6)
     pen.text((_GAP, _GAP), truncate(pen, printable(title), width - 2 * _GAP, font), _INK, font)
-    for k, (score, path) in enumerate(found):
+    for k, (score, path) in enumerate(ranking):
         left, top = _GAP + k % columns * _CELL, 2 * _GAP + _LINE + k // columns * height
         picture = thumbnail(path)
         sheet.paste(picture, (left + (_PICTURE - picture.width) // 2, top + (_PICTURE - picture.height) // 2))
         pen.text((left, top + _PICTURE + 2), f"{k + 1}.  {score:.4f}", _INK, font)
-        pen.text((left, top + _PICTURE + 2 + _LINE), truncate(pen, printable(path.name), _PICTURE, small), _GREY, small)
+        pen.text((left, top + _PICTURE + 2 + _LINE), truncate(pen, printable(path.name), _PICTURE, small), _GRAY, small)
     return sheet
 
 
 def thumbnail(path: Path) -> Image.Image:
-    """An image file's picture for a cell; grey if it can no longer be read."""
+    """Returns the picture of an image file for a cell; a gray one if the file can no longer be read."""
     try:
         with Image.open(path) as image:
             return ImageOps.contain(to_rgb(ImageOps.exif_transpose(image)), (_PICTURE, _PICTURE))
@@ -42,7 +45,7 @@ def thumbnail(path: Path) -> Image.Image:
 
 
 def check_picture_path(out: str) -> Path:
-    """The path `--out` of a picture to write, whose folder is made. Raises ConfigError if it cannot be written."""
+    """Returns the path of a picture, `--out`, and makes its folder. Raises ConfigError if it cannot be written."""
     require_local("--out", out)
     path = Path(out)
     if path.suffix.lower() not in FORMATS:
@@ -57,7 +60,7 @@ def check_picture_path(out: str) -> Path:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a picture. Raises ConfigError."""
+    """Writes a picture. Raises ConfigError if that is not possible."""
     try:
         picture.save(path)
     except (OSError, ValueError) as e:
@@ -65,7 +68,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def truncate(pen, text: str, width: int, font) -> str:
-    """The text, cut with dots if it is wider."""
+    """Returns the text, cut and ended with dots if it is wider than `width` pixels."""
     if pen.textlength(text, font) <= width:
         return text
     while text and pen.textlength(text + "...", font) > width:

@@ -1,4 +1,4 @@
-"""Pictures of what the matcher makes of pairs, from the command line (`eval.py --explain`, DESIGN.md 4)."""
+"""Draws explanations of pairs from the command line (`eval.py --explain` and `--explain_image`; docs/evaluation.md)."""
 
 import dataclasses
 import re
@@ -20,61 +20,80 @@ from mefn_jax.reports.explanation import Explanation
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.storage import resolve_directory, write_atomic
 
-PHOTO_SUFFIXES = ("", ".jpg", ".jpeg", ".png")  # of a photograph's file, after the image's id
+PHOTO_SUFFIXES = ("", ".jpg", ".jpeg", ".png")  # of a photograph's file name, after the image id
 
 
 @dataclasses.dataclass(frozen=True)
 class RegionSources:
-    """Where precomputed regions come from: `boxes (I, N, 4)`, x0, y0, x1, y1 in image widths and heights, a split's
-    images in order, and the folder of the photographs, None without one."""
+    """Boxes and photographs of precomputed regions.
+
+    Attributes:
+        boxes: `(I, N, 4)`, x0, y0, x1, y1 as fractions of the image's width and height, for the images of a split in
+            order; None if they are not given.
+        photos: the folder of the photographs; None if it is not given.
+    """
 
     boxes: np.ndarray | None
     photos: Path | None
 
     def attach(self, x: Explanation, image: int, name: str) -> Explanation:
-        """The explanation with its photograph and boxes. Raises DataError where they are not there."""
+        """Returns the explanation with the boxes and the photograph of an image, given by its position and its id.
+
+        Raises DataError if there is no such photograph or if there are more or fewer boxes than regions.
+        """
         boxes = x.boxes if self.boxes is None else self.boxes[image]
         if boxes is not None and len(boxes) != len(x.region_weights):
-            raise DataError(f"--boxes: {len(boxes)} an image, but the model has {len(x.region_weights)} regions")
+            raise DataError(f"--boxes: {len(boxes)} per image, but the model has {len(x.region_weights)} regions")
         if self.photos is None:
             return dataclasses.replace(x, boxes=boxes)
-        return dataclasses.replace(x, boxes=boxes, photo=self._photo(name), photo_title="the photograph")
+        return dataclasses.replace(x, boxes=boxes, photo=self._read_photo(name), photo_title="the photograph")
 
-    def _photo(self, name: str) -> np.ndarray:
+    def _read_photo(self, name: str) -> np.ndarray:
         for path in (self.photos / f"{name}{suffix}" for suffix in PHOTO_SUFFIXES):
             if path.is_file():
                 try:
                     with Image.open(path) as image:
-                        whole = to_rgb(ImageOps.exif_transpose(image))
+                        photo = to_rgb(ImageOps.exif_transpose(image))
                 except OSError as e:
                     raise DataError(f"--photos: {path}: cannot be decoded ({e})") from None
-                return np.asarray(ImageOps.contain(whole, (explanation.PHOTO,) * 2))
+                return np.asarray(ImageOps.contain(photo, (explanation.PHOTO_PIXELS,) * 2))
         raise DataError(f"--photos={self.photos}: no {name}, {name}.jpg or .png in it")
 
 
 def draw_captions(
     workdir, data_dir: str, split: str, step: str, number: int, out="", ema=False, boxes="", photos=""
 ) -> list[Path]:
-    """Draws `number` captions of a split with their images, spread evenly over it (`explanation.spread`), into `out`
-    or `WORKDIR/eval/<split>/explain/`. Returns the files. `boxes` and `photos` name a .npy file and a folder (see
-    `Places`) for a model of precomputed regions."""
+    """Draws `number` evenly spaced captions of a split with their images, and returns the files.
+
+    They go into the directory `out`, or `WORKDIR/eval/<split>/explain/`. `boxes` and `photos` name a .npy file and a
+    folder for a model of precomputed regions (see `RegionSources`). Raises ConfigError for a matcher without an entropy
+    map.
+    """
     workdir = resolve_directory("--workdir", workdir)
     out = resolve_directory("--out", out) if out else output_dir(workdir, split, ema=ema) / "explain"
     require_local("--data_dir", data_dir)
     evaluator, params, _ = load_checkpoint(workdir, step, ema)
     explanation.check_can_explain(evaluator)
     if (boxes or photos) and evaluator.config.image.arch != "regions":
-        raise ConfigError("--boxes and --photos are for precomputed regions; this model takes images, and knows both")
+        raise ConfigError(
+            "--boxes and --photos are for precomputed regions; this model takes images, which need neither"
+        )
     _, opened_split = open_split(evaluator, data_dir, SPLIT_ALIASES.get(split, split))
-    places = read_region_sources(boxes, photos, opened_split.num_images)
+    region_sources = read_region_sources(boxes, photos, opened_split.num_images)
     images, texts = evaluator.encode(params, opened_split)
-    chosen = explanation.evenly_spaced(number, opened_split.num_captions)
-    found = explanation.explain_captions(evaluator, params, opened_split, images, texts, chosen, places)
-    return [save_explanation(x, out / f"{k:02}.png") for k, x in enumerate(found, 1)]
+    captions = explanation.evenly_spaced(number, opened_split.num_captions)
+    explanations = explanation.explain_captions(
+        evaluator, params, opened_split, images, texts, captions, region_sources
+    )
+    return [save_explanation(x, out / f"{k:02}.png") for k, x in enumerate(explanations, 1)]
 
 
 def draw_image_file(workdir, step: str, file: str, caption: str, out="", ema=False) -> Path:
-    """Draws an image file and a caption, into `out` or `WORKDIR/eval/explain/`. Returns the file."""
+    """Draws an image file with a caption, and returns the file: `out`, or one in `WORKDIR/eval/explain/`.
+
+    With `ema` the directory is `WORKDIR/eval/explain_ema/`. Raises DataError if the image cannot be read, ConfigError
+    for a caption without words, a model of precomputed regions, or a matcher without an entropy map.
+    """
     workdir = resolve_directory("--workdir", workdir)
     if out and not out.lower().endswith(".png"):
         raise ConfigError(f"--out={out}: give a .png file")
@@ -88,39 +107,44 @@ def draw_image_file(workdir, step: str, file: str, caption: str, out="", ema=Fal
         data = path.read_bytes()
     except OSError as e:
         raise DataError(f"--explain_image={file}: {e.strerror}") from None
-    found = explanation.explain_image(evaluator, params, data, path.name, caption, texts)
+    result = explanation.explain_image(evaluator, params, data, path.name, caption, texts)
     name = re.sub(r"[^\w.-]+", "_", path.stem) or "image"
-    return save_explanation(
-        found, resolve_directory("--out", out) if out else workdir / "eval" / ("explain" + "_ema" * ema) / f"{name}.png"
-    )
+    default = workdir / "eval" / ("explain" + "_ema" * ema) / f"{name}.png"
+    return save_explanation(result, resolve_directory("--out", out) if out else default)
 
 
 def read_region_sources(boxes: str, photos: str, images: int) -> RegionSources | None:
-    """What `--boxes` and `--photos` name. Raises DataError, ConfigError."""
+    """Reads the boxes and checks the folder that `--boxes` and `--photos` name; None if both are empty.
+
+    `images`: the number of images of the split. Raises DataError if the boxes cannot be read or are wrong, ConfigError
+    if the folder does not exist.
+    """
     if not boxes and not photos:
         return None
-    found = None
+    box_array = None
     if boxes:
         try:
-            found = np.load(boxes, allow_pickle=False)
+            box_array = np.load(boxes, allow_pickle=False)
         except (OSError, ValueError, EOFError) as e:
             raise DataError(f"--boxes={boxes}: cannot be read as an array ({e})") from None
-        shape = getattr(found, "shape", "an archive")
-        if not isinstance(found, np.ndarray) or len(shape) != 3 or shape[2] != 4 or len(found) != images:
+        shape = getattr(box_array, "shape", "an archive")
+        if not isinstance(box_array, np.ndarray) or len(shape) != 3 or shape[2] != 4 or len(box_array) != images:
             raise DataError(f"--boxes={boxes}: expected ({images}, regions, 4), found {shape}")
-        inside = np.all((found >= 0) & (found <= 1 + 1e-6))  # not of NaN
-        if not inside or not np.all(found[..., :2] < found[..., 2:]):
-            raise DataError(f"--boxes={boxes}: give x0 < x1 and y0 < y1 in image widths and heights, from 0 to 1")
+        in_image = np.all((box_array >= 0) & (box_array <= 1 + 1e-6))  # False for NaN
+        if not in_image or not np.all(box_array[..., :2] < box_array[..., 2:]):
+            raise DataError(
+                f"--boxes={boxes}: give x0 < x1 and y0 < y1 as fractions of the image's width and height, from 0 to 1"
+            )
     if photos and not Path(photos).is_dir():
         raise ConfigError(f"--photos={photos}: no such folder")
-    return RegionSources(found, Path(photos) if photos else None)
+    return RegionSources(box_array, Path(photos) if photos else None)
 
 
 def save_explanation(x: Explanation, path) -> Path:
-    """Draws one, on process 0, and says where it is."""
+    """Draws an explanation into a file, on process 0, and returns the path. Raises ConfigError if it cannot write."""
     if jax.process_index():
         return path
-    from mefn_jax.reports import figures  # matplotlib, which only this needs
+    from mefn_jax.reports import figures  # imports matplotlib, which only this needs
 
     try:
         write_atomic(path, figures.to_png(figures.draw_explanation(x)))

@@ -1,11 +1,14 @@
-"""What the matcher makes of single pairs, ready to be drawn: by words instead of wordpieces, over the photograph."""
+"""Explanations of single pairs, ready to be drawn: the matcher's terms by words, over the photograph.
+
+Terms are computed for wordpieces and merged into the words of the caption. B pairs, N regions, M wordpieces, W words.
+"""
 
 import dataclasses
 
 import jax
 import numpy as np
 
-from mefn_jax.data import images as reading
+from mefn_jax.data import images as image_files
 from mefn_jax.data.split import Split
 from mefn_jax.encoders.grids import grid_boxes
 from mefn_jax.errors import ConfigError
@@ -13,24 +16,26 @@ from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.features import Features
 from mefn_jax.model import region_boxes
 
-PAIRS = 16  # whose means training logs
-PHOTO = 360  # pixels of a photograph's side in a picture
+PAIRS = 16  # pairs whose mean statistics training logs
+PHOTO_PIXELS = 360  # side of a photograph in a figure
 
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """One image and one caption, as MEFN sees them (DESIGN.md 3). N regions, W words; NumPy arrays.
+    """One image and one caption with the terms that MEFN computes for them, as NumPy arrays (docs/method.md).
 
     Attributes:
-        caption: as it was given; `title`: which image and caption it is.
-        words: W strings. A word's pieces are joined: their H and weights are added, their attention is averaged.
-        photo: uint8 `(H, W, 3)`, framed as the model sees it; None for precomputed features.
-        boxes: `(N, 4)`, x0, y0, x1, y1 in widths and heights of the photo; None where they are not known.
-        H: `(N, W)`, nats.
-        region_weights, word_weights: `(N,)`, `(W,)`, sums 1.
-        attention: `(N, W)`, each word's over the regions, columns sum to 1.
-        photo_title: what the photo is.
-        values: the scalars by name: score, local, global, gate, MFE, lambda, and kappa and the background's if any.
+        caption: the caption as it was given.
+        title: which image and caption these are.
+        words: W strings. Over the pieces of a word, H and weights are added and attention is averaged.
+        photo: uint8 `(H, W, 3)`, resized and cropped as the model sees it; None for precomputed regions.
+        boxes: `(N, 4)`, x0, y0, x1, y1 as fractions of the photo's width and height; None if they are not known.
+        H: the entropy map `(N, W)` in nats (section 3).
+        region_weights, word_weights: `(N,)` and `(W,)`, each with sum 1 (Eqs. 17, 18).
+        attention: `(N, W)`, each word's distribution over the regions; columns sum to 1 (Eq. 19).
+        values: scalars by name: score, local, global, gate, MFE, lambda, kappa (unless the entropy is none), the two
+            hubness offsets, and with a hubness correction its learned scalars.
+        photo_title: the title of the photo in a figure.
     """
 
     caption: str
@@ -47,102 +52,124 @@ class Explanation:
 
 
 def can_explain(evaluator: Evaluator) -> bool:
-    """Whether the matcher can be explained."""
+    """Returns whether the matcher can be explained: whether it is MEFN or has an `explain` like MEFN's."""
     return hasattr(evaluator.model.matcher, "explain")
 
 
 def check_can_explain(evaluator: Evaluator) -> None:
-    """Raises ConfigError unless it can."""
+    """Raises ConfigError unless the matcher can be explained."""
     if not can_explain(evaluator):
-        raise ConfigError(f"model={evaluator.config.model} has no entropy map to explain; those of MEFN have")
+        raise ConfigError(
+            f"model={evaluator.config.model} has no entropy map to explain; only MEFN and its ablations have one"
+        )
 
 
 def mean_statistics(evaluator: Evaluator, params, split: Split, images: Features, texts: Features) -> dict[str, float]:
-    """Of PAIRS captions of a split, by `spread`, with their own images, on average: local and global scores, MFE in
-    nats, the entropies of the existing regions and words, in [0, 1]."""
+    """Returns means over PAIRS evenly spaced captions of a split with their own images.
+
+    They are `local` and `global` (scores), `MFE` (nats), `region_entropy` and `word_entropy` (in [0, 1], over the
+    regions and words that exist). `images`, `texts`: all of the split, encoded.
+    """
     captions = evenly_spaced(PAIRS, split.num_captions)
-    owners = split.caption_image[captions]
-    parts = explain_features(evaluator, params, *(_rows(x, at) for x, at in ((images, owners), (texts, captions))))
-    found = {name: float(parts[name].mean()) for name in ("local", "global", "MFE")}
-    for kind, there in (("region", "regions"), ("word", "pieces")):
-        found[f"{kind}_entropy"] = float(parts[f"{kind}_entropy"][parts[there]].mean())
-    return found
+    image_index = split.caption_image[captions]
+    pairs = (_take_rows(x, rows) for x, rows in ((images, image_index), (texts, captions)))
+    terms = explain_features(evaluator, params, *pairs)
+    means = {name: float(terms[name].mean()) for name in ("local", "global", "MFE")}
+    for kind in ("region", "word"):
+        means[f"{kind}_entropy"] = float(terms[f"{kind}_entropy"][terms[f"{kind}_mask"]].mean())
+    return means
 
 
 def explain_captions(
-    evaluator: Evaluator, params, split: Split, images: Features, texts: Features, captions, places=None
+    evaluator: Evaluator, params, split: Split, images: Features, texts: Features, captions, region_sources=None
 ) -> list[Explanation]:
-    """Explains captions of a split, by position, each with its own image. `images`, `texts`: all of the split, encoded;
-    `places`: where the regions lie and on what, of precomputed ones. Captions of which the tokenizer keeps no word are
-    left out. Raises ConfigError for a matcher without `explain`."""
+    """Returns explanations of captions of a split, given by position, each with its own image.
+
+    `images`, `texts`: all of the split, encoded. `region_sources`: for precomputed regions, their boxes and photographs
+    (`explain.RegionSources`). Captions of which the tokenizer keeps no word are left out. Raises ConfigError for a
+    matcher without `explain`.
+    """
     check_can_explain(evaluator)
     captions = [k for k in captions if texts.mask[k].any()]
     if not captions:
         return []
-    owners = split.caption_image[captions]
-    parts = explain_features(evaluator, params, *(_rows(x, at) for x, at in ((images, owners), (texts, captions))))
-    found, boxes = [], find_region_boxes(evaluator, images.mask.shape[1])
-    for k, (caption, image) in enumerate(zip(captions, owners, strict=True)):
+    image_index = split.caption_image[captions]
+    pairs = (_take_rows(x, rows) for x, rows in ((images, image_index), (texts, captions)))
+    terms = explain_features(evaluator, params, *pairs)
+    explanations, boxes = [], find_region_boxes(evaluator, images.mask.shape[1])
+    for k, (caption, image) in enumerate(zip(captions, image_index, strict=True)):
         record = split.record(image)
         number = caption - split.caption_offsets[image]
         title = f"{split.name}: image {record['image_id']}, caption {number + 1} of {len(record['captions'])}"
         photo = None if "regions" in record else display_photo(evaluator, record["image"], record["image_id"])
-        pair = jax.tree.map(lambda x, k=k: x[k], parts)
-        explained = build_explanation(evaluator, record["captions"][number], title, photo, boxes, pair)
-        found.append(places.attach(explained, image, record["image_id"]) if places else explained)
-    return found
+        pair_terms = jax.tree.map(lambda x, k=k: x[k], terms)
+        explanation = build_explanation(evaluator, record["captions"][number], title, photo, boxes, pair_terms)
+        explanations.append(
+            region_sources.attach(explanation, image, record["image_id"]) if region_sources else explanation
+        )
+    return explanations
 
 
 def explain_image(evaluator: Evaluator, params, data: bytes, name: str, caption: str, texts: Features) -> Explanation:
-    """Explains an encoded image with a caption, whose Features `texts` are. Raises DataError naming the image,
-    ConfigError."""
-    pixels = reading.decode(data, reading.resize_from_config(evaluator.config.image), name)[None]
-    images = evaluator.encode_pixels(params, np.repeat(pixels, evaluator.mesh.size, 0), 1)  # a row a device
-    parts = explain_features(evaluator, params, images, texts)
+    """Returns the explanation of an image file, given by its bytes, and a caption, whose Features are `texts`.
+
+    Raises DataError naming the image if it cannot be decoded, and ConfigError for a matcher without `explain`.
+    """
+    pixels = image_files.decode(data, image_files.resize_from_config(evaluator.config.image), name)[None]
+    images = evaluator.encode_pixels(params, np.repeat(pixels, evaluator.mesh.size, 0), 1)  # one row for each device
+    terms = explain_features(evaluator, params, images, texts)
     boxes = find_region_boxes(evaluator, images.mask.shape[1])
     return build_explanation(
-        evaluator, caption, name, display_photo(evaluator, data, name), boxes, jax.tree.map(lambda x: x[0], parts)
+        evaluator, caption, name, display_photo(evaluator, data, name), boxes, jax.tree.map(lambda x: x[0], terms)
     )
 
 
 def explain_features(evaluator: Evaluator, params, images: Features, texts: Features) -> dict:
-    """`MEFN.explain` of pairs, row by row; NumPy arrays `(B, ...)`, with the masks as `regions` and `pieces`."""
+    """Returns the terms of pairs (see `MEFN.explain`), image k with text k, and the masks of regions and words.
+
+    The arrays are NumPy's, `(B, ...)`; the masks are `region_mask (B, N)` and `word_mask (B, M)`. Raises ConfigError
+    for a matcher without `explain`.
+    """
     check_can_explain(evaluator)
-    return jax.device_get(evaluator.explain(params, images, texts)) | {"regions": images.mask, "pieces": texts.mask}
+    terms = jax.device_get(evaluator.explain(params, images, texts))
+    return terms | {"region_mask": images.mask, "word_mask": texts.mask}
 
 
-def build_explanation(evaluator: Evaluator, caption: str, title: str, photo, boxes, parts: dict) -> Explanation:
-    """One pair's parts by words and existing regions."""
-    words, of = merge_wordpieces(evaluator, caption, int(parts["pieces"].sum()))
-    sums = (of[:, None] == np.arange(len(words))).astype(np.float32)  # (M, W)
-    there, pieces = parts["regions"], parts["pieces"]
-    over = lambda name: parts[name][there][:, pieces]  # (N, M)  # noqa: E731
-    scalars = {name: float(value) for name, value in parts.items() if np.ndim(value) == 0}
+def build_explanation(evaluator: Evaluator, caption: str, title: str, photo, boxes, terms: dict) -> Explanation:
+    """Returns the explanation of one pair from its terms: existing regions only, and words instead of wordpieces."""
+    words, word_of_piece = merge_wordpieces(evaluator, caption, int(terms["word_mask"].sum()))
+    sums = (word_of_piece[:, None] == np.arange(len(words))).astype(np.float32)  # (M, W), adds the pieces of a word
+    region_mask, word_mask = terms["region_mask"], terms["word_mask"]
+    select = lambda name: terms[name][region_mask][:, word_mask]  # (N, M)  # noqa: E731
+    scalars = {name: float(value) for name, value in terms.items() if np.ndim(value) == 0}
     return Explanation(
         caption,
         title,
         words,
         photo,
         boxes,
-        over("H") @ sums,
-        parts["region_weights"][there],
-        parts["word_weights"][pieces] @ sums,
-        over("word_attention") @ (sums / sums.sum(0)),
+        select("H") @ sums,
+        terms["region_weights"][region_mask],
+        terms["word_weights"][word_mask] @ sums,
+        select("word_attention") @ (sums / sums.sum(0)),
         scalars,
     )
 
 
 def merge_wordpieces(evaluator: Evaluator, caption: str, pieces: int) -> tuple[list[str], np.ndarray]:
-    """The words of a caption that the model has read, and which word each of its `pieces` is. Where their number
-    is not that of our tokenizer's, as of words that another has cached, they are numbered."""
-    words, of = evaluator.tokenizer.words(caption)
-    if len(of) == pieces:
-        return words, of
+    """Returns the words of a caption that the model has read, and the word of each of its `pieces`, int `(M,)`.
+
+    If our tokenizer gives another number of wordpieces, as for text that was cached with another tokenizer, each piece
+    is a word with a number as its name.
+    """
+    words, word_of_piece = evaluator.tokenizer.words(caption)
+    if len(word_of_piece) == pieces:
+        return words, word_of_piece
     return [f"word {k + 1}" for k in range(pieces)], np.arange(pieces)
 
 
 def find_region_boxes(evaluator: Evaluator, regions: int) -> np.ndarray | None:
-    """Where the regions lie, `(N, 4)`; None where that is not known."""
+    """Returns the boxes of the regions `(N, 4)`, or None if they are not known."""
     boxes, side = region_boxes(evaluator.config, evaluator.model), evaluator.config.image.regions.grid
     if boxes is None and side and side * side == regions:
         return grid_boxes(side, side)
@@ -150,16 +177,16 @@ def find_region_boxes(evaluator: Evaluator, regions: int) -> np.ndarray | None:
 
 
 def display_photo(evaluator: Evaluator, data: bytes, name: str) -> np.ndarray:
-    """The photograph, cut as the model sees it, large enough to look at."""
-    resize = reading.resize_from_config(evaluator.config.image)
-    return reading.decode(data, dataclasses.replace(resize, size=PHOTO, resample="bicubic"), name)
+    """Returns a photograph resized and cropped as for the model, but at the size of figures."""
+    resize = image_files.resize_from_config(evaluator.config.image)
+    return image_files.decode(data, dataclasses.replace(resize, size=PHOTO_PIXELS, resample="bicubic"), name)
 
 
 def evenly_spaced(number: int, captions: int) -> list[int]:
-    """The rule by which captions are chosen to be explained: of so many equal parts of a split, each one's middle."""
+    """Returns `number` evenly spaced caption positions: the middle of each of `number` equal parts of the split."""
     number = min(number, captions)
     return [(2 * k + 1) * captions // (2 * number) for k in range(number)]
 
 
-def _rows(features: Features, at) -> Features:
-    return jax.tree.map(lambda x: x[at], features)
+def _take_rows(features: Features, rows) -> Features:
+    return jax.tree.map(lambda x: x[rows], features)

@@ -1,4 +1,7 @@
-"""Pictures drawn with matplotlib: what `explanation.py` found of a pair. Imported where a picture is asked for."""
+"""Figures of explanations (`explanation.py`), drawn with matplotlib.
+
+Imported only where a figure is drawn, since matplotlib is slow to import. N regions, W words.
+"""
 
 import io
 import textwrap
@@ -15,10 +18,11 @@ from matplotlib.gridspec import GridSpec
 
 from mefn_jax.reports.explanation import Explanation
 
-WIDTH, DPI = 12.0, 100  # inches, pixels an inch
-PANELS_PER_ROW, PANEL_ROWS = 6, 2  # words whose attention is drawn, in a row, and how many rows
-MAX_REGIONS = 16  # regions of the heat map, at most
-MAP_PIXELS = 180  # of a map's side
+WIDTH, DPI = 12.0, 100  # inches, pixels per inch
+PANELS_PER_ROW, PANEL_ROWS = 6, 2  # of the panels that draw the attention of a word
+MAX_REGIONS = 16  # the most regions that the entropy map shows
+MAP_PIXELS = 180  # side of an attention map
+# Fonts for scripts that DejaVu Sans lacks.
 FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -27,73 +31,78 @@ FONTS = (
     "Microsoft YaHei",
     "Noto Sans Arabic",
 )
-# English words that name nothing that could be seen.
+# English words that name nothing visible.
 FUNCTION_WORDS = (
     "a an the and or but of in on at to by with from for as is are was were be been it its his her their he she they "
     "this that these those there which who while into onto out up down over off some"
 )
-INK, GREY, BLUE = "#222222", "#666666", "#3f6e9a"
+INK, GRAY, BLUE = "#222222", "#666666", "#3f6e9a"
 
 
 def draw_explanation(x: Explanation) -> Figure:
-    """The photograph, the weights of its regions, what each content word attends to, and the entropy map (the paper's
-    Figure 2)."""
+    """Draws an explanation (the paper's Figure 2): photograph, weights, attention of content words, entropy map."""
     with matplotlib.rc_context({"font.family": font_families(), "text.parse_math": False}):
         return _lay_out_explanation(x)
 
 
 def _lay_out_explanation(x: Explanation) -> Figure:
-    shown = content_words(x)
-    panels = -(-len(shown) // PANELS_PER_ROW)
+    panel_words = content_words(x)
+    panel_rows = -(-len(panel_words) // PANELS_PER_ROW)
     regions = top_regions(x)
-    heights = [3.1, *[2.2] * panels, 0.8, max(1.6, 0.42 * len(regions)), label_height(x.words)]
+    heights = [3.1, *[2.2] * panel_rows, 0.8, max(1.6, 0.42 * len(regions)), label_height(x.words)]
     figure = Figure((WIDTH, sum(heights) + 0.9), DPI)
     grid = GridSpec(len(heights), PANELS_PER_ROW, figure, height_ratios=heights, hspace=0.28, wspace=0.12)
     grid.update(left=0.06, right=0.95, top=1 - 0.3 / figure.get_figheight(), bottom=0.25 / figure.get_figheight())
-    first = grid[0, :].subgridspec(1, 3, width_ratios=(1, 1, 1.4), wspace=0.3)
-    _photo(figure.add_subplot(first[0]), x)
-    _weights(figure, figure.add_subplot(first[1]), x)
-    _draw_summary(figure.add_subplot(first[2]), x, len(shown))
-    for n, k in enumerate(shown):
+    top_row = grid[0, :].subgridspec(1, 3, width_ratios=(1, 1, 1.4), wspace=0.3)
+    _draw_photo(figure.add_subplot(top_row[0]), x)
+    _draw_region_weights(figure, figure.add_subplot(top_row[1]), x)
+    _draw_summary(figure.add_subplot(top_row[2]), x, len(panel_words))
+    for n, k in enumerate(panel_words):
         axes = figure.add_subplot(grid[1 + n // PANELS_PER_ROW, n % PANELS_PER_ROW])
-        _over_photo(axes, x, x.attention[:, k])
+        _draw_over_photo(axes, x, x.attention[:, k])
         axes.set_title(shorten(x.words[k]), fontsize=11, color=INK, pad=15)
-        said = f"weight {x.word_weights[k]:.2f}, at most {x.attention[:, k].max():.2f}"
-        axes.text(0.5, 1.03, said, transform=axes.transAxes, ha="center", fontsize=8, color=GREY)
-    words = figure.add_subplot(grid[1 + panels, :])
-    heat = figure.add_subplot(grid[2 + panels, :], sharex=words)
-    _word_weights(words, x)
-    _heat_map(figure, heat, x, regions)
+        subtitle = f"weight {x.word_weights[k]:.2f}, maximum {x.attention[:, k].max():.2f}"
+        axes.text(0.5, 1.03, subtitle, transform=axes.transAxes, ha="center", fontsize=8, color=GRAY)
+    word_axes = figure.add_subplot(grid[1 + panel_rows, :])
+    map_axes = figure.add_subplot(grid[2 + panel_rows, :], sharex=word_axes)
+    _draw_word_weights(word_axes, x)
+    _draw_entropy_map(figure, map_axes, x, regions)
     return figure
 
 
 def content_words(x: Explanation) -> list[int]:
-    """The words whose attention is drawn, in their order: those that are neither punctuation nor FUNCTION_WORDS; of
-    more than there is room for those of the largest weight."""
-    unseen = set(FUNCTION_WORDS.split())
-    named = [k for k, word in enumerate(x.words) if any(map(str.isalnum, word)) and word.lower() not in unseen]
-    named = named or list(range(len(x.words)))
-    return sorted(sorted(named, key=lambda k: -x.word_weights[k])[: PANELS_PER_ROW * PANEL_ROWS])
+    """Returns the positions of the words whose attention is drawn, in the order of the caption.
+
+    They are all words but punctuation and FUNCTION_WORDS; if these are too many, those with the largest weights. A
+    caption without such words gets panels of all its words.
+    """
+    function_words = set(FUNCTION_WORDS.split())
+    content = [k for k, w in enumerate(x.words) if any(map(str.isalnum, w)) and w.lower() not in function_words]
+    content = content or list(range(len(x.words)))
+    return sorted(sorted(content, key=lambda k: -x.word_weights[k])[: PANELS_PER_ROW * PANEL_ROWS])
 
 
 def top_regions(x: Explanation) -> np.ndarray:
-    """The regions of the heat map, in their order: of more than ROWS those of the largest weight."""
+    """Returns the regions of the entropy map, in their order: the MAX_REGIONS with the largest weights."""
     return np.sort(np.argsort(-x.region_weights, kind="stable")[:MAX_REGIONS])
 
 
 def attention_heatmap(values: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Regions' shares `(N,)` spread over the pixels of their boxes `(N, 4)`, added up where boxes overlap: float
-    `(PIXELS, PIXELS)`, relative to a share that is spread over the whole image."""
+    """Returns a heat map `(MAP_PIXELS, MAP_PIXELS)` of region values `(N,)`, such as weights that sum to 1.
+
+    Each value is spread evenly over its box `(N, 4)`, and overlapping boxes are added. Values that sum to 1 give 1
+    everywhere if they are spread uniformly over the image.
+    """
     x0, y0, x1, y1 = np.clip(np.round(boxes * MAP_PIXELS), 0, MAP_PIXELS).astype(int).T
-    found = np.zeros((MAP_PIXELS, MAP_PIXELS))
-    for value, a, b, c, d in zip(values, x0, y0, x1, y1, strict=True):
-        if c > a and d > b:
-            found[b:d, a:c] += value * MAP_PIXELS**2 / ((c - a) * (d - b))
-    return found
+    heatmap = np.zeros((MAP_PIXELS, MAP_PIXELS))
+    for value, left, top, right, bottom in zip(values, x0, y0, x1, y1, strict=True):
+        if right > left and bottom > top:
+            heatmap[top:bottom, left:right] += value * MAP_PIXELS**2 / ((right - left) * (bottom - top))
+    return heatmap
 
 
 def to_png(figure: Figure) -> bytes:
-    """A picture as a PNG file. What no font of this machine has is a box."""
+    """Returns a figure as a PNG file. A character that no font of this machine has is drawn as a box."""
     out = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
@@ -102,7 +111,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_pixels(figure: Figure) -> np.ndarray:
-    """A picture as uint8 `(H, W, 3)`."""
+    """Returns a figure as pixels, uint8 `(H, W, 3)`."""
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
@@ -111,62 +120,65 @@ def to_pixels(figure: Figure) -> np.ndarray:
 
 
 def draw_pixels(x: Explanation) -> np.ndarray:
-    """Returns the picture of `draw_explanation` as uint8 `(H, W, 3)`."""
+    """Returns the figure of `draw_explanation` as pixels, uint8 `(H, W, 3)`."""
     return to_pixels(draw_explanation(x))
 
 
 def font_families() -> list[str]:
-    """DejaVu, and what this machine has for the scripts that it lacks."""
-    known = {font.name for font in font_manager.fontManager.ttflist}
-    return ["DejaVu Sans", *(name for name in FONTS if name in known)]
+    """Returns DejaVu Sans and those of FONTS that this machine has."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in FONTS if name in installed)]
 
 
-def shorten(word: str, most: int = 16) -> str:
-    """A word, cut if it is long."""
-    return word if len(word) <= most else word[: most - 1] + "…"
+def shorten(word: str, max_length: int = 16) -> str:
+    """Returns a word, cut if it is longer than `max_length` characters."""
+    return word if len(word) <= max_length else word[: max_length - 1] + "…"
 
 
 def label_height(words: list[str]) -> float:
-    """Inches below the heat map that its upright words take."""
+    """Returns the height below the entropy map for its words, which are written upright, in inches."""
     return 0.35 + 0.085 * max(len(shorten(word)) for word in words)
 
 
-def _photo(axes, x: Explanation) -> None:
+def _draw_photo(axes, x: Explanation) -> None:
     axes.set_axis_off()
     if x.photo is None:
-        axes.text(0.5, 0.5, "precomputed features:\nno photograph", ha="center", va="center", color=GREY)
+        axes.text(0.5, 0.5, "precomputed features:\nno photograph", ha="center", va="center", color=GRAY)
         return
     axes.imshow(x.photo)
     axes.set_title(x.photo_title, fontsize=10, color=INK)
 
 
-def _weights(figure, axes, x: Explanation) -> None:
-    shown = _over_photo(axes, x, x.region_weights)
-    even = ", times an even share" if shown is not None else ""
-    axes.set_title(f"region weights w{even}", fontsize=10, color=INK)
-    if shown is not None:
-        bar = figure.colorbar(shown, cax=axes.inset_axes((1.03, 0, 0.04, 1)))
+def _draw_region_weights(figure, axes, x: Explanation) -> None:
+    colors = _draw_over_photo(axes, x, x.region_weights)
+    unit = " / uniform" if colors is not None else ""
+    axes.set_title(f"region weights w{unit}", fontsize=10, color=INK)
+    if colors is not None:
+        bar = figure.colorbar(colors, cax=axes.inset_axes((1.03, 0, 0.04, 1)))
         bar.ax.tick_params(labelsize=8)
 
 
-def _over_photo(axes, x: Explanation, values: np.ndarray):
-    """The photograph, each region as bright as its share, the largest fully; without boxes bars, by region number."""
+def _draw_over_photo(axes, x: Explanation, values: np.ndarray):
+    """Draws the photograph with a brightness that grows with the value of each region, full at the largest one.
+
+    Returns the color scale. Without boxes, draws bars by region number and returns None.
+    """
     if x.boxes is None:
         axes.bar(np.arange(len(values)), values, color="#b5462f")
         axes.tick_params(labelsize=7)
         axes.set_xlabel("region", fontsize=7)
         return None
-    shares = attention_heatmap(values, x.boxes)
-    colours, extent = Normalize(0, max(shares.max(), 1e-9)), (0, 1, 1, 0)
-    light = colours(shares)
+    heatmap = attention_heatmap(values, x.boxes)
+    normalize, extent = Normalize(0, max(heatmap.max(), 1e-9)), (0, 1, 1, 0)
+    brightness = normalize(heatmap)
     axes.set_axis_off()
     if x.photo is None:
-        axes.imshow(light, extent=extent, cmap="gray", vmin=0, vmax=1)
-    else:  # darkened, so that colours stay what they are
+        axes.imshow(brightness, extent=extent, cmap="gray", vmin=0, vmax=1)
+    else:  # darkens the photograph, which leaves its hues as they are
         axes.imshow(x.photo, extent=extent)
-        axes.imshow(np.zeros((*light.shape, 3)), extent=extent, alpha=0.85 * (1 - light))
+        axes.imshow(np.zeros((*brightness.shape, 3)), extent=extent, alpha=0.85 * (1 - brightness))
     axes.set_aspect(1 if x.photo is None else x.photo.shape[0] / x.photo.shape[1])
-    return ScalarMappable(colours, "gray")
+    return ScalarMappable(normalize, "gray")
 
 
 def _draw_summary(axes, x: Explanation, panels: int) -> None:
@@ -178,13 +190,13 @@ def _draw_summary(axes, x: Explanation, panels: int) -> None:
     kappa = f"   kappa {v['kappa']:.2f}" if "kappa" in v else ""
     lines.append(f"MFE {v['MFE']:.3f} nats   lambda {v['lambda']:.2f}{kappa}")
     if panels < len(x.words):
-        lines.append(f"below: what {panels} of {len(x.words)} words attend to")
+        lines.append(f"below: the attention of {panels} of {len(x.words)} words")
     caption = textwrap.fill(x.caption, 46, max_lines=9, placeholder=" …")
     axes.text(0.0, 1.0, caption, va="top", fontsize=11, color=INK, wrap=False)
-    axes.text(0.0, 0.0, "\n".join([x.title, *lines]), va="bottom", fontsize=9, color=GREY, linespacing=1.5)
+    axes.text(0.0, 0.0, "\n".join([x.title, *lines]), va="bottom", fontsize=9, color=GRAY, linespacing=1.5)
 
 
-def _word_weights(axes, x: Explanation) -> None:
+def _draw_word_weights(axes, x: Explanation) -> None:
     axes.bar(np.arange(len(x.words)), x.word_weights, color=BLUE)
     axes.set_ylabel("u", rotation=0, labelpad=10, fontsize=9)
     axes.tick_params(labelbottom=False, bottom=False, labelsize=7)
@@ -193,34 +205,32 @@ def _word_weights(axes, x: Explanation) -> None:
     axes.set_title("word weights u, and the entropy map H in nats", fontsize=10, color=INK, loc="left")
 
 
-def _heat_map(figure, axes, x: Explanation, regions: np.ndarray) -> None:
-    shown = axes.imshow(x.H[regions], aspect="auto", cmap="viridis", interpolation="nearest")
+def _draw_entropy_map(figure, axes, x: Explanation, regions: np.ndarray) -> None:
+    entropy_map = axes.imshow(x.H[regions], aspect="auto", cmap="viridis", interpolation="nearest")
     size = 10 if len(x.words) <= 30 else 7
     axes.set_xticks(np.arange(len(x.words)), [shorten(word) for word in x.words], rotation=90, fontsize=size)
     axes.set_yticks([])
     for row, region in enumerate(regions):
-        _thumbnail(axes, x, row, int(region), len(regions))
-    some = (
-        f"{len(regions)} of {len(x.H)} regions, those of the largest weight" if len(regions) < len(x.H) else "regions"
-    )
-    axes.set_ylabel(some, fontsize=9, labelpad=40)
-    inside = axes.inset_axes((1.008, 0, 0.012, 1))
-    bar = figure.colorbar(shown, cax=inside)
+        _draw_thumbnail(axes, x, row, int(region), len(regions))
+    is_cut = len(regions) < len(x.H)
+    label = f"the {len(regions)} of {len(x.H)} regions with the largest weight" if is_cut else "regions"
+    axes.set_ylabel(label, fontsize=9, labelpad=40)
+    bar_axes = axes.inset_axes((1.008, 0, 0.012, 1))
+    bar = figure.colorbar(entropy_map, cax=bar_axes)
     bar.ax.tick_params(labelsize=8)
     bar.ax.set_title("nats", fontsize=8)
 
 
-def _thumbnail(axes, x: Explanation, row: int, region: int, rows: int) -> None:
-    """What is in a region, left of its row, or its number."""
-    box = (-0.036, 1 - (row + 0.96) / rows, 0.032, 0.92 / rows)
+def _draw_thumbnail(axes, x: Explanation, row: int, region: int, rows: int) -> None:
+    """Draws the content of a region to the left of its row; without a photograph or boxes, its number."""
     if x.photo is None or x.boxes is None:
         axes.text(
             -0.012, 1 - (row + 0.5) / rows, str(region), transform=axes.transAxes, ha="right", va="center", fontsize=8
         )
         return
     height, width = x.photo.shape[:2]
-    a, b, c, d = np.round(x.boxes[region] * (width, height, width, height)).astype(int)
-    a, b = min(a, width - 1), min(b, height - 1)
-    inside = axes.inset_axes(box)
-    inside.imshow(x.photo[b : max(d, b + 1), a : max(c, a + 1)])
-    inside.set_axis_off()
+    left, top, right, bottom = np.round(x.boxes[region] * (width, height, width, height)).astype(int)
+    left, top = min(left, width - 1), min(top, height - 1)
+    thumbnail_axes = axes.inset_axes((-0.036, 1 - (row + 0.96) / rows, 0.032, 0.92 / rows))
+    thumbnail_axes.imshow(x.photo[top : max(bottom, top + 1), left : max(right, left + 1)])
+    thumbnail_axes.set_axis_off()

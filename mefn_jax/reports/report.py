@@ -1,4 +1,7 @@
-"""One page about an evaluated run, `report.html`, that needs nothing beside itself (`eval.py --report`)."""
+"""Writes a page about an evaluated run, `report.html`, which needs no other file (`eval.py --report`).
+
+I images, C captions.
+"""
 
 import io
 import json
@@ -19,9 +22,9 @@ from mefn_jax.reports import charts, explanation, figures, pages
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.storage import resolve_directory, write_atomic
 
-QUERIES_SHOWN = 4  # queries of a kind, best and worst
-RESULTS_SHOWN = 5  # results of each
-PAIRS_EXPLAINED = 3  # pairs
+QUERIES_SHOWN = 4  # best queries, and worst queries, of each direction
+RESULTS_SHOWN = 5  # results of each query
+PAIRS_EXPLAINED = 3  # pairs of which the page has an explanation
 THUMBNAIL_PIXELS = 150  # pixels of a photograph's longer side
 LENGTH_GROUPS = 5  # groups of captions by length, of about the same size
 
@@ -29,19 +32,22 @@ LENGTH_GROUPS = 5  # groups of captions by length, of about the same size
 def write_report(
     workdir, data_dir: str, split: str, step: str, folds=(1,), out="", ema=False, save_scores="", rerank=""
 ) -> epath.Path:
-    """Evaluates a run (see `evaluate.evaluate`) and writes `report.html`, and its pictures into `report/`, beside
-    `metrics.json`. Returns the page's path. Raises ConfigError where ranks within folds would stand beside what was
-    found in the whole gallery."""
+    """Evaluates a run (see `evaluate.evaluate`), writes `report.html` beside `metrics.json`, and its figures in
+    `report/`.
+
+    Returns the path of the page. Raises ConfigError if ranks within folds would be mixed with results of the whole
+    gallery.
+    """
     if len(folds) > 1 and folds[0] != 1:
-        raise ConfigError("--report is of the first of --folds: put 1 first, or give one number")
-    evaluated = evaluate(workdir, data_dir, split, step, folds, out, ema, save_scores, rerank)
-    folder, pairs = output_dir(workdir, split, out, ema), explain_examples(evaluated)
+        raise ConfigError("--report is about the first of --folds: put 1 first, or give one number")
+    result = evaluate(workdir, data_dir, split, step, folds, out, ema, save_scores, rerank)
+    folder, pairs = output_dir(workdir, split, out, ema), explain_examples(result)
     if jax.process_index():
         return folder / "report.html"
-    pictures = draw_figures(evaluated, pairs, read_metrics_log(resolve_directory("--workdir", workdir)))
-    page = render(evaluated, pictures, str(workdir))
+    figure_files = draw_figures(result, pairs, read_metrics_log(resolve_directory("--workdir", workdir)))
+    page = render(result, figure_files, str(workdir))
     try:
-        for name, data in pictures.items():
+        for name, data in figure_files.items():
             write_atomic(folder / "report" / f"{name}.png", data)
         write_atomic(folder / "report.html", page.encode())
     except OSError as e:
@@ -51,14 +57,14 @@ def write_report(
 
 
 def read_metrics_log(workdir: epath.Path) -> list[dict]:
-    """The whole lines of a run's `metrics.jsonl`; none without one."""
+    """Returns the complete lines of a run's `metrics.jsonl`; an empty list if it does not exist."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may have left half a line
 
 
 def explain_examples(e: EvaluationResult) -> list[explanation.Explanation]:
-    """A few pairs, where the matcher can say why; all processes compute them."""
+    """Returns explanations of a few pairs; none if the matcher has no `explain`. All processes compute them."""
     if not explanation.can_explain(e.evaluator):
         return []
     captions = explanation.evenly_spaced(PAIRS_EXPLAINED, e.split.num_captions)
@@ -66,24 +72,29 @@ def explain_examples(e: EvaluationResult) -> list[explanation.Explanation]:
 
 
 def draw_figures(e: EvaluationResult, pairs: list, lines: list[dict]) -> dict[str, bytes]:
-    """The pictures by name, PNG files."""
-    found = {"curves": charts.training_curves(lines)} if lines else {}
-    found["scores"] = charts.score_histograms(e.ranks["positive_scores"], *hardest_negative_scores(e.ranks))
-    found["lengths"] = charts.recall_by_length(*recall_by_caption_length(e.split.all_captions(), e.ranks["t2i"]))
-    found |= {f"explained_{k}": figures.draw_explanation(pair) for k, pair in enumerate(pairs, 1)}
-    return {name: figures.to_png(figure) for name, figure in found.items()}
+    """Returns the figures of the page by name, as PNG files; `lines` are those of `metrics.jsonl`."""
+    drawings = {"curves": charts.training_curves(lines)} if lines else {}
+    drawings["scores"] = charts.score_histograms(e.ranks["positive_scores"], *hardest_negative_scores(e.ranks))
+    drawings["lengths"] = charts.recall_by_length(*recall_by_caption_length(e.split.all_captions(), e.ranks["t2i"]))
+    drawings |= {f"explained_{k}": figures.draw_explanation(pair) for k, pair in enumerate(pairs, 1)}
+    return {name: figures.to_png(figure) for name, figure in drawings.items()}
 
 
 def hardest_negative_scores(ranks: dict) -> tuple[np.ndarray, np.ndarray]:
-    """The highest score of what is not relevant, of each image `(I,)` and each caption `(C,)`; NaN where all of the
-    best that were kept are relevant."""
-    owner = ranks["caption_image"]
+    """Returns the highest score of a negative, of each image `(I,)` and of each caption `(C,)`.
+
+    It is NaN if all top results of a query that `ranks` keeps are positives.
+    """
+    caption_image = ranks["caption_image"]
     images = np.arange(len(ranks["i2t_top"]))
-    right = {"i2t": owner[ranks["i2t_top"]] == images[:, None], "t2i": ranks["t2i_top"] == owner[:, None]}
+    is_positive = {
+        "i2t": caption_image[ranks["i2t_top"]] == images[:, None],
+        "t2i": ranks["t2i_top"] == caption_image[:, None],
+    }
     result = []
     for side in ("i2t", "t2i"):
-        wrong = ~right[side] & (ranks[f"{side}_top"] >= 0)
-        scores = np.where(wrong, ranks[f"{side}_top_scores"], -np.inf).max(1)
+        is_negative = ~is_positive[side] & (ranks[f"{side}_top"] >= 0)
+        scores = np.where(is_negative, ranks[f"{side}_top_scores"], -np.inf).max(1)
         result.append(np.where(np.isfinite(scores), scores, np.nan))
     return tuple(result)
 
@@ -91,19 +102,26 @@ def hardest_negative_scores(ranks: dict) -> tuple[np.ndarray, np.ndarray]:
 def recall_by_caption_length(
     captions: list[str], ranks: np.ndarray
 ) -> tuple[list[str], list[int], dict[str, list[float]]]:
-    """Groups of captions by their number of words: names, sizes, and R@1, R@5, R@10 in percent."""
+    """Groups captions by their number of words, and returns the groups' names, sizes, and recalls in percent.
+
+    `ranks (C,)` are those of the captions' images; recalls are `{"R@1", "R@5", "R@10"}`, a value for each group.
+    """
     lengths = np.array([len(re.findall(r"\w+", caption)) for caption in captions])
     ends = np.unique(np.quantile(lengths, np.linspace(0, 1, LENGTH_GROUPS + 1)[1:], method="higher"))
     group = np.searchsorted(ends, lengths)
-    of = [ranks[group == k] for k in range(len(ends))]
-    spans = [(lengths[group == k].min(), lengths[group == k].max()) for k in range(len(ends))]
-    names = [str(low) if low == high else f"{low} to {high}" for low, high in spans]
-    return names, [len(r) for r in of], {f"R@{k}": [100 * float(np.mean(r <= k)) for r in of] for k in metrics.RECALLS}
+    group_ranks = [ranks[group == k] for k in range(len(ends))]
+    ranges = [(lengths[group == k].min(), lengths[group == k].max()) for k in range(len(ends))]
+    names = [str(low) if low == high else f"{low} to {high}" for low, high in ranges]
+    recalls = {f"R@{k}": [100 * float(np.mean(r <= k)) for r in group_ranks] for k in metrics.RECALLS}
+    return names, [len(r) for r in group_ranks], recalls
 
 
 def best_and_worst(ranks: np.ndarray, margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The best and the worst queries: those of rank 1 with the largest margin of their own score over the hardest
-    negative, and those of the largest rank, of several the smallest margin."""
+    """Returns the positions of the best and of the worst queries.
+
+    The best have rank 1 and the largest margins, of the positive score over that of the hardest negative. The worst
+    have the largest ranks and, among equal ranks, the smallest margins.
+    """
     margins = np.nan_to_num(margins, nan=0.0)
     best = np.lexsort((-margins, ranks > 1))[:QUERIES_SHOWN]
     worst = np.lexsort((margins, -ranks))[:QUERIES_SHOWN]
@@ -111,72 +129,83 @@ def best_and_worst(ranks: np.ndarray, margins: np.ndarray) -> tuple[np.ndarray, 
 
 
 def caption_queries(e: EvaluationResult) -> dict[str, list[dict]]:
-    """The best and worst captions, each with the images found and its own, as the page shows them."""
-    r, owner = e.ranks, e.ranks["caption_image"]
+    """Returns the best and the worst captions, `{"best", "worst"}`, each with its top images, for the page.
+
+    The caption's own image is appended if it is not among them.
+    """
+    r, caption_image = e.ranks, e.ranks["caption_image"]
     best, worst = best_and_worst(r["t2i"], r["positive_scores"] - hardest_negative_scores(r)[1])
 
-    def query(caption):
-        image = owner[caption]
+    def describe_query(caption):
+        own_image = caption_image[caption]
         top = [(int(k), float(s)) for k, s in zip(r["t2i_top"][caption], r["t2i_top_scores"][caption], strict=True)]
-        found = [image_entry(e.split, k, s, k == image) for k, s in top[:RESULTS_SHOWN] if k >= 0]
-        own = image_entry(e.split, int(image), float(r["positive_scores"][caption]), True)
-        missed = not any(f["right"] for f in found)
-        return {"text": caption_text(e.split, caption), "rank": int(r["t2i"][caption]), "found": found + [own] * missed}
+        results = [image_entry(e.split, k, s, k == own_image) for k, s in top[:RESULTS_SHOWN] if k >= 0]
+        own_entry = image_entry(e.split, int(own_image), float(r["positive_scores"][caption]), True)
+        if not any(entry["positive"] for entry in results):
+            results.append(own_entry)
+        return {"text": caption_text(e.split, caption), "rank": int(r["t2i"][caption]), "results": results}
 
-    return {"best": [query(k) for k in best], "worst": [query(k) for k in worst]}
+    return {"best": [describe_query(k) for k in best], "worst": [describe_query(k) for k in worst]}
 
 
 def image_queries(e: EvaluationResult) -> dict[str, list[dict]]:
-    """The best and worst images, each with the captions found, as the page shows them."""
-    r, owner = e.ranks, e.ranks["caption_image"]
-    own = np.full(e.split.num_images, -np.inf)
-    np.maximum.at(own, owner, r["positive_scores"])
-    best, worst = best_and_worst(r["i2t"], own - hardest_negative_scores(r)[0])
+    """Returns the best and the worst images, `{"best", "worst"}`, each with its top captions, for the page.
 
-    def query(image):
+    The image's best own caption is appended if none of its captions is among them. A result is `(rank, text, score,
+    positive)`.
+    """
+    r, caption_image = e.ranks, e.ranks["caption_image"]
+    best_positive = np.full(e.split.num_images, -np.inf)
+    np.maximum.at(best_positive, caption_image, r["positive_scores"])
+    best, worst = best_and_worst(r["i2t"], best_positive - hardest_negative_scores(r)[0])
+
+    def describe_query(image):
         top = [(int(k), float(s)) for k, s in zip(r["i2t_top"][image], r["i2t_top_scores"][image], strict=True)]
         rank = int(r["i2t"][image])
-        lines = [
-            (n, caption_text(e.split, k), s, owner[k] == image)
+        results = [
+            (n, caption_text(e.split, k), s, caption_image[k] == image)
             for n, (k, s) in enumerate(top[:RESULTS_SHOWN], 1)
             if k >= 0
         ]
-        mine = int(e.split.caption_offsets[image] + np.argmax(r["positive_scores"][owner == image]))
-        if not any(right for *_, right in lines):
-            lines.append((rank, caption_text(e.split, mine), float(own[image]), True))
-        return {"image": image_entry(e.split, int(image), None, True), "rank": rank, "lines": lines}
+        own_scores = r["positive_scores"][caption_image == image]
+        own_caption = int(e.split.caption_offsets[image] + np.argmax(own_scores))
+        if not any(positive for *_, positive in results):
+            results.append((rank, caption_text(e.split, own_caption), float(best_positive[image]), True))
+        return {"image": image_entry(e.split, int(image), None, True), "rank": rank, "results": results}
 
-    return {"best": [query(k) for k in best], "worst": [query(k) for k in worst]}
+    return {"best": [describe_query(k) for k in best], "worst": [describe_query(k) for k in worst]}
 
 
 def caption_text(split: Split, caption: int) -> str:
-    """A caption by its position in the split."""
+    """Returns a caption by its position in the split."""
     image = int(split.caption_image[caption])
     return split.record(image)["captions"][int(caption - split.caption_offsets[image])]
 
 
-def image_entry(split: Split, image: int, score: float | None, right: bool) -> dict:
-    """An image of the page: its name, a small JPEG as a data URI (of precomputed regions None, and a caption beside the
-    name), score, and whether it is the right one."""
+def image_entry(split: Split, image: int, score: float | None, positive: bool) -> dict:
+    """Returns an image for the page: its name, a small JPEG as a data URI, its score, and whether it is a positive.
+
+    For precomputed regions, the URI is None and the name includes a caption.
+    """
     record, uri = split.record(image), None
     name = record["image_id"]
     if "regions" not in record:
         with Image.open(io.BytesIO(record["image"])) as photo:
-            small, out = (
+            thumbnail, out = (
                 ImageOps.contain(to_rgb(ImageOps.exif_transpose(photo)), (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS)),
                 io.BytesIO(),
             )
-            small.save(out, "JPEG", quality=80)
+            thumbnail.save(out, "JPEG", quality=80)
         uri = pages.data_uri("jpeg", out.getvalue())
     else:
         name = f"{name}: {record['captions'][0]}"
-    return {"name": name, "uri": uri, "score": score, "right": right}
+    return {"name": name, "uri": uri, "score": score, "positive": positive}
 
 
-def render(e: EvaluationResult, pictures: dict[str, bytes], workdir: str) -> str:
-    """The page. What it is given is escaped by jinja2."""
+def render(e: EvaluationResult, figure_files: dict[str, bytes], workdir: str) -> str:
+    """Returns the page. jinja2 escapes every value."""
     rows = {e.report["config"]["model"]: e.report} | e.report.get("baselines", {})
-    uris = {name: pages.data_uri("webp", to_webp(data)) for name, data in pictures.items()}
+    uris = {name: pages.data_uri("webp", to_webp(data)) for name, data in figure_files.items()}
     return pages.template("report.html").render(
         workdir=workdir,
         report=e.report,
@@ -184,14 +213,14 @@ def render(e: EvaluationResult, pictures: dict[str, bytes], workdir: str) -> str
         rows=rows,
         captions=caption_queries(e),
         images=image_queries(e),
-        pictures=uris,
-        explained=[uri for name, uri in uris.items() if name.startswith("explained")],
+        figures=uris,
+        explanations=[uri for name, uri in uris.items() if name.startswith("explained")],
         config=configuration.flatten(e.report["config"]),
     )
 
 
 def to_webp(png: bytes) -> bytes:
-    """A picture as WebP, which takes a fraction where there are photographs in it."""
+    """Converts a PNG file to WebP, which is much smaller for figures with photographs."""
     out = io.BytesIO()
     Image.open(io.BytesIO(png)).convert("RGB").save(out, "WEBP", quality=90)
     return out.getvalue()

@@ -1,4 +1,8 @@
-"""Retrieval with a trained model from the command line (DESIGN.md 8): images by a caption, captions by an image."""
+"""Searches with a trained model from the command line: images by a caption, captions by an image.
+
+Images are searched in an index (`index.py`): the nearest by embedding are candidates, and the matcher scores these
+(docs/evaluation.md).
+"""
 
 import time
 from pathlib import Path
@@ -20,56 +24,61 @@ from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.storage import resolve_directory
 from mefn_jax.scoring.tiles import TILE_CAPTIONS, even_slices
 
-DEFAULT_CANDIDATES = 1000  # images that the matcher scores, the nearest by their coarse vectors
+DEFAULT_CANDIDATES = 1000  # images that the matcher scores for a caption: the nearest by embedding
 
 
 def index_images(workdir: str, step: str, folder: str, index: str, ema: bool = False) -> None:
-    """Makes an index of a folder of images (see `index.build`)."""
+    """Makes an index of a folder of images (see `index.build_index`). Raises ConfigError for a model of regions."""
     require_local("--index_images", folder)
     require_local("--index", index)
-    evaluator, params, made_by = load_model(workdir, step, ema)
+    evaluator, params, checkpoint_id = load_model(workdir, step, ema)
     if evaluator.config.image.arch == "regions":
         raise ConfigError("--index_images: this model takes precomputed regions, not images")
-    build_index(evaluator, params, made_by, folder, index)
+    build_index(evaluator, params, checkpoint_id, folder, index)
 
 
 def search_images(
     workdir: str, step: str, index: str, text: str, topk: int, rerank: str = "", out: str = "", ema: bool = False
 ) -> list[tuple[float, str]]:
-    """Prints the `topk` images of an index that fit a caption best, with their scores, and draws them into `out`.
+    """Prints the `topk` images of an index that match a caption best, with scores, and draws them into the file `out`.
 
-    The matcher scores those of the `rerank` (a number, at least `topk`, or a share; SHORTLIST if empty), the nearest
-    by their coarse vectors. Returns scores and file names. Raises ConfigError for another checkpoint's index and for a
-    caption without words.
+    The matcher scores the images nearest by embedding: as many as `rerank` says (a share, or a number; by default
+    DEFAULT_CANDIDATES), but at least `topk`. Returns scores and file names, best first. Raises ConfigError for an index
+    of another checkpoint and for a caption without words.
     """
-    start, picture = time.perf_counter(), out and contact_sheet.check_picture_path(out)
+    start, picture_path = time.perf_counter(), out and contact_sheet.check_picture_path(out)
     require_local("--index", index)
-    evaluator, params, made_by = load_model(workdir, step, ema)
-    found = open_index(index, made_by)
-    number = parse_rerank(rerank, len(found.names)) if rerank else DEFAULT_CANDIDATES
+    evaluator, params, checkpoint_id = load_model(workdir, step, ema)
+    opened = open_index(index, checkpoint_id)
+    num_candidates = parse_rerank(rerank, len(opened.names)) if rerank else DEFAULT_CANDIDATES
     loaded = time.perf_counter()
     texts = encode_captions(evaluator, params, [text], "--query")
-    vector = evaluator.embed(params, texts)[0]
-    positions, scores = search_embeddings(found.embeddings, vector, max(topk, number), evaluator.mesh, found.readable)
+    query = evaluator.embed(params, texts)[0]
+    k = max(topk, num_candidates)
+    positions, scores = search_embeddings(opened.embeddings, query, k, evaluator.mesh, opened.readable)
     if not evaluator.model.is_dual_encoder:
         rows, columns = slice(0, len(positions)), slice(0, 1)
-        scores = evaluator.scores(params, found.features(positions), texts)(rows, columns)[:, 0]
-        require_finite(scores, [found.names[p] for p in positions])
+        scores = evaluator.scores(params, opened.features(positions), texts)(rows, columns)[:, 0]
+        require_finite(scores, [opened.names[p] for p in positions])
         order = np.lexsort((positions, -scores))
         positions, scores = positions[order], scores[order]
-    best = [(float(s), found.names[p]) for p, s in zip(positions[:topk], scores[:topk], strict=True)]
-    stages = "" if evaluator.model.is_dual_encoder else f", {len(positions)} of them scored by the matcher"
-    print_results(best, f"{text!r} in {int(found.readable.sum())} images{stages}")
-    print0(f"loaded in {loaded - start:.1f} s, found in {time.perf_counter() - loaded:.1f} s")
-    if picture:
-        sheet = contact_sheet.draw_ranking(text, [(score, found.folder / name) for score, name in best])
-        contact_sheet.save_picture(sheet, picture)
+    best = [(float(s), opened.names[p]) for p, s in zip(positions[:topk], scores[:topk], strict=True)]
+    reranked = "" if evaluator.model.is_dual_encoder else f", {len(positions)} of them scored by the matcher"
+    print_results(best, f"{text!r} in {int(opened.readable.sum())} images{reranked}")
+    print0(f"loaded in {loaded - start:.1f} s, searched in {time.perf_counter() - loaded:.1f} s")
+    if picture_path:
+        sheet = contact_sheet.draw_ranking(text, [(score, opened.folder / name) for score, name in best])
+        contact_sheet.save_picture(sheet, picture_path)
         print0(f"wrote {out}")
     return best
 
 
 def rank_captions(workdir: str, step: str, file: str, captions: str, topk: int, ema: bool = False):
-    """Prints the `topk` lines of a text file that fit an image best, with their scores; returns both."""
+    """Prints the `topk` lines of the text file `captions` that match the image file `file` best, with their scores.
+
+    Lines without words are left out. Returns scores and lines, best first. Raises ConfigError for a model of regions,
+    and DataError if a file cannot be read or no line has a word.
+    """
     require_local("--query_image", file)
     require_local("--captions", captions)
     lines = [line.strip() for line in read_text(Path(captions)).split("\n")]
@@ -82,29 +91,30 @@ def rank_captions(workdir: str, step: str, file: str, captions: str, topk: int, 
         raise DataError(f"--query_image={file}: {e.strerror}") from None
     except DataError:
         raise DataError(f"--query_image={file}: cannot be decoded; give another image") from None
-    kept = [line for line in lines if has_words(evaluator, line)]
-    if not kept:
+    lines = [line for line in lines if has_words(evaluator, line)]
+    if not lines:
         raise DataError(f"--captions={captions}: no line with a word in it")
-    texts = encode_captions(evaluator, params, kept, f"--captions={captions}")
-    found = evaluator.encode_pixels(params, pad_rows(pixels, evaluator.mesh.size), 1)
-    score = evaluator.scores(params, found, texts)
-    scores = np.concatenate([score(slice(0, 1), some)[0] for some in even_slices(len(kept), TILE_CAPTIONS)])
-    require_finite(scores, kept)
-    best = [(float(scores[k]), kept[k]) for k in np.argsort(-scores, kind="stable")[:topk]]
-    print_results(best, f"{printable(file)} in {len(kept)} captions")
+    texts = encode_captions(evaluator, params, lines, f"--captions={captions}")
+    image = evaluator.encode_pixels(params, pad_rows(pixels, evaluator.mesh.size), 1)
+    tiled_scores = evaluator.scores(params, image, texts)
+    columns = even_slices(len(lines), TILE_CAPTIONS)
+    scores = np.concatenate([tiled_scores(slice(0, 1), part)[0] for part in columns])
+    require_finite(scores, lines)
+    best = [(float(scores[k]), lines[k]) for k in np.argsort(-scores, kind="stable")[:topk]]
+    print_results(best, f"{printable(file)} in {len(lines)} captions")
     return best
 
 
 def load_model(workdir: str, step: str, ema: bool):
-    """A trained model, its parameters, and what identifies them."""
+    """Loads a trained model: the Evaluator, its parameters, and a dict that identifies the checkpoint."""
     workdir = resolve_directory("--workdir", workdir)
-    evaluator, params, number = load_checkpoint(workdir, step, ema)
-    made_by = {"workdir": str(workdir), "step": number, "parameters": params_digest(params)}
-    return evaluator, params, made_by
+    evaluator, params, step_number = load_checkpoint(workdir, step, ema)
+    checkpoint_id = {"workdir": str(workdir), "step": step_number, "parameters": params_digest(params)}
+    return evaluator, params, checkpoint_id
 
 
 def print_results(rows: list[tuple[float, str]], title: str) -> None:
-    """Prints ranks, scores and names."""
+    """Prints ranks, scores and names under a title."""
     print0(f"\n{title}\n{'rank':>4} {'score':>8}")
     for k, (score, name) in enumerate(rows, 1):
         print0(f"{k:4} {score:8.4f}  {printable(name)}")

@@ -1,4 +1,5 @@
-"""Checkpoints with Orbax: `{state, meta}` by step under WORKDIR/checkpoints; the latest and the best by val rSum."""
+"""Checkpoints with Orbax: `{state, meta}` by step under WORKDIR/checkpoints. The latest two and the best by val rSum
+are kept."""
 
 import contextlib
 import functools
@@ -19,21 +20,23 @@ from mefn_jax.runtime.storage import absolute
 v1 = ocp.v1
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy"),
-    *("pillow", "simplejpeg", "opencv-python-headless"),  # these make pixels of files
+    *("pillow", "simplejpeg", "opencv-python-headless"),  # these decode images
 )
 
 
 def versions() -> dict[str, str]:
-    """Python's and the packages' versions."""
+    """Returns the versions of Python and of the packages that a result depends on."""
     return {"python": sys.version.split()[0]} | {p: importlib.metadata.version(p) for p in PACKAGES}
 
 
 def git_commit() -> str:
-    """The checkout's commit, with "+changes" if files differ from it; "unknown" outside a checkout."""
+    """Returns the commit of the checkout, with "+changes" if files differ from it; "unknown" outside a checkout."""
     root = Path(__file__).resolve().parents[2]
 
-    def git(*words):
-        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True).stdout.strip()
+    def git(*arguments):
+        return subprocess.run(
+            ["git", "-C", root, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
@@ -42,18 +45,19 @@ def git_commit() -> str:
 
 
 def _is_no_orbax_trace(record) -> bool:
+    """Returns whether a log record is anything but a traceback from Orbax."""
     return not (record.exc_info and "orbax" in record.pathname)
 
 
 @functools.cache
 def silence_orbax() -> None:
-    """Drops what Orbax's threads print of a failed save, hundreds of lines: the failure also reaches us as an
-    exception, which is reported once."""
+    """Drops the hundreds of lines that Orbax's threads print about a failed save: the failure also reaches the caller
+    as an exception, which is reported once."""
     logging.get_absl_logger().addFilter(_is_no_orbax_trace)
     show = sys.unraisablehook
 
     def show_others(unraisable) -> None:
-        # TensorStore's writes that end after a failed save find Orbax's event loop closed.
+        # TensorStore's writes may end after a failed save, when Orbax's event loop is closed already.
         if str(unraisable.exc_value) != "Event loop is closed":
             show(unraisable)
 
@@ -61,32 +65,34 @@ def silence_orbax() -> None:
 
 
 def params_digest(params) -> str:
-    """What tells parameters (a tree of arrays) from others: SHA-256 of their names and values."""
-    found = hashlib.sha256()
+    """Returns the SHA-256 of the names and values of parameters (a tree of arrays), which identifies them."""
+    digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        found.update(jax.tree_util.keystr(path).encode())
-        found.update(np.ascontiguousarray(leaf))
-    return found.hexdigest()
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()
 
 
 def code_digest() -> str:
-    """A digest of the package's code: checkouts of one commit may have different changes."""
+    """Returns a digest of the package's code. The commit does not suffice: checkouts of one commit may have different
+    changes."""
     package = Path(__file__).resolve().parents[1]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))).hexdigest()[:12]
 
 
 class Checkpoints:
-    """The checkpoints of a workdir. A save is complete or invisible; use as a context manager, which waits for it."""
+    """Checkpoints of a workdir. A save is complete or invisible. Use the class as a context manager, which waits for
+    the last save."""
 
     def __init__(self, workdir, create: bool = False):
-        """Opens them. Raises CheckpointError if there is no directory and `create` is not set."""
+        """Opens the directory of checkpoints. Raises CheckpointError if it does not exist and `create` is not set."""
         silence_orbax()
         self.directory = absolute(workdir) / "checkpoints"
         if not create and not self.directory.is_dir():
             raise CheckpointError(f"{workdir}: no checkpoints here; give the --workdir of a training run")
         policies = v1.training.preservation_policies
         keep = [
-            policies.LatestN(2),  # should the newest turn out to be unreadable
+            policies.LatestN(2),  # the second replaces the newest if that is unreadable
             policies.BestN(get_metric_fn=lambda m: m["rsum"], n=1, keep_checkpoints_without_metrics=False),
         ]
         self._pending, self._skipped = None, []
@@ -105,24 +111,32 @@ class Checkpoints:
             if kind is None:
                 self.wait()
         finally:
-            # A failed save has been reported by now; closing would report it again, in Orbax's words.
+            # A failed save has been reported already; closing would report it again in Orbax's words.
             with contextlib.suppress(Exception):
                 self._checkpointer.close()
 
     @property
     def latest(self) -> int | None:
-        """The newest complete step that was not skipped, or None."""
-        return max((c.step for c in self._checkpointer.checkpoints if c.step not in self._skipped), default=None)
+        """Returns the newest complete step that was not skipped; None without any."""
+        return max(
+            (checkpoint.step for checkpoint in self._checkpointer.checkpoints if checkpoint.step not in self._skipped),
+            default=None,
+        )
 
     @property
     def best(self) -> int | None:
-        """The step with the highest val rSum, the newest of equals; the latest if none was evaluated."""
-        scored = [(c.metrics["rsum"], c.step) for c in self._checkpointer.checkpoints if c.metrics]
-        return max(scored)[1] if scored else self.latest
+        """Returns the step with the highest val rSum, the newest of several equal ones; the latest step if none was
+        evaluated."""
+        candidates = [
+            (checkpoint.metrics["rsum"], checkpoint.step)
+            for checkpoint in self._checkpointer.checkpoints
+            if checkpoint.metrics
+        ]
+        return max(candidates)[1] if candidates else self.latest
 
     def resolve_step(self, step: str) -> int:
-        """The step that "best", "latest" or a number stands for. Raises CheckpointError if there is none."""
-        steps = [c.step for c in self._checkpointer.checkpoints]
+        """Returns the step for "best", "latest" or a number. Raises CheckpointError if there is no such checkpoint."""
+        steps = [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
         if not steps:
             raise CheckpointError(f"{self.directory}: no complete checkpoint; train first")
         if step in ("best", "latest"):
@@ -132,77 +146,86 @@ class Checkpoints:
         return int(step)
 
     def save(self, step: int, state, meta: dict, rsum: float | None = None) -> None:
-        """Starts saving; waits for the save before. Raises CheckpointError if that one failed."""
+        """Starts a save, after the previous one has finished. Raises CheckpointError if the previous save failed, or if
+        a later step has been saved."""
         self.wait()
         self._saving = step
         with self._save_errors(step):
             self._pending = self._checkpointer.save_checkpointables_async(
                 step, {"state": state, "meta": meta}, metrics=None if rsum is None else {"rsum": rsum}, overwrite=True
             )
-            if self._pending is None:  # Orbax takes no step before the latest, and says nothing
+            if self._pending is None:  # Orbax silently refuses a step before the latest
                 raise CheckpointError(f"{self.directory} has a checkpoint of a later step than {step}")
 
     def wait(self, seconds: float | None = None) -> None:
-        """Returns when the save under way is complete. Raises CheckpointError if it failed, or takes so long."""
+        """Waits until the running save is complete. Raises CheckpointError if it fails or takes longer than
+        `seconds`."""
         pending, self._pending = self._pending, None
         if pending is not None:
             with self._save_errors(self._saving):
                 pending.result(seconds)
 
     def meta(self, step: int) -> dict:
-        """What was saved beside the state: step, config, tokenizer, preprocessing, commit, versions."""
+        """Returns what was saved besides the state: step, config, tokenizer, preprocessing, commit, versions. Raises
+        UnreadableCheckpointError."""
         with self._read_errors(step):
             return self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
 
     def restore(self, step: int, abstract_state):
-        """The state at `step` into the shapes and shardings of `abstract_state`; subtrees left out are not read."""
+        """Returns the state at `step` in the shapes and shardings of `abstract_state`. Subtrees that are left out there
+        are not read. Raises CheckpointError if the checkpoint lacks a part, UnreadableCheckpointError if it cannot be
+        read."""
         context = v1.Context()
         context.pytree.loading.partial_load = True
         with self._read_errors(step), context:
-            found = self._checkpointer.load_checkpointables(step, {"state": abstract_state})["state"]
-        # Orbax leaves a shape where the checkpoint has nothing.
-        for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+            state = self._checkpointer.load_checkpointables(step, {"state": abstract_state})["state"]
+        # Where the checkpoint has nothing, Orbax leaves the shape in place of an array.
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
             if isinstance(leaf, jax.ShapeDtypeStruct):
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise CheckpointError(
-                    f"{self.directory / str(step)} has no {name}: it is of another model, loss or optimiser; give the "
-                    "configuration that it was trained with, or another --workdir"
+                    f"{self.directory / str(step)} has no {name}: it belongs to another model, loss or optimizer; give "
+                    "the configuration that it was trained with, or another --workdir"
                 )
-        return found
+        return state
 
     def skip(self, error: CheckpointError) -> None:
-        """Goes on without the latest step, which cannot be read for this `error`. Raises CheckpointError if there is no
-        other."""
+        """Skips the latest step, which cannot be read because of `error`. Raises CheckpointError if no other step is
+        left."""
         skipped = [*self._skipped, self.latest]
         if len(skipped) == len(self._checkpointer.checkpoints):
-            raise CheckpointError(f"{error}; there is no other that can be read: remove it to begin anew") from error
+            raise CheckpointError(f"{error}; there is no other that can be read: remove it to start anew") from error
         self._skipped = skipped
 
     def quarantine(self) -> None:
-        """Moves what was skipped to WORKDIR/unreadable, where nothing looks for it. Raises CheckpointError."""
+        """Moves the skipped steps to WORKDIR/unreadable, outside the directory of checkpoints. Raises CheckpointError
+        if they cannot be moved."""
         unreadable = self.directory.parent / "unreadable"
         try:
             unreadable.mkdir(parents=True, exist_ok=True)
             for step in self._skipped:
-                earlier = len(list(unreadable.glob(f"{step}*")))  # moved at this step before
+                earlier = len(list(unreadable.glob(f"{step}*")))  # copies of this step that were moved before
                 (self.directory / str(step)).rename(unreadable / (f"{step}-{earlier}" if earlier else str(step)))
         except OSError as e:
-            raise CheckpointError(f"{self.directory}: cannot move {self._skipped} away ({reason(e)})") from e
+            raise CheckpointError(f"{self.directory}: cannot move the steps {self._skipped} away ({reason(e)})") from e
 
     def reload(self) -> None:
-        """Looks at what there is now."""
+        """Lists the checkpoints on disk anew and forgets the skipped steps."""
         self._checkpointer.reload()
         self._skipped = []
 
     def _save_errors(self, step):
+        """Returns a context in which a failed save becomes a CheckpointError that says what to do."""
         return _wrap(
             lambda e: (
                 f"{self.directory}: could not save the checkpoint of step {step} ({reason(e)}). Earlier "
-                "checkpoints are intact: free some space and run the same command to go on from the latest"
+                "checkpoints are intact: free some space and run the same command to resume from the latest"
             )
         )
 
     def _read_errors(self, step):
+        """Returns a context in which a failed read becomes an UnreadableCheckpointError."""
+
         def message(e):
             return f"{self.directory / str(step)}: cannot be read as a checkpoint ({reason(e)})"
 
@@ -211,10 +234,10 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _wrap(message, kind=CheckpointError):
-    """Turns any exception in its body into a `kind` with `message(exception)`."""
+    """Turns any exception in its body, except a CheckpointError, into a `kind` with the text `message(exception)`."""
     try:
         yield
     except CheckpointError:
         raise
-    except Exception as e:  # Orbax and TensorStore raise many kinds
+    except Exception as e:  # Orbax and TensorStore raise many types
         raise kind(message(e)) from e

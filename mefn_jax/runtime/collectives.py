@@ -1,6 +1,6 @@
-"""What a compiled program sends between devices, read from its text (HLO).
+"""Traffic between devices in a compiled program, read from its text (HLO).
 
-A collective in a loop counts as often as the loop runs, which the text says in the loop's condition.
+A collective inside a loop counts once for each iteration; the number of iterations stands in the loop's condition.
 """
 
 import math
@@ -12,44 +12,46 @@ CALLS = re.compile(r"(?:calls|to_apply|body|async_wrapped_computation)=%?([\w.-]
 
 
 def list_collectives(text: str) -> list[dict]:
-    """`[{kind, count, bytes}]` by kind: how often a step, and the bytes of all their results on one device."""
-    found = {}
+    """Returns `[{kind, count, bytes}]`, one entry for each kind: executions in one run of the program, and the bytes of
+    all results on one device."""
+    totals = {}
     seen = set()
     bodies = split_computations(text)
-    for name, times in count_executions(bodies).items():
+    for name, executions in count_executions(bodies).items():
         for line in bodies[name]:
             kind, size = parse_collective(line)
-            # A collective that is overlapped with arithmetic stands in several computations, under one channel.
+            # A collective that overlaps with arithmetic occurs in several computations, with the same channel.
             channel = re.search(r"channel_id=(\d+)", line)
-            place = (kind, channel and channel[1], size)
-            if kind is None or (kind != "collective-permute" and channel and place in seen):
+            identity = (kind, channel and channel[1], size)
+            if kind is None or (kind != "collective-permute" and channel and identity in seen):
                 continue
-            seen.add(place)
-            count, total = found.get(kind, (0, 0))
-            found[kind] = count + times, total + times * size
-    return [{"kind": kind, "count": found[kind][0], "bytes": found[kind][1]} for kind in KINDS if kind in found]
+            seen.add(identity)
+            count, total = totals.get(kind, (0, 0))
+            totals[kind] = count + executions, total + executions * size
+    return [{"kind": kind, "count": totals[kind][0], "bytes": totals[kind][1]} for kind in KINDS if kind in totals]
 
 
 def parse_collective(line: str) -> tuple[str | None, int]:
-    """The kind of collective that a line of HLO begins, and the bytes of its result; None where it is none."""
+    """Returns the kind of the collective that a line of HLO starts, and the bytes of its result; (None, 0) for any
+    other line."""
     match = re.match(r"\s*(?:ROOT )?%?[\w.-]+ = (.*?) ([a-z-]+?)(-start)?\(", line)
     if not match or match[2] not in KINDS:
         return None, 0
     sizes = [array_bytes(*shape) for shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", match[1])]
     if match[2] == "collective-permute":
-        return match[2], sizes[0]  # an asynchronous one has its operand, result and two counters
-    if match[3] and match[2] == "all-gather":  # operands, then results
+        return match[2], sizes[0]  # an asynchronous one lists operand, result and two counters
+    if match[3] and match[2] == "all-gather":  # lists operands, then results
         sizes = sizes[len(sizes) // 2 :]
     return match[2], sum(sizes)
 
 
 def array_bytes(kind: str, dimensions: str) -> int:
-    """Bytes of an array of HLO's type `kind`, e.g. f32[8,128]."""
+    """Returns the bytes of an array of an HLO type, e.g. "f32" and "8,128" for f32[8,128]."""
     return BITS.get(kind, 32) // 8 * math.prod(int(n) for n in dimensions.split(",") if n)
 
 
 def split_computations(text: str) -> dict[str, list[str]]:
-    """The lines of each computation of a program, by name; the first to run is "ENTRY"."""
+    """Returns the lines of each computation of a program, by name. The entry computation is named "ENTRY"."""
     bodies, lines = {}, []
     for line in text.splitlines():
         header = re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line)
@@ -61,28 +63,29 @@ def split_computations(text: str) -> dict[str, list[str]]:
 
 
 def count_executions(bodies: dict[str, list[str]]) -> dict[str, int]:
-    """How often each computation runs in one run of the program."""
-    times = {}
+    """Returns how often each computation runs in one run of the program."""
+    executions = {}
 
     def visit(name, number):
-        times[name] = times.get(name, 0) + number
+        executions[name] = executions.get(name, 0) + number
         for line in bodies[name]:
             condition = re.search(r"condition=%?([\w.-]+)", line)
-            for called in CALLS.findall(line):
-                if called in bodies:
-                    visit(called, number * (trip_count(bodies, condition[1], line) if condition else 1))
+            for callee in CALLS.findall(line):
+                if callee in bodies:
+                    visit(callee, number * (trip_count(bodies, condition[1], line) if condition else 1))
 
     visit("ENTRY", 1)
-    return times
+    return executions
 
 
 def trip_count(bodies, condition: str, line: str) -> int:
-    """How often a loop runs: what the compiler says, else the greatest number that its condition compares with."""
-    known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-    if known:
-        return int(known[1])
+    """Returns the number of iterations of a loop: the compiler's own count, else the greatest number that the loop's
+    condition compares with."""
+    annotation = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+    if annotation:
+        return int(annotation[1])
     lines = list(bodies[condition])
-    for called in (name for line in bodies[condition] for name in CALLS.findall(line)):
-        lines += bodies.get(called, [])
+    for callee in (name for line in bodies[condition] for name in CALLS.findall(line)):
+        lines += bodies.get(callee, [])
     bounds = [int(n) for line in lines for n in re.findall(r"= s32\[\]\S* constant\((\d+)\)", line)]
     return max(bounds, default=1)

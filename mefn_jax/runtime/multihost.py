@@ -1,4 +1,4 @@
-"""Several processes that train as one: joining, and agreeing on what they run before they begin."""
+"""Several processes that train as one: joining them, and checking that all run the same before the first step."""
 
 import contextlib
 import json
@@ -26,10 +26,11 @@ METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attribut
 
 
 def initialize() -> None:
-    """Joins the other processes, as the flags, a TPU slice of several hosts, or Slurm say; does nothing where there is
-    one process. Before any other call of JAX. Raises ConfigError if the others do not come in time."""
+    """Joins the other processes of the run, as the flags, a TPU slice of several hosts, or Slurm describe them. Does
+    nothing for a single process. Call it before any other function of JAX. Raises ConfigError if the processes cannot
+    be joined; exits with a message if the others do not come in time."""
     f = flags.FLAGS
-    given = {}
+    options = {}
     if not f.coordinator_address and (f.num_processes or f.process_id >= 0):
         raise ConfigError(
             "--num_processes and --process_id need --coordinator_address=HOST:PORT, the address of process 0"
@@ -37,10 +38,10 @@ def initialize() -> None:
     if f.coordinator_address:
         if f.num_processes < 1 or not 0 <= f.process_id < f.num_processes:
             raise ConfigError(
-                f"--coordinator_address={f.coordinator_address} needs --num_processes=N and --process_id=0 to N - 1, but they are "
-                f"{f.num_processes} and {f.process_id}"
+                f"--coordinator_address={f.coordinator_address} needs --num_processes=N and --process_id=0 to N - 1, "
+                f"but they are {f.num_processes} and {f.process_id}"
             )
-        given = {
+        options = {
             "coordinator_address": f.coordinator_address,
             "num_processes": f.num_processes,
             "process_id": f.process_id,
@@ -48,45 +49,47 @@ def initialize() -> None:
     elif not (count_slurm_tasks() > 1 or count_tpu_hosts() > 1):
         return
     if f.coordinator_address or has_one_task_per_node():
-        given["local_device_ids"] = []  # all: JAX would take it that each GPU has a task of its own
-    # JAX aborts the process when its own time is over, with a trace of C++; this one is over before.
-    watch = threading.Timer(f.join_timeout, _give_up, [f.join_timeout])
-    watch.daemon = True
-    watch.start()
+        options["local_device_ids"] = []  # all; JAX's default assumes one task for each GPU
+    # At its own timeout, JAX aborts the process with a C++ trace; this timer ends it before that with a clear message.
+    watchdog = threading.Timer(f.join_timeout, _give_up, [f.join_timeout])
+    watchdog.daemon = True
+    watchdog.start()
     try:
-        jax.distributed.initialize(initialization_timeout=f.join_timeout + 60, **given)
-    except Exception as e:  # whatever the runtime and the cluster's environment raise
+        jax.distributed.initialize(initialization_timeout=f.join_timeout + 60, **options)
+    except Exception as e:  # the runtime and the cluster's environment raise many types
         raise ConfigError(f"the processes cannot be joined: {reason(e)}") from None
     finally:
-        watch.cancel()
+        watchdog.cancel()
     if jax.default_backend() == "cpu":
-        # With programs from the cache, processes hung or were ended by gloo's "distributed collective mismatch", and
-        # without it none did: it looks as if these did not keep their collectives in order. Not looked up in XLA.
+        # With programs from the compilation cache, processes hung or ended with gloo's "distributed collective
+        # mismatch"; without the cache, none did. The likely cause, not verified in XLA: cached programs do not keep
+        # their collectives in order.
         jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _give_up(seconds: int) -> None:
+    """Prints that the other processes are missing, and exits."""
     print(
-        f"error: the other processes did not come within {seconds} s. Run the same command on all hosts (Cloud TPU: "
-        "gcloud compute tpus tpu-vm ssh NAME --worker=all --command=...), or give a longer --join_timeout",
+        f"error: timed out after {seconds} s waiting for the other processes. Run the same command on all hosts (Cloud "
+        "TPU: gcloud compute tpus tpu-vm ssh NAME --worker=all --command=...), or give a longer --join_timeout",
         file=sys.stderr,
         flush=True,
     )
-    os._exit(1)  # the main thread is waiting in C++
+    os._exit(1)  # the main thread waits inside C++, where no exception reaches it
 
 
 def count_slurm_tasks() -> int:
-    """The tasks of this Slurm step, if it was started by srun."""
+    """Returns the number of tasks of this Slurm step if srun started this process, else 1."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_PROCID" in os.environ else 1
 
 
 def has_one_task_per_node() -> bool:
-    """Whether this Slurm step has one task on each of its nodes, such as "1(x4)"."""
+    """Returns whether this Slurm step has exactly one task on each of its nodes, such as "1(x4)"."""
     return set(re.findall(r"(\d+)(?:\(|,|$)", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))) == {"1"}
 
 
 def count_tpu_hosts() -> int:
-    """The hosts of this TPU slice, or of all its slices; 1 without TPUs."""
+    """Returns the number of hosts of this TPU slice, or of all slices of the job; 1 without TPUs."""
     if int(os.environ.get("MEGASCALE_NUM_SLICES", "1")) > 1:
         return 2  # at least
     if "TPU_WORKER_HOSTNAMES" in os.environ:  # GKE
@@ -102,7 +105,7 @@ def count_tpu_hosts() -> int:
 
 
 def broadcast_text(make: Callable[[], str]) -> str:
-    """The text that `make` gives on process 0, on every process."""
+    """Returns, on every process, the text that `make()` returns on process 0."""
     text = np.frombuffer((make() if jax.process_index() == 0 else "").encode(), np.uint8)
     if jax.process_count() == 1:
         return text.tobytes().decode()
@@ -112,24 +115,28 @@ def broadcast_text(make: Callable[[], str]) -> str:
 
 
 def check_processes_agree(facts: dict[str, str]) -> None:
-    """Raises ConfigError, on all processes, unless `facts` are the same on all."""
+    """Raises ConfigError on all processes unless `facts` are the same on all of them."""
     if jax.process_count() == 1:
         return
-    first = json.loads(broadcast_text(lambda: json.dumps(facts)))
-    differing = [key for key in sorted(facts.keys() | first.keys()) if facts.get(key) != first.get(key)]
-    here = np.array(not differing)
-    same = np.atleast_1d(multihost_utils.process_allgather(here))
+    facts_of_first = json.loads(broadcast_text(lambda: json.dumps(facts)))
+    differing = [
+        key for key in sorted(facts.keys() | facts_of_first.keys()) if facts.get(key) != facts_of_first.get(key)
+    ]
+    agrees = np.array(not differing)
+    all_agree = np.atleast_1d(multihost_utils.process_allgather(agrees))
     if differing:
-        listed = "; ".join(f"{key}: {facts.get(key)} here, {first.get(key)} there" for key in differing)
-        raise ConfigError(f"process {jax.process_index()} differs from process 0 ({listed}); run the same on all hosts")
-    if not same.all():
-        others = ", ".join(str(k) for k in np.flatnonzero(~same))
+        differences = "; ".join(f"{key}: {facts.get(key)} here, {facts_of_first.get(key)} there" for key in differing)
+        raise ConfigError(
+            f"process {jax.process_index()} differs from process 0 ({differences}); run the same on all hosts"
+        )
+    if not all_agree.all():
+        others = ", ".join(str(k) for k in np.flatnonzero(~all_agree))
         raise ConfigError(f"process {others} does not run the same as process 0; its output says what differs")
 
 
 def on_all_processes(part):
-    """What `part()` gives, once it has worked on all processes. Where it raises on one, all raise: that one its error,
-    the others OtherProcessError, instead of waiting for it for ever."""
+    """Calls `part()` on every process and returns its result once all have succeeded. If it fails on one process, that
+    process raises its own error and the others raise OtherProcessError, instead of waiting for ever."""
     result, error = None, None
     try:
         result = part()
@@ -149,8 +156,8 @@ def on_all_processes(part):
 
 @contextlib.contextmanager
 def exit_all_on_error(before_end: Callable[[], None]):
-    """An error in the body ends this process where there are several, after `before_end()`: the others wait for it in
-    the middle of a step, and JAX ends them when they miss it."""
+    """With several processes, calls `before_end()` and exits this process if the body raises. The others are blocked in
+    a collective, and JAX ends them when this process's heartbeat stops."""
     try:
         yield
     except Exception as e:
@@ -163,13 +170,13 @@ def exit_all_on_error(before_end: Callable[[], None]):
 
 
 def check_workdir_is_shared(workdir: epath.Path) -> None:
-    """Raises ConfigError, on all processes, unless all have the same directory under this name."""
+    """Raises ConfigError on all processes unless `workdir` is the same directory on all of them."""
     if jax.process_count() == 1:
         return
     token = workdir / f".shared-{broadcast_text(lambda: uuid.uuid4().hex)}"
     first = jax.process_index() == 0
 
-    def found():
+    def check_token():
         if not token.exists():
             raise ConfigError(
                 f"--workdir={workdir} on process {jax.process_index()} is not the directory of process 0: give one "
@@ -178,7 +185,7 @@ def check_workdir_is_shared(workdir: epath.Path) -> None:
 
     on_all_processes(lambda: write_atomic(token, b"") if first else None)
     try:
-        on_all_processes(found)
+        on_all_processes(check_token)
     finally:
         if first:
             token.unlink()

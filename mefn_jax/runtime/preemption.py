@@ -1,4 +1,5 @@
-"""A machine that is about to be taken away says so by SIGTERM: all processes then save at the same step and end."""
+"""Preemption: SIGTERM announces that the machine is about to be taken away. All processes then save at the same step
+and end."""
 
 import signal
 
@@ -7,21 +8,22 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Whether this run was told to end. Use as a context manager, in the main thread."""
+    """Listener for SIGTERM. Use it as a context manager in the main thread."""
 
     def __enter__(self):
-        self._told, self._alone = False, jax.process_count() == 1
-        if self._alone:  # of several, JAX's own service hears it and chooses the step
-            self._before = signal.signal(signal.SIGTERM, self._hear)
+        self._received, self._single = False, jax.process_count() == 1
+        if self._single:  # with several processes, JAX's own service listens and chooses the step
+            self._previous_handler = signal.signal(signal.SIGTERM, self._on_signal)
         return self
 
     def __exit__(self, *_):
-        if self._alone:
-            signal.signal(signal.SIGTERM, self._before)
+        if self._single:
+            signal.signal(signal.SIGTERM, self._previous_handler)
 
-    def _hear(self, *_):
-        self._told = True
+    def _on_signal(self, *_):
+        self._received = True
 
     def should_stop(self, step: int) -> bool:
-        """True after the step at which all processes are to save and end. To be asked once a step, with its number."""
-        return self._told if self._alone else multihost_utils.reached_preemption_sync_point(step)
+        """Returns whether all processes have to save and end after step `step`. Call it once after each step, with its
+        number."""
+        return self._received if self._single else multihost_utils.reached_preemption_sync_point(step)

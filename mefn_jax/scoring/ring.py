@@ -1,9 +1,9 @@
-"""Scores of all pairs of a batch that is spread over devices, so that negatives come from every one of them.
+"""Scores of all pairs of a batch that is spread over devices, so that negatives come from every device.
 
-Each device keeps its images. The texts go round: at each hop a device scores its images against the texts that it has
-just now and sends them on, and after as many hops as there are devices they are home again. So no device ever holds
-the fragments of the whole batch (a ring, as in Liu et al. 2023, Ring Attention). Backwards they go round once more,
-with their gradients. Letters: n devices, I images and T texts a device.
+Each device keeps its images, and the texts travel around a ring (docs/method.md, Eq. 48; as in Ring Attention, Liu et
+al. 2023): at each hop a device scores its images against the texts that it holds and passes the texts on; after as many
+hops as devices, the texts are back where they started. No device ever holds the fragments of the whole batch. In the
+backward pass the texts travel around once more, with their gradients. Letters: n devices, I images and T texts on each.
 """
 
 import functools
@@ -16,111 +16,128 @@ from mefn_jax.features import Features
 
 
 def ring_scores(score, params, images: Features, texts: Features, mesh, score_tile_mib: float) -> jax.Array:
-    """`score(params, images, texts)` of the global batch, float32 `(B, B)`, its rows split over all axes of `mesh`.
+    """Computes `score(params, images, texts)` of the global batch, float32 `(B, B)`, with rows split over all axes of
+    `mesh` (docs/method.md, Eq. 48).
 
-    Differentiable by the parameters and the features; `score_tile_mib` as for `recomputed`, on a device. B is a multiple of
-    the number of devices.
+    Differentiable with respect to the parameters and the features. `score_tile_mib` limits the arrays of one device, as
+    in `score_in_tiles`. B is a multiple of the number of devices.
     """
     if mesh.size == 1:
         return score_in_tiles(functools.partial(score, params), images, texts, score_tile_mib)
 
-    def block(params, images, texts):
+    def score_block(params, images, texts):
         return score_in_tiles(functools.partial(score, params), images, texts, score_tile_mib)
 
     rows = PartitionSpec(mesh.axis_names)
-    ring = functools.partial(_ring, block, mesh.axis_names, mesh.size)
+    ring = functools.partial(_run_ring, score_block, mesh.axis_names, mesh.size)
     return jax.shard_map(ring, mesh=mesh, in_specs=(PartitionSpec(), rows, rows), out_specs=rows)(params, images, texts)
 
 
 def local_loss(
-    score, loss, params, images: Features, texts: Features, *, owner, mesh, score_tile_mib: float
+    score, loss, params, images: Features, texts: Features, *, image_index, mesh, score_tile_mib: float
 ) -> jax.Array:
-    """The mean over devices of `loss(params, scores, owner)`, where each device scores its own pairs alone."""
+    """Computes the mean over devices of `loss(params, scores, image_index)`, where each device scores its own pairs
+    alone (docs/method.md, Eq. 49). `image_index (B,)` is the image index of each pair."""
 
-    def local(params, images, texts, owner):
+    def compute_on_device(params, images, texts, image_index):
         scores = score_in_tiles(functools.partial(score, params), images, texts, score_tile_mib)
-        return jax.lax.pmean(loss(params, scores, owner), mesh.axis_names)
+        return jax.lax.pmean(loss(params, scores, image_index), mesh.axis_names)
 
-    rows, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
-    specs = (everywhere, rows, rows, rows)
-    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=everywhere)(params, images, texts, owner)
+    rows, replicas = PartitionSpec(mesh.axis_names), PartitionSpec()
+    specs = (replicas, rows, rows, rows)
+    return jax.shard_map(compute_on_device, mesh=mesh, in_specs=specs, out_specs=replicas)(
+        params, images, texts, image_index
+    )
 
 
-def _ring(block, axes, n: int, params, images, texts):
-    """This device's rows `(I, n T)`."""
+def _run_ring(score_block, axes, n: int, params, images, texts):
+    """Computes this device's rows of the scores, `(I, n T)`."""
 
-    def vary(tree):  # of what is the same everywhere: each device has a gradient of its own, and they are added up
+    def vary(tree):
+        """Marks what is equal on all devices as varying: each device then has its own gradient, and JAX adds them."""
         return jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying"), tree)
 
     def send(tree):
         return jax.tree.map(lambda x: jax.lax.ppermute(x, axes, [(k, (k - 1) % n) for k in range(n)]), tree)
 
-    def column(hop, texts):
-        """Where in the rows the texts belong that are here after so many hops."""
+    def locate_column(hop, texts):
+        """Returns the first column of the texts that this device holds at `hop`."""
         return (jax.lax.axis_index(axes) + hop) % n * texts.mask.shape[0]
 
-    def rows_of(params, images, texts):
-        def one(carry, hop):
+    def score_rows(params, images, texts):
+        def score_hop(carry, hop):
             texts, rows = carry
-            scores = block(params, images, texts)
-            rows = jax.lax.dynamic_update_slice(rows, scores, (0, column(hop, texts)))
+            scores = score_block(params, images, texts)
+            rows = jax.lax.dynamic_update_slice(rows, scores, (0, locate_column(hop, texts)))
             return (send(texts), rows), None
 
         empty = vary(jnp.zeros((images.mask.shape[0], n * texts.mask.shape[0]), texts.pooled.dtype))
-        return jax.lax.scan(one, (texts, empty), jnp.arange(n))[0][1]
+        return jax.lax.scan(score_hop, (texts, empty), jnp.arange(n))[0][1]
 
     def forward(params, images, texts):
-        return rows_of(params, images, texts), (params, images, texts)
+        return score_rows(params, images, texts), (params, images, texts)
 
-    def backward(saved, gradient):
-        params, images, texts = saved
+    def backward(residuals, gradient):
+        params, images, texts = residuals
 
-        def one(carry, hop):
-            texts, of_params, of_images, of_texts = carry
-            moving, still = _floats(texts)
-            floats, rest = _floats(images)
-            _, back = jax.vjp(lambda p, v, t: block(p, _merge(v, rest), _merge(t, still)), params, floats, moving)
+        def add_gradients(carry, hop):
+            texts, params_grad, images_grad, texts_grad = carry
+            text_floats, text_rest = _split_floats(texts)
+            image_floats, image_rest = _split_floats(images)
+            _, vjp = jax.vjp(
+                lambda p, v, t: score_block(p, _merge(v, image_rest), _merge(t, text_rest)),
+                params,
+                image_floats,
+                text_floats,
+            )
             size = (images.mask.shape[0], texts.mask.shape[0])
-            p, v, t = back(jax.lax.dynamic_slice(gradient, (0, column(hop, texts)), size))
-            of_params, of_images, of_texts = jax.tree.map(jnp.add, (of_params, of_images, of_texts), (p, v, t))
-            return (send(texts), of_params, of_images, send(of_texts)), None
+            p, v, t = vjp(jax.lax.dynamic_slice(gradient, (0, locate_column(hop, texts)), size))
+            params_grad, images_grad, texts_grad = jax.tree.map(
+                jnp.add, (params_grad, images_grad, texts_grad), (p, v, t)
+            )
+            return (send(texts), params_grad, images_grad, send(texts_grad)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, (params, _floats(images)[0], _floats(texts)[0]))
-        (_, of_params, of_images, of_texts), _ = jax.lax.scan(one, (texts, *zeros), jnp.arange(n))
-        return of_params, of_images, of_texts
+        zeros = jax.tree.map(jnp.zeros_like, (params, _split_floats(images)[0], _split_floats(texts)[0]))
+        (_, params_grad, images_grad, texts_grad), _ = jax.lax.scan(add_gradients, (texts, *zeros), jnp.arange(n))
+        return params_grad, images_grad, texts_grad
 
-    ring = jax.custom_vjp(rows_of)
+    ring = jax.custom_vjp(score_rows)
     ring.defvjp(forward, backward)
     return ring(vary(params), images, texts)
 
 
-def _floats(tree):
-    """Two trees: what has gradients, and the rest (masks, ids); None where the other has something."""
-    real = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.floating), tree)
+def _split_floats(tree):
+    """Splits a tree into the arrays that have gradients and the rest (masks, ids), with None in the other's places."""
+    is_float = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.floating), tree)
     return (
-        jax.tree.map(lambda x, yes: x if yes else None, tree, real),
-        jax.tree.map(lambda x, yes: None if yes else x, tree, real),
+        jax.tree.map(lambda x, yes: x if yes else None, tree, is_float),
+        jax.tree.map(lambda x, yes: None if yes else x, tree, is_float),
     )
 
 
 def _merge(floats, rest):
+    """Merges the two trees of `_split_floats` again."""
     return jax.tree.map(lambda a, b: b if a is None else a, floats, rest, is_leaf=lambda x: x is None)
 
 
 def score_in_tiles(score, images: Features, texts: Features, score_tile_mib: float) -> jax.Array:
-    """`score(images, texts)`, float32 `(I, T)`, with at most `score_tile_mib` MiB for an array of every region by every word
-    of a tile (float32; one text at the least). A tile is a divisor of T; all texts at once where they fit."""
-    tile = texts_per_tile(images.mask.size, texts.mask.shape, score_tile_mib)
-    number = texts.mask.shape[0] // tile
-    if number == 1:
+    """Computes `score(images, texts)`, float32 `(I, T)`, for one tile of k texts at a time (docs/method.md, Eq. 50).
+
+    The backward pass computes each tile again. k is the largest divisor of T with which a float32 array of all regions
+    by the words of a tile takes at most `score_tile_mib` MiB, but at least 1; all texts are one tile if they fit.
+    """
+    tile_size = texts_per_tile(images.mask.size, texts.mask.shape, score_tile_mib)
+    num_tiles = texts.mask.shape[0] // tile_size
+    if num_tiles == 1:
         return score(images, texts)
-    tiles = jax.tree.map(lambda x: x.reshape(number, tile, *x.shape[1:]), texts)
-    scores = jax.lax.map(jax.checkpoint(lambda part: score(images, part)), tiles)  # (T / tile, I, tile)
+    tiles = jax.tree.map(lambda x: x.reshape(num_tiles, tile_size, *x.shape[1:]), texts)
+    scores = jax.lax.map(jax.checkpoint(lambda tile: score(images, tile)), tiles)  # (T / k, I, k)
     return jnp.moveaxis(scores, 0, 1).reshape(images.mask.shape[0], -1)
 
 
 def texts_per_tile(regions: int, texts: tuple[int, int], score_tile_mib: float) -> int:
-    """The largest divisor of T, for texts `(T, M)`, whose words times all images' `regions` fit into `score_tile_mib`."""
-    number, words = texts
-    fit = score_tile_mib * 2**20 / (4 * regions * words)
-    return max(k for k in range(1, number + 1) if number % k == 0 and (k == 1 or k <= fit))
+    """Returns the largest divisor k of T, for texts `(T, M)`, with which an array of all images' `regions` by `k M`
+    words fits into `score_tile_mib` MiB; at least 1 (docs/method.md, Eq. 50)."""
+    num_texts, words = texts
+    max_texts = score_tile_mib * 2**20 / (4 * regions * words)
+    return max(k for k in range(1, num_texts + 1) if num_texts % k == 0 and (k == 1 or k <= max_texts))

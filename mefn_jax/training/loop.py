@@ -1,4 +1,4 @@
-"""The training loop, top to bottom; what comes before the first step is in `beginning.py`."""
+"""Runs the training loop, from top to bottom. Everything before the first step is in `training/setup.py`."""
 
 import time
 
@@ -26,15 +26,15 @@ from mefn_jax.training import state, step
 from mefn_jax.training.logs import MetricsWriter, StepLog
 from mefn_jax.training.setup import Run, open_data, print_header, set_up_run
 
-SAVE_TIMEOUT = 120  # seconds that a save under way has when a process fails
+SAVE_TIMEOUT = 120  # seconds that a running save gets to finish when a process fails
 
 
 def train(config: ConfigDict, workdir, profile: str = "") -> None:
-    """Trains as configured, from the workdir's latest checkpoint if it has one. See `train.py` for the order of a step,
-    `Profile` for `profile`. On SIGTERM it saves and returns.
+    """Trains as configured, from the latest checkpoint of the workdir if it has one. `train.py` gives the order of a
+    step, `Profile` the form of `profile`. On SIGTERM, saves and returns.
 
-    Raises ConfigError, DataError, CheckpointError or TrainingError; complete checkpoints are never harmed. One that
-    cannot be read is moved aside, and the one before is used.
+    Raises ConfigError, DataError, CheckpointError or TrainingError. Complete checkpoints are never harmed; an
+    unreadable one is moved aside, and the one before it is used.
     """
     workdir, trace = on_all_processes(lambda: (resolve_directory("--workdir", workdir), Profile(profile)))
     mesh = on_all_processes(lambda: make_mesh(validate(config).mesh))
@@ -50,8 +50,9 @@ def train(config: ConfigDict, workdir, profile: str = "") -> None:
 
 
 def set_up_from_readable_checkpoint(data, checkpoints: Checkpoints, workdir, mesh) -> Run:
-    """`begin` from the newest checkpoint that can be read; those that cannot are moved away, but only once another
-    could be: what hinders them all is no fault of theirs. Raises CheckpointError if there is none."""
+    """Sets the run up from the newest readable checkpoint. Unreadable ones are moved to WORKDIR/unreadable, but only
+    after another could be read: if none can, the cause lies elsewhere (rights, versions), and all stay. Raises
+    CheckpointError if no checkpoint can be read."""
     run, skipped = None, False
     while run is None:
         try:
@@ -63,49 +64,49 @@ def set_up_from_readable_checkpoint(data, checkpoints: Checkpoints, workdir, mes
     if skipped:
         on_all_processes(lambda: checkpoints.quarantine() if jax.process_index() == 0 else None)
         checkpoints.reload()
-        print0(f"moved what cannot be read to {workdir}/unreadable")
+        print0(f"moved unreadable checkpoints to {workdir}/unreadable")
     return run
 
 
 def run_loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: Profile, workdir) -> None:
-    """All steps that are still to be done."""
-    config, c, steps, current = run.config, run.config.train, run.steps, run.state
+    """Runs the remaining steps."""
+    config, train_config, steps, train_state = run.config, run.config.train, run.steps, run.state
     mesh, evaluator = run.evaluator.mesh, run.evaluator
-    train_step = step.compile_step(mesh, current, run.recipe)
+    train_step = step.compile_step(mesh, train_state, run.step_config)
     batches = training_batches(run)
     writer = on_all_processes(lambda: MetricsWriter(workdir, run.first_step))
     log = StepLog(config, run.schedule, steps, ideal_step_seconds(run))
     bar = tqdm(total=steps, initial=run.first_step, unit=" steps", disable=None, leave=False)
     with exit_all_on_error(lambda: checkpoints.wait(SAVE_TIMEOUT)):
         try:
-            for k in range(run.first_step, steps):
-                trace.on_step_start(k, workdir, current)
-                waiting = time.perf_counter()
+            for step_index in range(run.first_step, steps):
+                trace.on_step_start(step_index, workdir, train_state)
+                wait_start = time.perf_counter()
                 batch, captions = next(batches)
-                log.clock.add_data_wait(waiting)
+                log.clock.add_data_wait(wait_start)
                 with jax.transfer_guard("disallow"):
-                    current, metrics = train_step(current, batch)
-                trace.on_step_end(k, metrics)
-                log.add(k + 1, metrics, captions)
+                    train_state, metrics = train_step(train_state, batch)
+                trace.on_step_end(step_index, metrics)
+                log.add(step_index + 1, metrics, captions)
                 bar.update()
-                last = k + 1 == steps
-                stopping = preemption.should_stop(k + 1) and not last
-                evaluating = last or ((k + 1) % c.eval_every == 0 and not stopping)
-                saving = stopping or (k + 1) % c.save_every == 0
-                # The log lags one step behind, so that reading it never waits for the device; nothing unread may be
-                # evaluated or saved, since it might not be finite.
+                last = step_index + 1 == steps
+                stopping = preemption.should_stop(step_index + 1) and not last
+                evaluating = last or ((step_index + 1) % train_config.eval_every == 0 and not stopping)
+                saving = stopping or (step_index + 1) % train_config.save_every == 0
+                # The log lags one step behind, so that reading it never waits for the device. Before an evaluation or a
+                # save all steps are read, because a loss that is not finite must stop the run first.
                 log.write(writer, bar, flush=evaluating or saving)
                 if evaluating:
-                    rsum = evaluate_and_log(evaluator, current.params, run.val, k + 1, writer, bar)
-                    if current.ema is not None:  # what is averaged is what counts
-                        params = state.ema_params(current, run.recipe.factors)
-                        rsum = evaluate_and_log(evaluator, params, run.val, k + 1, writer, bar, "ema")
+                    rsum = evaluate_and_log(evaluator, train_state.params, run.val, step_index + 1, writer, bar)
+                    if train_state.ema is not None:  # the moving average chooses the best checkpoint
+                        params = state.ema_params(train_state, run.step_config.lr_multipliers)
+                        rsum = evaluate_and_log(evaluator, params, run.val, step_index + 1, writer, bar, "ema")
                 if evaluating or saving:
                     try:
-                        writer.flush()  # before the checkpoint, whose resumption needs the lines up to it
+                        writer.flush()  # before the checkpoint: a resumed run needs the lines up to it
                     finally:
-                        meta = run.meta | {"step": k + 1}
-                        checkpoints.save(k + 1, current, meta, rsum if evaluating else None)
+                        meta = run.meta | {"step": step_index + 1}
+                        checkpoints.save(step_index + 1, train_state, meta, rsum if evaluating else None)
                     log.clock.reset()
                 if stopping:
                     break
@@ -116,57 +117,60 @@ def run_loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: 
             trace.close()
         checkpoints.wait()
     if stopping:
-        print0(f"told to end (SIGTERM): saved step {k + 1}; the same command goes on from there")
+        print0(f"SIGTERM: saved step {step_index + 1}; run the same command to resume")
         return
     best = f"best rSum of {run.val.name} at step {checkpoints.best}"
     print0(f"done: {steps} steps; {best}; checkpoints in {checkpoints.directory}")
 
 
 def ideal_step_seconds(run: Run) -> float | None:
-    """What a step would take at the devices' peak; None for devices that `chips.py` does not know."""
+    """Returns the duration of a step at the devices' peak arithmetic (docs/method.md, Eq. 55); None for devices that
+    `runtime/chips.py` does not list."""
     mesh = run.evaluator.mesh
     chip = chip_of(mesh.devices.flat[0])
     if chip is None:
         return None
-    work = flops.step_flops(run.recipe, mesh, run.state.params, batch_shapes(run.config))
+    work = flops.step_flops(run.step_config, mesh, run.state.params, batch_shapes(run.config))
     return sum(work.values()) / (chip.flops * mesh.size)
 
 
 def training_batches(run: Run):
-    """An iterator over the batches that are still to come, as global arrays on the devices, each with the captions of
-    this process's rows; close it when done."""
-    d, mesh = run.config.data, run.evaluator.mesh
+    """Returns an iterator over the remaining batches, as pairs of the batch in global arrays on the devices and the
+    caption indices of this process's rows. Close it when done."""
+    data_config, mesh = run.config.data, run.evaluator.mesh
     rows = local_rows(mesh, run.config.train.batch_size)
     dataset = pipeline.training_dataset_from_config(run.config, run.train, run.evaluator.tokenizer, rows)
 
-    def put(batch):
+    def to_devices(batch):
         return from_local_rows(mesh, batch), batch["caption_index"]
 
-    return pipeline.iterate(dataset, run.first_step, d.threads, d.workers, put)
+    return pipeline.iterate(dataset, run.first_step, data_config.threads, data_config.workers, to_devices)
 
 
-def evaluate_and_log(evaluator: Evaluator, params, split, done: int, writer: MetricsWriter, bar, name="") -> float:
-    """Scores a split, logs it under its name, or as `name`, returns rSum."""
+def evaluate_and_log(evaluator: Evaluator, params, split, completed: int, writer: MetricsWriter, bar, name="") -> float:
+    """Scores a split, logs the metrics under its name (or under `name`), and returns rSum."""
     start, prefix = time.perf_counter(), f"{name}_" if name else ""
     images, texts = evaluator.encode(params, split)
-    result = evaluator.evaluate(params, images, texts, split)
+    metrics = evaluator.evaluate(params, images, texts, split)
     learned = {name: float(value) for name, value in evaluator.model.scalars(params).items()}
-    values = {name or split.name: result, "matcher": learned}
+    values = {name or split.name: metrics, "matcher": learned}
     if explanation.can_explain(evaluator):
         values[f"{prefix}pairs"] = explanation.mean_statistics(evaluator, params, split, images, texts)
-        if drawn := explanation.evenly_spaced(evaluator.config.eval.explained_pairs, split.num_captions):
-            explained = explanation.explain_captions(evaluator, params, split, images, texts, drawn)
+        if caption_indices := explanation.evenly_spaced(evaluator.config.eval.explained_pairs, split.num_captions):
+            explanations = explanation.explain_captions(evaluator, params, split, images, texts, caption_indices)
             if jax.process_index() == 0:  # drawing takes seconds, and only process 0 writes
                 from mefn_jax.reports import figures  # imports matplotlib, which only this needs
 
-                writer.write_images(done, f"{prefix}explained", map(figures.draw_pixels, explained))
+                writer.write_images(completed, f"{prefix}explained", map(figures.draw_pixels, explanations))
     values[f"{prefix}eval_seconds"] = time.perf_counter() - start
-    writer.write(done, configuration.flatten(values))
-    sides = [" ".join(f"{result[d][r]:.1f}" for r in ("r1", "r5", "r10")) for d in ("i2t", "t2i")]
+    writer.write(completed, configuration.flatten(values))
+    recalls = [
+        " ".join(f"{metrics[direction][recall]:.1f}" for recall in ("r1", "r5", "r10")) for direction in ("i2t", "t2i")
+    ]
     scalars = "".join(f"  {name} {value:.2f}" for name, value in learned.items())
     with bar.external_write_mode():
         print0(
-            f"{name or split.name}  {split.num_images} images: R@1/5/10  image to text {sides[0]}  "
-            f"text to image {sides[1]}  rSum {result['rsum']:.1f}{scalars}  ({time.perf_counter() - start:.0f} s)"
+            f"{name or split.name}  {split.num_images} images: R@1/5/10  image to text {recalls[0]}  "
+            f"text to image {recalls[1]}  rSum {metrics['rsum']:.1f}{scalars}  ({time.perf_counter() - start:.0f} s)"
         )
-    return result["rsum"]
+    return metrics["rsum"]

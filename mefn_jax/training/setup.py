@@ -1,4 +1,4 @@
-"""What comes before the first step: data, towers, tokenizer and state, new or from a checkpoint, on all hosts."""
+"""Setup of a training run: data, towers, tokenizer and state, new or from a checkpoint, on all hosts."""
 
 import dataclasses
 import functools
@@ -31,7 +31,13 @@ from mefn_jax.training import cca_init, state, step
 
 @dataclasses.dataclass(frozen=True)
 class Datasets:
-    """The configuration as it fits the data, and the splits."""
+    """Data of a run.
+
+    Attributes:
+        config: the configuration, with the widths of the data filled in.
+        dataset: the data set.
+        train, val: its splits for training and for evaluation during training.
+    """
 
     config: ConfigDict
     dataset: Dataset
@@ -40,21 +46,32 @@ class Datasets:
 
     @property
     def steps(self) -> int:
-        """How many steps the run has in all."""
-        t = self.config.train
-        return t.steps or math.ceil(t.epochs * self.train.num_captions / t.batch_size)
+        """Returns the number of steps of the whole run."""
+        train_config = self.config.train
+        return train_config.steps or math.ceil(train_config.epochs * self.train.num_captions / train_config.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run before its next step: `done` of `steps` are done, `current` is the state, `meta` what its checkpoints say
-    beside it, `evaluator` has the model, the tokenizer and the mesh."""
+    """A training run before its next step.
+
+    Attributes:
+        config: the configuration, complete.
+        train, val: the splits.
+        evaluator: the compiled model with its tokenizer and mesh.
+        step_config: what every step needs besides state and batch.
+        schedule: the learning rate by step.
+        steps: number of steps of the whole run.
+        first_step: number of completed steps, the index of the next one.
+        state: the train state.
+        meta: what checkpoints store besides state and step (`checkpoint_metadata`).
+    """
 
     config: ConfigDict
     train: Split
     val: Split
     evaluator: Evaluator
-    recipe: step.StepConfig
+    step_config: step.StepConfig
     schedule: optax.Schedule
     steps: int
     first_step: int
@@ -63,7 +80,7 @@ class Run:
 
 
 def open_data(config: ConfigDict, mesh) -> Datasets:
-    """Opens the data set. Raises ConfigError or DataError where it does not fit the configuration."""
+    """Opens the data set of a configuration. Raises ConfigError or DataError if the two do not fit."""
     check_divides(config.train.batch_size, config.train.grad_cache_chunks, mesh)
     dataset = open_dataset(config)
     train_split = dataset.split("train")
@@ -76,94 +93,114 @@ def open_data(config: ConfigDict, mesh) -> Datasets:
 
 
 def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
-    """The run's next beginning, from the latest checkpoint if there is one. Raises ConfigError where hosts differ,
+    """Sets up the run: from its latest checkpoint, or new. Raises ConfigError if hosts differ,
     UnreadableCheckpointError, CheckpointError or WeightsError."""
-    config, done = data.config, checkpoints.latest or 0
-    check_processes_agree(run_fingerprint(data, workdir) | {"latest checkpoint": str(done)})
-    if done:
-        saved = read_on_all_processes(lambda: checkpoints.meta(done))
-        config, tokenizer = resume_config(config, saved, workdir)
+    config, first_step = data.config, checkpoints.latest or 0
+    check_processes_agree(run_fingerprint(data, workdir) | {"latest checkpoint": str(first_step)})
+    if first_step:
+        saved_meta = read_on_all_processes(lambda: checkpoints.meta(first_step))
+        config, tokenizer = resume_config(config, saved_meta, workdir)
         towers = {}
     else:
-        config, towers, json = on_all_processes(lambda: load_pretrained(config))
-        tokenizer = choose_tokenizer(config, json, data.dataset, data.train)
+        config, towers, tokenizer_json = on_all_processes(lambda: load_pretrained(config))
+        tokenizer = choose_tokenizer(config, tokenizer_json, data.dataset, data.train)
     check_processes_agree({"tokenizer": hashlib.sha256(tokenizer.json.encode()).hexdigest()[:12]})
     model = build_model(config, tokenizer.vocab_size)
     init = make_init(model, config, mesh)
     schedule = optim.lr_schedule(config.train.learning_rate, data.steps, config.train.warmup_fraction)
     shapes = jax.eval_shape(init)
-    factors = optim.lr_multipliers(shapes, config.train.lr_multipliers, config.train.layer_decay)
-    if done:
-        check_frozen(factors, shapes, ConfigDict(saved["config"]).train, workdir)
-    optimizer = optim.adamw(schedule, config.train.weight_decay, config.train.clip_norm, factors)
-    new = functools.partial(state.create_state, init, optimizer, factors, averaged=config.train.ema_decay > 0)
-    evaluator = Evaluator(model, tokenizer, config, mesh)
-    current = (
-        restore_state(new, checkpoints, mesh) if done else initial_state(new, towers, factors, evaluator, data.train)
+    lr_multipliers = optim.lr_multipliers(shapes, config.train.lr_multipliers, config.train.layer_decay)
+    if first_step:
+        check_frozen(lr_multipliers, shapes, ConfigDict(saved_meta["config"]).train, workdir)
+    optimizer = optim.adamw(schedule, config.train.weight_decay, config.train.clip_norm, lr_multipliers)
+    make_state = functools.partial(
+        state.create_state, init, optimizer, lr_multipliers, with_ema=config.train.ema_decay > 0
     )
-    recipe, meta = step.make_step_config(config, model, optimizer, factors), checkpoint_metadata(config, tokenizer)
-    return Run(config, data.train, data.val, evaluator, recipe, schedule, data.steps, done, current, meta)
+    evaluator = Evaluator(model, tokenizer, config, mesh)
+    train_state = (
+        restore_state(make_state, checkpoints, mesh)
+        if first_step
+        else initial_state(make_state, towers, lr_multipliers, evaluator, data.train)
+    )
+    return Run(
+        config=config,
+        train=data.train,
+        val=data.val,
+        evaluator=evaluator,
+        step_config=step.make_step_config(config, model, optimizer, lr_multipliers),
+        schedule=schedule,
+        steps=data.steps,
+        first_step=first_step,
+        state=train_state,
+        meta=checkpoint_metadata(config, tokenizer),
+    )
 
 
 def run_fingerprint(data: Datasets, workdir) -> dict[str, str]:
-    """What has to be the same on all hosts, in words."""
+    """Returns what has to be the same on all hosts, as `{name: text}`."""
     options = {key: str(value) for key, value in configuration.flatten(data.config.to_dict()).items()}
     options |= {"data": f"{data.train.num_images} images, {data.train.num_captions} captions in train"}
     return options | {"commit": git_commit(), "code": code_digest(), "workdir": str(workdir)} | versions()
 
 
 def choose_tokenizer(config, json: str | None, dataset, split: Split) -> Tokenizer:
-    """The tokenizer of the pretrained text tower, whose text is `json`; without one that of the data set; without that
-    one trained on the captions of `split`. Raises WeightsError if it has more tokens than the embedding."""
-    t = config.text
+    """Returns the tokenizer of the run: that of the pretrained text tower (its text is `json`), else that of the data
+    set, else one trained on the captions of `split`. Raises WeightsError if it has more tokens than the word embedding
+    has rows."""
+    text_config = config.text
     if json is None:
         check_normalization(config, dataset.metadata)
         json = dataset.tokenizer_json
     if json is None:
-        print0(f"training a tokenizer on the {split.num_captions:,} training captions (kept in the checkpoints)")
-        size = t.vocab_size or tokens.VOCAB_SIZE
-        # Training it gives another one in every process.
-        json = broadcast_text(lambda: tokens.train_tokenizer(split.all_captions(), size, t.lower_case, t.punctuation))
+        print0(f"training a tokenizer on the {split.num_captions:,} training captions (saved in the checkpoints)")
+        size = text_config.vocab_size or tokens.VOCAB_SIZE
+        # Training is not deterministic between processes, so process 0 trains it for all.
+        json = broadcast_text(
+            lambda: tokens.train_tokenizer(split.all_captions(), size, text_config.lower_case, text_config.punctuation)
+        )
     tokenizer = make_tokenizer(config, json)
     check_vocabulary(config, tokenizer.vocab_size)
     return tokenizer
 
 
 def make_init(model: Model, config, mesh):
-    """`init() -> params`, random from the seed. Only the inputs' shapes matter: parameters do not depend on values."""
+    """Returns the function `init() -> params` that draws random parameters from the seed. Parameters depend on the
+    shapes of the inputs, not on their values."""
     inputs = dummy_inputs(config, mesh.size)
     return functools.partial(model.init, jax.random.key(config.train.seed), *inputs)
 
 
-def initial_state(new, towers: dict, factors, evaluator: Evaluator, split: Split) -> state.TrainState:
-    """The state that `new(mesh)` makes, with the pretrained towers' parameters, and what begins from the training
-    data (`start.py`) where the configuration says so."""
+def initial_state(make_state, towers: dict, lr_multipliers, evaluator: Evaluator, split: Split) -> state.TrainState:
+    """Returns the initial state: the random parameters of `make_state(mesh)`, the pretrained towers in their places,
+    and, with train.init=cca, the CCA initialization (`training/cca_init.py`)."""
     mesh = evaluator.mesh
-    current = new(mesh)
-    params = shard_params(mesh, insert_pretrained(current.params, towers))
+    train_state = make_state(mesh)
+    params = shard_params(mesh, insert_pretrained(train_state.params, towers))
     if evaluator.config.train.init == "cca":
         params = shard_params(mesh, cca_init.init_from_training_data(evaluator, params, split))
-    # A copy, since the step is given the state's arrays to write into.
-    ema = None if current.ema is None else jax.tree.map(jnp.copy, optim.trainable(params, factors))
-    return current.replace(params=params, ema=ema)
+    # A copy, because the train step donates the arrays of its state.
+    ema = None if train_state.ema is None else jax.tree.map(jnp.copy, optim.select_trainable(params, lr_multipliers))
+    return train_state.replace(params=params, ema=ema)
 
 
-def restore_state(new, checkpoints: Checkpoints, mesh) -> state.TrainState:
-    """The latest checkpoint's state, in the shapes that `new(mesh)` would make, laid out as this run lays it."""
-    shapes = abstract_params(mesh, jax.eval_shape(functools.partial(new, mesh)))
+def restore_state(make_state, checkpoints: Checkpoints, mesh) -> state.TrainState:
+    """Returns the state of the latest checkpoint, in the shapes that `make_state(mesh)` would have, sharded over the
+    mesh of this run."""
+    shapes = abstract_params(mesh, jax.eval_shape(functools.partial(make_state, mesh)))
     return read_on_all_processes(lambda: checkpoints.restore(checkpoints.latest, shapes))
 
 
-def read_on_all_processes(part):
-    """What `part()` reads of a checkpoint, on all processes. Raises UnreadableCheckpointError on all if one cannot."""
+def read_on_all_processes(read):
+    """Calls `read()`, which reads from the latest checkpoint, on all processes and returns its result. Raises
+    UnreadableCheckpointError on all of them if one cannot read it."""
     try:
-        return on_all_processes(part)
+        return on_all_processes(read)
     except OtherProcessError as e:
         raise UnreadableCheckpointError(f"the latest checkpoint: {e}") from e
 
 
 def checkpoint_metadata(config, tokenizer: Tokenizer) -> dict:
-    """What a checkpoint says of itself beside the state and the step (DESIGN.md 7)."""
+    """Returns what a checkpoint stores besides the state and the step (docs/training.md)."""
     return {
         "config": config.to_dict(),
         "tokenizer": tokenizer.json,
@@ -174,14 +211,14 @@ def checkpoint_metadata(config, tokenizer: Tokenizer) -> dict:
 
 
 def resume_config(config, meta: dict, workdir) -> tuple[ConfigDict, Tokenizer]:
-    """The configuration and the tokenizer of a run that goes on. Raises CheckpointError naming the keys in which the
-    model differs from the checkpoint's; says what else differs."""
+    """Returns the configuration and the tokenizer of a run that resumes, and prints the options that have changed.
+    Raises CheckpointError, naming the options, if they change the model of the checkpoint."""
     config = keep_saved_options(config, ConfigDict(meta["config"]))
     changed = configuration.diff_configs(meta["config"], config.to_dict())
-    model = {k: v for k, v in changed.items() if k.split(".")[0] in configuration.MODEL_KEYS}
-    if model:
-        listed = "; ".join(f"{k}: {old!r} there, {new!r} here" for k, (old, new) in model.items())
-        raise CheckpointError(f"{workdir} holds a run with another model ({listed}); choose another --workdir")
+    model_changes = {key: values for key, values in changed.items() if key.split(".")[0] in configuration.MODEL_KEYS}
+    if model_changes:
+        differences = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in model_changes.items())
+        raise CheckpointError(f"{workdir} holds a run with another model ({differences}); choose another --workdir")
     for key, (old, new) in changed.items():
         print0(f"note: {key} was {old!r} in this workdir and is now {new!r}")
     if bool(config.train.ema_decay) != bool(meta["config"]["train"].get("ema_decay")):
@@ -191,36 +228,37 @@ def resume_config(config, meta: dict, workdir) -> tuple[ConfigDict, Tokenizer]:
     return config, make_tokenizer(config, meta["tokenizer"])
 
 
-def check_frozen(factors, shapes, saved, workdir) -> None:
-    """Raises CheckpointError if other parameters are frozen now than in the run so far (`saved` is its
-    `config.train`): the optimiser has no state for those."""
-    before = optim.lr_multipliers(shapes, saved.lr_multipliers, saved.layer_decay)
-    if jax.tree.map(bool, before) != jax.tree.map(bool, factors):
+def check_frozen(lr_multipliers, shapes, saved, workdir) -> None:
+    """Raises CheckpointError if other parameters are frozen now than in the run so far: the optimizer has no state for
+    frozen parameters. `saved` is the section `train` of the checkpoint's configuration."""
+    saved_multipliers = optim.lr_multipliers(shapes, saved.lr_multipliers, saved.layer_decay)
+    if jax.tree.map(bool, saved_multipliers) != jax.tree.map(bool, lr_multipliers):
         raise CheckpointError(
-            f"{workdir}: train.lr_multipliers freezes other parameters than this run was begun with "
+            f"{workdir}: train.lr_multipliers freezes other parameters than this run started with "
             f"({tuple(saved.lr_multipliers)}); keep them, or choose another --workdir"
         )
 
 
-def check_normalization(config, facts: dict) -> None:
-    """Raises ConfigError if text normalisation differs from what the data set's tokenizer was trained with."""
+def check_normalization(config, metadata: dict) -> None:
+    """Raises ConfigError if the text normalization differs from that of the data set, which its tokenizer was trained
+    with."""
     for key in ("lower_case", "punctuation"):
-        if config.text[key] != facts.get(key, config.text[key]):
+        if config.text[key] != metadata.get(key, config.text[key]):
             raise ConfigError(
-                f"text.{key}={config.text[key]!r}, but the data set was prepared with {facts[key]!r}; set "
-                f"--config.text.{key}={facts[key]} or prepare it again with --{key}={config.text[key]}"
+                f"text.{key}={config.text[key]!r}, but the data set was prepared with {metadata[key]!r}; set "
+                f"--config.text.{key}={metadata[key]} or prepare it again with --{key}={config.text[key]}"
             )
 
 
 def print_header(run: Run, workdir) -> None:
-    """Says what runs where."""
+    """Prints the header of a run: model, data, devices, length, versions."""
     config, mesh, train_split, val_split = run.config, run.evaluator.mesh, run.train, run.val
-    frozen = state.num_params(optim.frozen(run.state.params, run.recipe.factors))
+    frozen = state.num_params(optim.select_frozen(run.state.params, run.step_config.lr_multipliers))
     parameters = f"{state.num_params(run.state.params):,} parameters" + (
         f", {frozen:,} of them frozen" if frozen else ""
     )
     device = mesh.devices.flat[0]
-    version = versions()
+    package_versions = versions()
     for split in (train_split, val_split):
         if split.skipped:
             print0(
@@ -231,14 +269,17 @@ def print_header(run: Run, workdir) -> None:
         {
             "model": f"{config.model}, {parameters}",
             "data": f"{config.data.dir or 'drawn scenes'}: train {train_split.num_images:,} images, "
-            f"{train_split.num_captions:,} captions; {val_split.name} {val_split.num_images:,}, {val_split.num_captions:,}",
+            f"{train_split.num_captions:,} captions; {val_split.name} {val_split.num_images:,}, "
+            f"{val_split.num_captions:,}",
             "devices": f"{mesh.size} x {device.device_kind}, {jax.process_count()} process(es), {describe_mesh(mesh)}",
             "batch": f"{config.train.batch_size} pairs, {config.train.batch_size // mesh.size} a device",
             "steps": f"{run.steps:,} ({run.steps * config.train.batch_size / train_split.num_captions:.1f} epochs)"
             + (f", resuming after {run.first_step:,}" if run.first_step else ""),
             "seed": str(config.train.seed),
             "commit": git_commit(),
-            "versions": ", ".join(f"{name} {version[name]}" for name in ("python", "jax", "flax", "orbax-checkpoint")),
+            "versions": ", ".join(
+                f"{name} {package_versions[name]}" for name in ("python", "jax", "flax", "orbax-checkpoint")
+            ),
             "workdir": str(workdir),
         }
     )

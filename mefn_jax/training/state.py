@@ -1,4 +1,4 @@
-"""What training carries from step to step."""
+"""Train state: everything that training carries from step to step."""
 
 import flax.struct
 import jax
@@ -11,8 +11,16 @@ from mefn_jax.runtime.sharding import param_shardings
 
 @flax.struct.dataclass
 class TrainState:
-    """`step` int32, the number of steps done; the parameters; the optimiser's state; the average of the parameters that
-    are trained (`average`), None without one. No random key: it is folded from the seed and the step."""
+    """State of training between two steps.
+
+    Attributes:
+        step: number of completed steps, int32.
+        params: all parameters, trained and frozen.
+        opt_state: the optimizer's state of the trained parameters.
+        ema: exponential moving average of the trained parameters; None if `train.ema_decay` is 0.
+
+    A random key is not part of the state: each step derives its keys from the seed and the step number.
+    """
 
     step: jax.Array
     params: dict
@@ -20,31 +28,31 @@ class TrainState:
     ema: dict | None = None
 
 
-def create_state(init, optimizer, factors, mesh, averaged: bool = False) -> TrainState:
-    """A new state of the parameters that `init()` makes, laid out by the rules of `sharding.py`; the optimiser
-    has no state for those whose learning rate has factor 0. With `averaged`, the parameters' average begins with them.
-    """
+def create_state(init, optimizer, lr_multipliers, mesh, with_ema: bool = False) -> TrainState:
+    """Returns the initial state for the parameters that `init()` makes, sharded by the rules of `runtime/sharding.py`.
+    Parameters whose learning-rate multiplier is 0 get no optimizer state. With `with_ema`, the moving average starts at
+    the initial parameters."""
 
-    def new():
+    def build():
         params = init()
-        trained = optim.trainable(params, factors)
-        return TrainState(jnp.int32(0), params, optimizer.init(trained), trained if averaged else None)
+        trained_params = optim.select_trainable(params, lr_multipliers)
+        return TrainState(jnp.int32(0), params, optimizer.init(trained_params), trained_params if with_ema else None)
 
-    return jax.jit(new, out_shardings=param_shardings(mesh, jax.eval_shape(new)))()
+    return jax.jit(build, out_shardings=param_shardings(mesh, jax.eval_shape(build)))()
 
 
-def ema_update(ema, trained, step, decay: float):
-    """The exponential moving average of the parameters after `step` steps, by `decay`, or by (1 + step) / (10 + step)
-    while that is less, so that the beginning is soon forgotten."""
+def ema_update(ema, trained_params, step, decay: float):
+    """Returns the updated exponential moving average of the trained parameters (docs/method.md, Eq. 54). The decay is
+    min(decay, (1 + step) / (10 + step)), so that the first parameters are soon forgotten."""
     decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, trained)
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, trained_params)
 
 
-def ema_params(state: TrainState, factors) -> dict:
-    """All parameters, the average of those that are trained."""
-    return optim.merge(state.ema, optim.frozen(state.params, factors))
+def ema_params(state: TrainState, lr_multipliers) -> dict:
+    """Returns all parameters: the moving average of the trained ones and the frozen ones as they are."""
+    return optim.merge(state.ema, optim.select_frozen(state.params, lr_multipliers))
 
 
 def num_params(params) -> int:
-    """How many numbers a tree of parameters holds."""
+    """Returns the number of scalars in a tree of parameters."""
     return sum(p.size for p in jax.tree.leaves(params))

@@ -1,4 +1,4 @@
-"""The train step: a pure function of state and batch, and the one place where it is compiled."""
+"""Performs the train step: a pure function of state and batch, compiled in one place (`compile_step`)."""
 
 import dataclasses
 import functools
@@ -19,23 +19,25 @@ from mefn_jax.training.state import TrainState, ema_update
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """What a step needs beside the state and the batch; nothing here changes in a run.
+    """Everything `train_step` needs besides state and batch; constant during a run.
 
     Attributes:
-        model, optimizer: the model, and what makes updates of gradients.
-        factors: the learning rates (`optim.rate_factors`): what has 0 stays as it is, and a tower that is frozen whole
-            has no dropout.
-        loss_at: gives the loss at a step (`losses.build`).
-        seed: of the dropout.
-        ema_decay: the decay of the parameters' average, where the state has one.
-        score_tile_mib: the memory of scoring on a device (`recomputed`); all at once by default.
-        negatives: "global", all texts of the batch, or "local", those of the same device.
-        grad_cache_chunks: into how many parts the batch is cut for the encoders (`in_parts`).
+        model: the model.
+        optimizer: the transformation from gradients to updates.
+        lr_multipliers: multiplier of each parameter's learning rate (`optim.lr_multipliers`). 0 freezes the parameter;
+            a tower whose parameters are all frozen gets no dropout.
+        loss_schedule: function from a step number to the loss of that step (`losses.make_loss`).
+        seed: seed of dropout and region dropout.
+        ema_decay: decay of the moving average, if the state has one.
+        score_tile_mib: memory limit of scoring on a device (`score_in_tiles` in `scoring/ring.py`); by default, all
+            texts are scored at once.
+        negatives: "global": all texts of the batch; "local": the texts on the same device.
+        grad_cache_chunks: number of chunks in which the encoders process the batch (`encode_in_chunks`).
     """
 
     model: Model
     optimizer: optax.GradientTransformation
-    factors: dict
+    lr_multipliers: dict
     loss_schedule: Callable
     seed: int
     ema_decay: float = 0.0
@@ -44,70 +46,85 @@ class StepConfig:
     grad_cache_chunks: int = 1
 
 
-def make_step_config(config, model: Model, optimizer, factors) -> StepConfig:
-    """The recipe of a configuration."""
-    c = config.train
-    negatives, parts = config.loss.negatives, c.grad_cache_chunks
-    loss_at = losses.make_loss(config.loss)
-    return StepConfig(model, optimizer, factors, loss_at, c.seed, c.ema_decay, c.score_tile_mib, negatives, parts)
+def make_step_config(config, model: Model, optimizer, lr_multipliers) -> StepConfig:
+    """Returns the StepConfig of a configuration."""
+    return StepConfig(
+        model=model,
+        optimizer=optimizer,
+        lr_multipliers=lr_multipliers,
+        loss_schedule=losses.make_loss(config.loss),
+        seed=config.train.seed,
+        ema_decay=config.train.ema_decay,
+        score_tile_mib=config.train.score_tile_mib,
+        negatives=config.loss.negatives,
+        grad_cache_chunks=config.train.grad_cache_chunks,
+    )
 
 
-def train_step(state: TrainState, batch: dict, *, recipe: StepConfig, mesh):
-    """One step on a batch of `pipeline.training_dataset`. Returns the new state, and float32 {loss, grad_norm}."""
-    model, factors = recipe.model, recipe.factors
-    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+def train_step(state: TrainState, batch: dict, *, step_config: StepConfig, mesh):
+    """Performs one step on a batch of `pipeline.training_dataset`. Returns the new state and the metrics `{loss,
+    grad_norm}`, float32."""
+    model, lr_multipliers = step_config.model, step_config.lr_multipliers
+    key = jax.random.fold_in(jax.random.key(step_config.seed), state.step)
     keys = {
-        kind: key_of_kind if optim.is_trained(factors[kind].get("backbone", factors[kind])) else None
-        for kind, key_of_kind in zip(("image", "text"), jax.random.split(key), strict=True)
+        kind: tower_key if optim.is_trained(lr_multipliers[kind].get("backbone", lr_multipliers[kind])) else None
+        for kind, tower_key in zip(("image", "text"), jax.random.split(key), strict=True)
     }
-    loss = recipe.loss_schedule(state.step)
-    rows = row_keys(recipe.seed, batch["epoch"], batch["caption_index"])
-    kept = optim.frozen(state.params, factors)
+    loss = step_config.loss_schedule(state.step)
+    region_dropout_keys = row_keys(step_config.seed, batch["epoch"], batch["caption_index"])
+    frozen_params = optim.select_frozen(state.params, lr_multipliers)
 
-    def loss_of(trained):
-        params = optim.merge(trained, kept)
-        encode = functools.partial(encode_in_chunks, mesh=mesh, chunks=recipe.grad_cache_chunks)
+    def compute_loss(trained_params):
+        params = optim.merge(trained_params, frozen_params)
+        encode = functools.partial(encode_in_chunks, mesh=mesh, chunks=step_config.grad_cache_chunks)
         encode_images = functools.partial(model.encode_images, params)
         encode_texts = functools.partial(model.encode_texts, params)
-        images = encode(lambda key, x, row: encode_images(x, key, row), keys["image"], (batch["images"], rows))
+        images = encode(
+            lambda key, x, row: encode_images(x, key, row), keys["image"], (batch["images"], region_dropout_keys)
+        )
         texts = encode(
             lambda key, ids, mask: encode_texts(ids, mask, key), keys["text"], (batch["text"], batch["text_mask"])
         )
-        scored = {"matcher": params["matcher"], "loss": params["loss"]}  # the towers' do not go round
-        scoring = {"images": images, "texts": texts, "mesh": mesh, "score_tile_mib": recipe.score_tile_mib}
+        # Without the towers: the ring need not carry their parameters.
+        score_params = {"matcher": params["matcher"], "loss": params["loss"]}
+        scoring = {"images": images, "texts": texts, "mesh": mesh, "score_tile_mib": step_config.score_tile_mib}
 
-        def loss_of_scores(params, scores, owner):
-            positives = losses.positives_mask(owner)
+        def loss_from_scores(params, scores, image_index):
+            positives = losses.positives_mask(image_index)
             return loss(scores, positives, params["loss"].get("scale"), params["loss"].get("bias"))
 
-        if recipe.negatives == "local":
-            return local_loss(model.score, loss_of_scores, scored, owner=batch["image_index"], **scoring)
-        return loss_of_scores(scored, ring_scores(model.score, scored, **scoring), batch["image_index"])
+        if step_config.negatives == "local":
+            return local_loss(model.score, loss_from_scores, score_params, image_index=batch["image_index"], **scoring)
+        return loss_from_scores(score_params, ring_scores(model.score, score_params, **scoring), batch["image_index"])
 
-    trained = optim.trainable(state.params, factors)
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `of_own_rows`
-        value, grads = jax.value_and_grad(loss_of)(trained)
-    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, trained)
-    trained = optax.apply_updates(trained, updates)
-    averaged = None if state.ema is None else ema_update(state.ema, trained, state.step, recipe.ema_decay)
-    metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
-    new = TrainState(state.step + 1, optim.merge(trained, kept), opt_state, averaged)
-    return new, jax.tree.map(jnp.float32, metrics)
-
-
-def row_keys(seed: int, epochs, captions):
-    """A random key for each row `(B,)`, which follows from (seed, epoch, caption) alone; for region dropout."""
-    key = jax.random.fold_in(jax.random.key(seed), 0x7FFFFFFF)  # a step that no run comes to
-    return jax.vmap(lambda e, c: jax.random.fold_in(jax.random.fold_in(key, e), c))(epochs, captions)
+    trained_params = optim.select_trainable(state.params, lr_multipliers)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `constrain_to_batch`
+        loss_value, grads = jax.value_and_grad(compute_loss)(trained_params)
+    updates, opt_state = step_config.optimizer.update(grads, state.opt_state, trained_params)
+    trained_params = optax.apply_updates(trained_params, updates)
+    ema = None if state.ema is None else ema_update(state.ema, trained_params, state.step, step_config.ema_decay)
+    metrics = {"loss": loss_value, "grad_norm": optax.tree.norm(grads)}
+    new_state = TrainState(state.step + 1, optim.merge(trained_params, frozen_params), opt_state, ema)
+    return new_state, jax.tree.map(jnp.float32, metrics)
 
 
-def compile_step(mesh, state, recipe: StepConfig):
-    """`train_step` jitted on the mesh: the batch split by rows, the state (or its shapes) laid out by the rules of
-    `sharding.py` and donated."""
-    where = param_shardings(mesh, state)
+def row_keys(seed: int, epochs, caption_indices):
+    """Returns a random key for each row of a batch, `(B,)`, for region dropout. A key depends on (seed, epoch, caption)
+    alone, not on the place of the row in its batch."""
+    # A step number that no run reaches: these keys must differ from the dropout keys.
+    key = jax.random.fold_in(jax.random.key(seed), 0x7FFFFFFF)
+    return jax.vmap(lambda epoch, caption: jax.random.fold_in(jax.random.fold_in(key, epoch), caption))(
+        epochs, caption_indices
+    )
+
+
+def compile_step(mesh, state, step_config: StepConfig):
+    """Returns `train_step` jitted on the mesh. The batch is split by rows; the state (or its shapes) is sharded by the
+    rules of `runtime/sharding.py` and donated."""
+    state_sharding = param_shardings(mesh, state)
     return jax.jit(
-        functools.partial(train_step, recipe=recipe, mesh=mesh),
-        in_shardings=(where, batch_sharding(mesh)),
-        out_shardings=(where, replicated(mesh)),
+        functools.partial(train_step, step_config=step_config, mesh=mesh),
+        in_shardings=(state_sharding, batch_sharding(mesh)),
+        out_shardings=(state_sharding, replicated(mesh)),
         donate_argnums=0,
     )

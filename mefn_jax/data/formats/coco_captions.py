@@ -1,7 +1,7 @@
-"""TFDS's own `coco_captions`, built as array_record, read as it is (PEERS.md 1).
+"""Reader of TFDS's own `coco_captions`, built as array_record (docs/data.md, TFDS coco_captions).
 
-Its splits are Karpathy's; `restval` is training data. Of an image's captions the first five are used, by protocol.
-TFDS stores examples in the order of a hash: consecutive folds are not those of Karpathy's file.
+Its splits are Karpathy's, and `restval` is training data. By protocol, the first five captions of an image are used.
+TFDS stores examples in the order of a hash, so that consecutive folds are not those of Karpathy's file.
 """
 
 from pathlib import Path
@@ -17,7 +17,8 @@ CAPTIONS_PER_IMAGE = 5
 COCO_CAPTIONS = "coco_captions"
 
 
-def _record(example: dict, where: str) -> dict:
+def _parse_example(example: dict, where: str) -> dict:
+    """Converts an example of TFDS to a record of `Split`. Raises DataError if it has too few captions."""
     name, texts = example["image/filename"].decode(), example["captions"]["text"]
     where = f"{where}: {name}"
     if len(texts) < CAPTIONS_PER_IMAGE:
@@ -27,31 +28,31 @@ def _record(example: dict, where: str) -> dict:
 
 
 class CocoCaptions:
-    """The splits of a directory that TFDS wrote."""
+    """Splits of a directory that TFDS wrote."""
 
-    tokenizer_json = None  # TFDS stores none
+    tokenizer_json = None  # TFDS stores no tokenizer
 
     def __init__(self, directory: Path, skip_undecodable: bool = False):
-        """Opens it. Raises DataError if it is stored in a form without random access."""
+        """Opens the directory. Raises DataError if its file format has no random access."""
         self.directory, self.skip_undecodable, self.metadata = directory, skip_undecodable, {}
         self.builder, _ = open_builder(directory)
-        form = self.builder.info.file_format.value
-        if form != "array_record":
+        file_format = self.builder.info.file_format.value
+        if file_format != "array_record":
             raise DataError(
-                f"data.dir: {directory}: stored as {form}, which has no random access; build it with "
+                f"data.dir: {directory}: stored as {file_format}, which has no random access; build it with "
                 "tfds build coco_captions --file_format=array_record"
             )
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The names of the splits; `restval` belongs to train."""
+        """Returns the names of the splits; `restval` belongs to train."""
         return tuple(name for name in self.builder.info.splits if name != "restval")
 
     def split(self, name: str) -> Split:
-        """The split `name`, one of `splits`."""
+        """Returns the split `name`, one of `splits`."""
         names = [name, *(["restval"] if name == "train" and "restval" in self.builder.info.splits else [])]
-        records = TfdsRecords(self.builder, "+".join(names), _record)
-        bad = find_undecodable(records) if self.skip_undecodable else {}
-        rows = np.delete(np.arange(len(records)), list(bad))
-        first = CAPTIONS_PER_IMAGE * np.arange(len(rows) + 1)
-        return Split(name, records, rows, first, list(bad.values()), source_order=False)
+        records = TfdsRecords(self.builder, "+".join(names), _parse_example)
+        undecodable = find_undecodable(records) if self.skip_undecodable else {}
+        record_ids = np.delete(np.arange(len(records)), list(undecodable))
+        caption_offsets = CAPTIONS_PER_IMAGE * np.arange(len(record_ids) + 1)
+        return Split(name, records, record_ids, caption_offsets, list(undecodable.values()), source_order=False)

@@ -1,4 +1,7 @@
-"""A directory written by `mefn_jax.data.prepare`: a TFDS data set in array_record, and its tokenizer."""
+"""Reader of data sets written by `mefn_jax.data.prepare`: TFDS in array_record, with a tokenizer.
+
+docs/data.md (The prepared data set) describes the files.
+"""
 
 import json
 from pathlib import Path
@@ -11,7 +14,8 @@ from mefn_jax.data.split import Split
 from mefn_jax.errors import DataError
 
 
-def _record(example: dict, _) -> dict:
+def _parse_example(example: dict, _) -> dict:
+    """Converts an example of TFDS to a record of `Split`."""
     scene = example["scene"].decode()
     return {
         "image": example["image"],
@@ -22,10 +26,10 @@ def _record(example: dict, _) -> dict:
 
 
 class Prepared:
-    """The splits of a prepared data set; `facts` says how it was made."""
+    """Splits of a prepared data set; its `metadata` say how it was made."""
 
     def __init__(self, directory: Path, skip_undecodable: bool = False):
-        """Opens it. Raises DataError if it was not made by this project."""
+        """Opens the directory. Raises DataError if it was not made by this project."""
         self.directory, self.skip_undecodable = directory, skip_undecodable
         self.builder, self.metadata = open_builder(directory)
         if "caption_counts" not in self.metadata:
@@ -35,20 +39,23 @@ class Prepared:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The names of the splits."""
+        """Returns the names of the splits."""
         return tuple(self.metadata["caption_counts"])
 
     @property
     def tokenizer_json(self) -> str:
-        """The text of the data set's `tokenizer.json`. Raises DataError if it has none."""
+        """Returns the text of the data set's `tokenizer.json`. Raises DataError if the file is missing."""
         return tokenizer.read_tokenizer_json(self.directory)
 
     def split(self, name: str) -> Split:
-        """The split `name`, one of `splits`."""
-        records, counts = TfdsRecords(self.builder, name, _record), self.metadata["caption_counts"][name]
+        """Returns the split `name`, one of `splits`. Raises DataError if its files do not fit the metadata."""
+        records, counts = TfdsRecords(self.builder, name, _parse_example), self.metadata["caption_counts"][name]
         if len(counts) != len(records):
-            raise DataError(f"{self.directory}: {len(records)} examples of {name}, caption_counts of {len(counts)}")
-        bad = find_undecodable(records) if self.skip_undecodable else {}
-        rows = np.delete(np.arange(len(records)), list(bad))
-        first = np.concatenate([[0], np.cumsum(np.asarray(counts)[rows])])
-        return Split(name, records, rows, first, list(bad.values()))
+            raise DataError(
+                f"{self.directory}: {len(records)} examples of {name}, but caption_counts has {len(counts)}; make the "
+                "data set again"
+            )
+        undecodable = find_undecodable(records) if self.skip_undecodable else {}
+        record_ids = np.delete(np.arange(len(records)), list(undecodable))
+        caption_offsets = np.concatenate([[0], np.cumsum(np.asarray(counts)[record_ids])])
+        return Split(name, records, record_ids, caption_offsets, list(undecodable.values()))

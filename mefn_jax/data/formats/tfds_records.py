@@ -1,4 +1,4 @@
-"""A directory in TFDS's format: its builder and its examples by position. What is damaged is named."""
+"""Access to a directory in TFDS's format: its builder, and its examples by position. Errors name what is damaged."""
 
 import contextlib
 from collections.abc import Callable
@@ -11,23 +11,27 @@ from mefn_jax.errors import DataError, reason
 
 
 @contextlib.contextmanager
-def _damage_errors(what):
+def _damage_errors(subject):
+    """Raises DataError, naming `subject` as damaged, for any error in the body."""
     try:
         yield
-    except Exception as e:  # TFDS, protobuf and Riegeli have many kinds
-        raise DataError(f"{what}: damaged ({reason(e)}); make the data set again") from e
+    except Exception as e:  # TFDS, protobuf and Riegeli raise errors of many classes
+        raise DataError(f"{subject}: damaged ({reason(e)}); make the data set again") from e
 
 
 def open_builder(directory: Path) -> tuple:
-    """The builder of a directory, and its metadata, a dict. Raises DataError if they cannot be read."""
+    """Returns TFDS's builder of a directory, and its metadata, a dict. Raises DataError if they cannot be read."""
     with _damage_errors(directory):
         builder = tfds.builder_from_directory(str(directory))
         return builder, dict(builder.info.metadata or {})
 
 
 class TfdsRecords:
-    """The examples of splits, `"train"` or `"train+restval"`, as `Split` wants them: `convert(example, where)` makes a
-    record of an example, whose image is the bytes that are stored, and `where` it stands."""
+    """Records of splits, in the form that `Split` needs.
+
+    `splits` is TFDS's expression, such as "train" or "train+restval". `convert(example, where)` makes a record of an
+    example, whose image is the bytes as stored; `where` is a text that names its place, for errors.
+    """
 
     def __init__(self, builder, splits: str, convert: Callable[[dict, str], dict]):
         """Opens the files. Raises DataError if they cannot be read."""
@@ -40,19 +44,19 @@ class TfdsRecords:
         return self._length
 
     def __getitem__(self, row: int) -> dict:
-        """A record. Raises DataError if it cannot be read."""
+        """Returns a record. Raises DataError if it cannot be read."""
         with _damage_errors(f"{self._where}: record {row}"):
             example = self._source[row]
         return self._convert(example, self._where)
 
 
 def find_undecodable(records: TfdsRecords) -> dict[int, str]:
-    """Position and name of the images that cannot be decoded; decodes every one."""
-    bad = {}
+    """Returns the images that cannot be decoded, as a dict from position to name; decodes all of them."""
+    undecodable = {}
     for k in range(len(records)):
         record = records[k]
         try:
             images.decode(record["image"], images.Resize(32), record["image_id"])
         except DataError:
-            bad[k] = record["image_id"]
-    return bad
+            undecodable[k] = record["image_id"]
+    return undecodable

@@ -1,4 +1,7 @@
-"""Any source of (image, captions) as a TFDS data set in array_record, in source order, without TensorFlow."""
+"""Writer of TFDS data sets in array_record from any source of images with captions, without TensorFlow.
+
+Examples are stored in the order of the source.
+"""
 
 import io
 import itertools
@@ -13,29 +16,33 @@ from tqdm import tqdm
 Sources = dict[str, tuple[int, Callable[[], Iterator[dict]]]]
 
 DATASET_NAME, DATASET_VERSION = "image_captions", "1.0.0"
-SHARD = 2000  # examples a file
-AT_ONCE = 200  # examples handed over at once, which is what is held in memory
+SHARD = 2000  # examples in a file
+AT_ONCE = 200  # examples written at once and held in memory
 
 
 def write_dataset(sources: Sources, facts: dict, directory: Path) -> None:
-    """Writes `{image: JPEG, captions: [text], image_id: text, scene: JSON text or ""}` into the directory, which must
-    exist, with a progress bar on a terminal. `facts` and the numbers of captions become its metadata."""
+    """Writes examples `{image: JPEG, captions: [text], image_id: text, scene: JSON text or ""}` into the directory.
+
+    The directory must exist. `facts` and the number of captions of each image become its metadata. Shows a progress bar
+    on a terminal.
+    """
     counts = {split: [] for split in sources}
-    info = _info(facts | {"caption_counts": counts}, directory)
-    # TFDS's builder instead keeps a split in memory to shuffle it, and beyond 1,000 MiB needs TensorFlow for that.
+    info = _describe_dataset(facts | {"caption_counts": counts}, directory)
+    # TFDS's builder would keep a split in memory to shuffle it, and would need TensorFlow for more than 1,000 MiB.
     writer = tfds.core.SequentialWriter(info, SHARD, file_format="array_record")
     writer.initialize_splits(list(sources))
-    for split, (number, examples) in sources.items():
-        bar = iter(tqdm(examples(), split, number, unit=" images", disable=None))
-        while chunk := list(itertools.islice(bar, AT_ONCE)):
+    for split, (num_images, examples) in sources.items():
+        progress = iter(tqdm(examples(), split, num_images, unit=" images", disable=None))
+        while chunk := list(itertools.islice(progress, AT_ONCE)):
             counts[split] += [len(example["captions"]) for example in chunk]
-            writer.add_examples({split: [_example(example) for example in chunk]})
+            writer.add_examples({split: [_encode_example(example) for example in chunk]})
     writer.close_all()
 
 
-def _info(metadata: dict, directory: Path) -> tfds.core.DatasetInfo:
+def _describe_dataset(metadata: dict, directory: Path) -> tfds.core.DatasetInfo:
+    """Returns TFDS's description of the data set."""
     features = {
-        # Bytes handed over as a file object are stored as they are: neither decoded nor encoded again.
+        # Bytes that are given as a file object are stored unchanged, neither decoded nor encoded again.
         "image": tfds.features.Image(encoding_format="jpeg"),
         "captions": tfds.features.Sequence(tfds.features.Text()),
         "image_id": tfds.features.Text(),
@@ -44,11 +51,12 @@ def _info(metadata: dict, directory: Path) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
         builder=tfds.core.DatasetIdentity(DATASET_NAME, tfds.core.Version(DATASET_VERSION), str(directory), __name__),
         features=tfds.features.FeaturesDict(features),
-        disable_shuffling=True,  # examples stand in source order (DESIGN.md 5)
+        disable_shuffling=True,  # keep the source's order, because the folds of COCO 1K are consecutive images
         metadata=tfds.core.MetadataDict(metadata),
     )
 
 
-def _example(example: dict) -> dict:
+def _encode_example(example: dict) -> dict:
+    """Returns an example in the form that TFDS stores."""
     scene = json.dumps(example["scene"]) if example.get("scene") else ""
     return example | {"image": io.BytesIO(example["image"]), "scene": scene}

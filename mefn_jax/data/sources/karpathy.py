@@ -1,4 +1,4 @@
-"""Karpathy's split files, `dataset_{flickr8k,flickr30k,coco}.json`, with a folder of images (PEERS.md 1)."""
+"""Reader of Karpathy's split files, `dataset_{flickr8k,flickr30k,coco}.json`, with a folder of images."""
 
 from pathlib import Path
 
@@ -9,28 +9,30 @@ KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "
 
 
 def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
-    """Reads the JSON file `path`, whose images lie below the folder `images` (in `filepath`, where it has one).
+    """Reads the JSON file `path`; images lie in the folder `images`, or in its folder `filepath` if an entry has one.
 
-    Returns `(splits, notes)`: for each split, in the file's order, `{image: Path, image_id: str, captions: [str]}`,
-    `restval` being training data; and lines to show the user. Raises DataError naming the entry that is wrong.
+    Returns `(splits, notes)`: for each split, in the order of the file, entries `{image: Path, image_id: str,
+    captions: [str]}`; and lines to show the user. `restval` is training data. Raises DataError that names the malformed
+    entry.
     """
     path, folder = Path(path), Path(images)
     if not folder.is_dir():
         raise DataError(f"--images={images}: no such directory; give the folder of the images")
-    splits, restval = {}, 0
+    splits, num_restval = {}, 0
     for k, entry in enumerate(require(read_json(path), "images", list, str(path))):
         where = f"{path}: images[{k}]"
         split = require(entry, "split", str, where)
         if split not in KARPATHY_SPLITS:
             raise DataError(f"{where}: split {split!r} is none of {', '.join(KARPATHY_SPLITS)}")
-        restval += split == "restval"
-        splits.setdefault(KARPATHY_SPLITS[split], []).append(_entry(entry, folder, where))
+        num_restval += split == "restval"
+        splits.setdefault(KARPATHY_SPLITS[split], []).append(_convert_entry(entry, folder, where))
     if not splits:
         raise DataError(f"{path}: no images")
-    return splits, [f"{path.name}: {restval} images of restval are training data"] if restval else []
+    return splits, [f"{path.name}: {num_restval} images of restval are training data"] if num_restval else []
 
 
-def _entry(entry: dict, folder: Path, where: str) -> dict:
+def _convert_entry(entry: dict, folder: Path, where: str) -> dict:
+    """Converts an entry of the file to one of ours."""
     name = require(entry, "filename", str, where)
     if "filepath" in entry:
         name = f"{require(entry, 'filepath', str, where)}/{name}"
@@ -39,6 +41,6 @@ def _entry(entry: dict, folder: Path, where: str) -> dict:
         raise DataError(f"{where}: no sentences; remove the entry")
     captions = []
     for n, sentence in enumerate(sentences):
-        there = f"{where}.sentences[{n}]"
-        captions.append(clean_caption(require(sentence, "raw", str, there), there))
+        sentence_place = f"{where}.sentences[{n}]"
+        captions.append(clean_caption(require(sentence, "raw", str, sentence_place), sentence_place))
     return {"image": find_image(folder, name, where), "image_id": name, "captions": captions}

@@ -1,7 +1,8 @@
-"""A user's own data: tables of (image path, caption), as CSV with a header or as JSON lines.
+"""Reader of a user's own data: tables of image path and caption, as CSV with a header or as JSON lines.
 
-One file a split, `train`, `val`, `test` with the ending `.csv` or `.jsonl`, in one folder; or one file with a column
-`split`. Columns are `image` and `caption`; the captions of an image may stand anywhere, its first row gives the order.
+There is either one file for each split in a folder, `train`, `val` and `test` with the ending `.csv` or `.jsonl`, or
+one file with a column `split`. The columns are `image` and `caption`. The captions of an image may stand anywhere in
+its split, and images are ordered by their first row (docs/data.md, Table).
 """
 
 import csv
@@ -20,24 +21,26 @@ TABLE_SPLITS = ("train", "val", "test")
 def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
     """Reads the file or folder `path`; image paths are relative to the folder `images`.
 
-    Returns `(splits, notes)` as `karpathy.read` does. Raises DataError naming the file and the line that is wrong.
+    Returns `(splits, notes)` as `karpathy.read` does. Raises DataError that names the file and the malformed line.
     """
     path, folder = Path(path), Path(images)
     if not folder.is_dir():
         raise DataError(f"--images={images}: no such directory; give the folder of the images")
-    files = [(None, path)] if path.is_file() else _files(path)
+    files = [(None, path)] if path.is_file() else _list_files(path)
     splits: dict[str, dict[str, dict]] = {}
-    owner: dict[str, str] = {}
+    split_of_image: dict[str, str] = {}
     for split, file in files:
-        for where, row in _rows(file):
+        for where, row in _read_rows(file):
             name, text = require(row, "image", str, where), require(row, "caption", str, where)
-            wanted = split or require(row, "split", str, where)
-            wanted = SPLIT_ALIASES.get(wanted, wanted)
-            if wanted not in TABLE_SPLITS:
-                raise DataError(f"{where}: split {wanted!r} is none of {', '.join(TABLE_SPLITS)}")
-            if owner.setdefault(name, wanted) != wanted:
-                raise DataError(f"{where}: image {name!r} is in {owner[name]} already; an image belongs to one split")
-            entries = splits.setdefault(wanted, {})
+            row_split = split or require(row, "split", str, where)
+            row_split = SPLIT_ALIASES.get(row_split, row_split)
+            if row_split not in TABLE_SPLITS:
+                raise DataError(f"{where}: split {row_split!r} is none of {', '.join(TABLE_SPLITS)}")
+            if split_of_image.setdefault(name, row_split) != row_split:
+                raise DataError(
+                    f"{where}: image {name!r} is in {split_of_image[name]} already; an image belongs to one split"
+                )
+            entries = splits.setdefault(row_split, {})
             if name not in entries:
                 entries[name] = {"image": find_image(folder, name, where), "image_id": name, "captions": []}
             entries[name]["captions"].append(clean_caption(text, where))
@@ -46,20 +49,21 @@ def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
     return {split: list(splits[split].values()) for split in TABLE_SPLITS if split in splits}, []
 
 
-def _files(folder: Path) -> list[tuple[str, Path]]:
-    found = []
+def _list_files(folder: Path) -> list[tuple[str, Path]]:
+    """Returns the splits and their files. Raises DataError if there are none, or two of one split."""
+    files = []
     for split in TABLE_SPLITS:
-        of_split = [f for f in (folder / f"{split}.csv", folder / f"{split}.jsonl") if f.is_file()]
-        if len(of_split) > 1:
-            raise DataError(f"{folder}: both {of_split[0].name} and {of_split[1].name}; keep one")
-        found += [(split, f) for f in of_split]
-    if not found:
+        candidates = [f for f in (folder / f"{split}.csv", folder / f"{split}.jsonl") if f.is_file()]
+        if len(candidates) > 1:
+            raise DataError(f"{folder}: both {candidates[0].name} and {candidates[1].name}; keep one")
+        files += [(split, f) for f in candidates]
+    if not files:
         raise DataError(f"{folder}: no train.csv or train.jsonl; --path takes their folder, or one file with `split`")
-    return found
+    return files
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict]]:
-    """Each row and where it stands, `file:line`."""
+def _read_rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """Yields the place of each row, `file:line`, and the row."""
     text = read_text(path)
     if path.suffix == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):
@@ -74,7 +78,9 @@ def _rows(path: Path) -> Iterator[tuple[str, dict]]:
         for row in reader:
             where = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
-                raise DataError(f"{where}: not as many columns as the header ({', '.join(reader.fieldnames)})")
+                raise DataError(
+                    f"{where}: the number of columns differs from the header ({', '.join(reader.fieldnames)})"
+                )
             yield where, row
     except csv.Error as e:
         raise DataError(f"{path}:{reader.line_num}: not CSV ({e})") from None

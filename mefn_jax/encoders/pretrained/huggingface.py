@@ -1,8 +1,9 @@
-"""What Hugging Face's checkpoints of BERT, ViT, CLIP and ResNet are in our modules.
+"""Mapping of Hugging Face's checkpoints of BERT, ViT, CLIP and ResNet to our modules.
 
-A function an architecture, `(values of config.json, tensors) -> (module, rows, inputs, other)`: the Linen module; a row
-`(tensor's name, our path, how to turn it)` for each parameter; inputs that its shapes can be had from; and which
-tensors belong to the other tower of the same file.
+Each architecture has one function `(c, tensors) -> (module, rows, inputs, is_other_tower)`, where `c` is the object of
+config.json. It returns the Linen module; a row `(tensor's name, path of our parameter, Conversion)` for each parameter;
+inputs from which the module's shapes follow; and a function `name -> bool` that is True for tensors of the other tower
+in the same file.
 """
 
 import dataclasses
@@ -19,8 +20,13 @@ from mefn_jax.encoders.vit import ViT
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """How a tensor becomes a parameter of a shape: `theirs(shape)` is the shape that the tensor must have, None where
-    another row of the same tensor says it; `turn(tensor, shape)` is the parameter."""
+    """Conversion of a checkpoint's tensor to a parameter of a given shape.
+
+    Attributes:
+        source_shape: a function `shape -> shape` that gives the tensor's expected shape, or None if another row of the
+            same tensor checks it.
+        convert: a function `(tensor, shape) -> parameter`.
+    """
 
     source_shape: Callable
     convert: Callable
@@ -30,30 +36,32 @@ SAME = Conversion(lambda s: s, lambda x, s: x)
 FLAT = Conversion(lambda s: (math.prod(s),), lambda x, s: x.reshape(s))
 DENSE = Conversion(lambda s: s[::-1], lambda x, s: x.T)
 CONV = Conversion(lambda s: (s[3], s[2], s[0], s[1]), lambda x, s: x.transpose(2, 3, 1, 0))
-# A table of positions, the class token's first.
+# Conversions of a position table whose first row belongs to the class token: that row, and the rest.
 FIRST = Conversion(lambda s: None, lambda x, s: x.reshape(-1, s[-1])[:1].reshape(s))
 VIT_REST = Conversion(lambda s: (1, 1 + s[1], s[2]), lambda x, s: x[:, 1:])
 CLIP_REST = Conversion(lambda s: (1 + s[1], s[2]), lambda x, s: x[None, 1:])
 
 
-def _norm(theirs: str, *path) -> list:
-    return [(f"{theirs}.weight", (*path, "scale"), SAME), (f"{theirs}.bias", (*path, "bias"), SAME)]
+def _map_norm(source: str, *path) -> list:
+    """Returns the rows of a LayerNorm."""
+    return [(f"{source}.weight", (*path, "scale"), SAME), (f"{source}.bias", (*path, "bias"), SAME)]
 
 
-def _linear(theirs: str, *path, bias: bool = True) -> list:
-    rows = [(f"{theirs}.weight", (*path, "kernel"), DENSE)]
-    return [*rows, (f"{theirs}.bias", (*path, "bias"), SAME)] if bias else rows
+def _map_linear(source: str, *path, bias: bool = True) -> list:
+    """Returns the rows of a linear layer."""
+    rows = [(f"{source}.weight", (*path, "kernel"), DENSE)]
+    return [*rows, (f"{source}.bias", (*path, "bias"), SAME)] if bias else rows
 
 
-def _block(layer: str, names: dict, prefix: str, bias: bool = True) -> list:
-    """A block's rows; `names` are theirs for ours."""
+def _map_block(layer: str, names: dict, prefix: str, bias: bool = True) -> list:
+    """Returns the rows of a Transformer block; `names` maps our names of its layers to theirs."""
     rows = []
     for ours in ("query", "key", "value", "out"):
-        rows += _linear(prefix + names[ours], layer, "attention", ours, bias=bias or ours == "out")
+        rows += _map_linear(prefix + names[ours], layer, "attention", ours, bias=bias or ours == "out")
     for ours in ("mlp_in", "mlp_out"):
-        rows += _linear(prefix + names[ours], layer, ours)
+        rows += _map_linear(prefix + names[ours], layer, ours)
     for ours in ("norm_1", "norm_2"):
-        rows += _norm(prefix + names[ours], layer, ours)
+        rows += _map_norm(prefix + names[ours], layer, ours)
     return rows
 
 
@@ -89,24 +97,29 @@ _CLIP_BLOCK = {
 }
 
 
-def _prefix(tensors: dict, name: str, *prefixes: str) -> str:
-    """Which prefix the file's names have: models with a head put the tower's name in front."""
+def _find_prefix(tensors: dict, name: str, *prefixes: str) -> str:
+    """Returns the first of `prefixes` that the file's names have, "" if none fits. In models with a head, the tower's
+    name stands in front."""
     return next((p for p in prefixes if p + name in tensors), "")
 
 
-def _no_other(name: str) -> bool:
+def _is_never_other(name: str) -> bool:
+    """Returns False for every tensor: the file has one tower only."""
     return False
 
 
-def _text_inputs():
+def _make_text():
+    """Returns token ids and mask of one text."""
     return jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
 
 
-def _pixels(module: ViT):
+def _make_pixels(module: ViT):
+    """Returns pixels of one image, of the size that the position table was made for."""
     return (jnp.zeros((1, *(n * module.patch for n in module.position_grid), 3)),)
 
 
-def _sizes(c: dict) -> dict:
+def _read_sizes(c: dict) -> dict:
+    """Returns the fields that all Transformer towers have."""
     return {
         "width": c["hidden_size"],
         "layers": c["num_hidden_layers"],
@@ -117,91 +130,92 @@ def _sizes(c: dict) -> dict:
     }
 
 
-def _bert(c: dict, tensors: dict):
-    p = _prefix(tensors, "embeddings.word_embeddings.weight", "", "bert.")
+def _map_bert(c: dict, tensors: dict):
+    p = _find_prefix(tensors, "embeddings.word_embeddings.weight", "", "bert.")
     module = BERT(
         vocab_size=c["vocab_size"],
         max_positions=c["max_position_embeddings"],
         type_vocab_size=c["type_vocab_size"],
         pooler=p + "pooler.dense.weight" in tensors,
-        **_sizes(c),
+        **_read_sizes(c),
     )
     rows = [
         (f"{p}embeddings.{theirs}_embeddings.weight", (ours, "embedding"), SAME)
         for ours, theirs in (("words", "word"), ("positions", "position"), ("segments", "token_type"))
     ]
-    rows += _norm(f"{p}embeddings.LayerNorm", "norm")
+    rows += _map_norm(f"{p}embeddings.LayerNorm", "norm")
     for k in range(module.layers):
-        rows += _block(f"layer_{k}", _BERT_BLOCK, f"{p}encoder.layer.{k}.")
+        rows += _map_block(f"layer_{k}", _BERT_BLOCK, f"{p}encoder.layer.{k}.")
     if module.pooler:
-        rows += _linear(f"{p}pooler.dense", "pooler")
-    return module, rows, _text_inputs(), _no_other
+        rows += _map_linear(f"{p}pooler.dense", "pooler")
+    return module, rows, _make_text(), _is_never_other
 
 
-def _patches(c: dict) -> dict:
-    """The patch size, and the grid that the position table is of."""
-    size, patch = (_side(c[key], key) for key in ("image_size", "patch_size"))
+def _read_patch_grid(c: dict) -> dict:
+    """Returns a ViT's patch size and the grid of its position table. Raises ValueError for a size that is no square."""
+    size, patch = (_check_square(c[key], key) for key in ("image_size", "patch_size"))
     return {"patch": patch, "position_grid": (size // patch, size // patch)}
 
 
-def _side(value, key: str) -> int:
+def _check_square(value, key: str) -> int:
+    """Returns the side of a square that is given as a number or as equal numbers. Raises ValueError if they differ."""
     sides = {*value} if isinstance(value, list | tuple) else {value}
     if len(sides) > 1:
-        raise ValueError(f"{key} {value} is not square, which is not built")
+        raise ValueError(f"{key} {value} is not square; only squares are supported")
     return sides.pop()
 
 
-def _vit(c: dict, tensors: dict):
-    p = _prefix(tensors, "embeddings.cls_token", "", "vit.")
+def _map_vit(c: dict, tensors: dict):
+    p = _find_prefix(tensors, "embeddings.cls_token", "", "vit.")
     pooler = p + "pooler.dense.weight" in tensors
     bias = c["qkv_bias"]
-    module = ViT(pool="pooler" if pooler else "class", qkv_bias=bias, **_patches(c), **_sizes(c))
+    module = ViT(pool="pooler" if pooler else "class", qkv_bias=bias, **_read_patch_grid(c), **_read_sizes(c))
     rows = [
         (f"{p}embeddings.cls_token", ("class",), SAME),
         (f"{p}embeddings.position_embeddings", ("class_position",), FIRST),
         (f"{p}embeddings.position_embeddings", ("positions",), VIT_REST),
         (f"{p}embeddings.patch_embeddings.projection.weight", ("patches", "kernel"), CONV),
         (f"{p}embeddings.patch_embeddings.projection.bias", ("patches", "bias"), SAME),
-        *_norm(f"{p}layernorm", "norm"),
+        *_map_norm(f"{p}layernorm", "norm"),
     ]
     for k in range(module.layers):
-        rows += _block(f"layer_{k}", _VIT_BLOCK, f"{p}encoder.layer.{k}.", bias)
+        rows += _map_block(f"layer_{k}", _VIT_BLOCK, f"{p}encoder.layer.{k}.", bias)
     if pooler:
-        rows += _linear(f"{p}pooler.dense", "pooler")
-    return module, rows, _pixels(module), _no_other
+        rows += _map_linear(f"{p}pooler.dense", "pooler")
+    return module, rows, _make_pixels(module), _is_never_other
 
 
-def _clip_vision(c: dict, tensors: dict):
-    p = _prefix(tensors, "embeddings.class_embedding", "vision_model.", "")
-    module = ViT(pool="class", embed_norm=True, **_patches(c), **_sizes(c))
+def _map_clip_vision(c: dict, tensors: dict):
+    p = _find_prefix(tensors, "embeddings.class_embedding", "vision_model.", "")
+    module = ViT(pool="class", embed_norm=True, **_read_patch_grid(c), **_read_sizes(c))
     rows = [
         (f"{p}embeddings.class_embedding", ("class",), FLAT),
         (f"{p}embeddings.position_embedding.weight", ("class_position",), FIRST),
         (f"{p}embeddings.position_embedding.weight", ("positions",), CLIP_REST),
         (f"{p}embeddings.patch_embedding.weight", ("patches", "kernel"), CONV),
-        *_norm(f"{p}pre_layrnorm", "embed_norm"),
-        *_norm(f"{p}post_layernorm", "norm"),
+        *_map_norm(f"{p}pre_layrnorm", "embed_norm"),
+        *_map_norm(f"{p}post_layernorm", "norm"),
     ]
     for k in range(module.layers):
-        rows += _block(f"layer_{k}", _CLIP_BLOCK, f"{p}encoder.layers.{k}.")
-    return module, rows, _pixels(module), lambda n: n.startswith(("text_model.", "text_projection."))
+        rows += _map_block(f"layer_{k}", _CLIP_BLOCK, f"{p}encoder.layers.{k}.")
+    return module, rows, _make_pixels(module), lambda n: n.startswith(("text_model.", "text_projection."))
 
 
-def _clip_text(c: dict, tensors: dict):
-    p = _prefix(tensors, "embeddings.token_embedding.weight", "text_model.", "")
-    module = CLIPText(vocab_size=c["vocab_size"], max_positions=c["max_position_embeddings"], **_sizes(c))
+def _map_clip_text(c: dict, tensors: dict):
+    p = _find_prefix(tensors, "embeddings.token_embedding.weight", "text_model.", "")
+    module = CLIPText(vocab_size=c["vocab_size"], max_positions=c["max_position_embeddings"], **_read_sizes(c))
     rows = [
         (f"{p}embeddings.token_embedding.weight", ("words", "embedding"), SAME),
         (f"{p}embeddings.position_embedding.weight", ("positions", "embedding"), SAME),
-        *_norm(f"{p}final_layer_norm", "norm"),
+        *_map_norm(f"{p}final_layer_norm", "norm"),
     ]
     for k in range(module.layers):
-        rows += _block(f"layer_{k}", _CLIP_BLOCK, f"{p}encoder.layers.{k}.")
-    return module, rows, _text_inputs(), lambda n: n.startswith(("vision_model.", "visual_projection."))
+        rows += _map_block(f"layer_{k}", _CLIP_BLOCK, f"{p}encoder.layers.{k}.")
+    return module, rows, _make_text(), lambda n: n.startswith(("vision_model.", "visual_projection."))
 
 
-def _resnet(c: dict, tensors: dict):
-    p = _prefix(tensors, "embedder.embedder.convolution.weight", "", "resnet.")
+def _map_resnet(c: dict, tensors: dict):
+    p = _find_prefix(tensors, "embedder.embedder.convolution.weight", "", "resnet.")
     bottleneck = c["layer_type"] == "bottleneck"
     module = ResNet(
         stem_width=c["embedding_size"],
@@ -214,35 +228,35 @@ def _resnet(c: dict, tensors: dict):
         downsample_first_stage=c["downsample_in_first_stage"],
     )
 
-    def conv_norm(theirs, *path):
-        *block, name = path
+    def map_conv_norm(source, *target):
+        *block, name = target
         statistics = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var"))
-        return [(f"{theirs}.convolution.weight", (*block, name, "kernel"), CONV)] + [
-            (f"{theirs}.normalization.{a}", (*block, f"{name}_norm", b), SAME) for a, b in statistics
+        return [(f"{source}.convolution.weight", (*block, name, "kernel"), CONV)] + [
+            (f"{source}.normalization.{a}", (*block, f"{name}_norm", b), SAME) for a, b in statistics
         ]
 
-    rows = conv_norm(f"{p}embedder.embedder", "stem")
+    rows = map_conv_norm(f"{p}embedder.embedder", "stem")
     for s, depth in enumerate(module.depths):
         for b in range(depth):
             theirs, ours = f"{p}encoder.stages.{s}.layers.{b}", f"stage_{s}_block_{b}"
             for k in range(3 if bottleneck else 2):
-                rows += conv_norm(f"{theirs}.layer.{k}", ours, f"conv_{k + 1}")
-            before = module.widths[s] if b else (module.stem_width, *module.widths)[s]
-            if before != module.widths[s] or (b == 0 and (s > 0 or module.downsample_first_stage)):
-                rows += conv_norm(f"{theirs}.shortcut", ours, "shortcut")
-    return module, rows, (jnp.zeros((1, 64, 64, 3)),), _no_other
+                rows += map_conv_norm(f"{theirs}.layer.{k}", ours, f"conv_{k + 1}")
+            in_width = module.widths[s] if b else (module.stem_width, *module.widths)[s]
+            if in_width != module.widths[s] or (b == 0 and (s > 0 or module.downsample_first_stage)):
+                rows += map_conv_norm(f"{theirs}.shortcut", ours, "shortcut")
+    return module, rows, (jnp.zeros((1, 64, 64, 3)),), _is_never_other
 
 
-# What else a configuration may ask for, and the one value that is built.
+# Options of config.json that are supported with a single value only.
 BUILT = {"position_embedding_type": "absolute", "is_decoder": False, "pooler_act": "tanh"}
 
-# The tower, `model_type` in config.json, the function.
+# Kind of tower, `model_type` in config.json, function.
 ARCHITECTURES = [
-    ("text", "bert", _bert),
-    ("image", "vit", _vit),
-    ("image", "resnet", _resnet),
-    ("image", "clip", _clip_vision),
-    ("image", "clip_vision_model", _clip_vision),
-    ("text", "clip", _clip_text),
-    ("text", "clip_text_model", _clip_text),
+    ("text", "bert", _map_bert),
+    ("image", "vit", _map_vit),
+    ("image", "resnet", _map_resnet),
+    ("image", "clip", _map_clip_vision),
+    ("image", "clip_vision_model", _map_clip_vision),
+    ("text", "clip", _map_clip_text),
+    ("text", "clip_text_model", _map_clip_text),
 ]
