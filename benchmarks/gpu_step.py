@@ -11,7 +11,6 @@ The last line is JSON, one object for each row; what is unknown for a device is 
 """
 
 import argparse
-import functools
 import importlib.util
 import json
 import multiprocessing
@@ -26,12 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 from configs import flickr30k
 from mefn_jax import losses, optim
-from mefn_jax.model import batch_shapes, build_model, dummy_inputs
+from mefn_jax.model import batch_shapes, build_model
 from mefn_jax.runtime import flops
 from mefn_jax.runtime.chips import chip_of
 from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, make_mesh
 from mefn_jax.scoring.ring import ring_scores
 from mefn_jax.training import state, step
+from mefn_jax.training.hyperparameters import hyperparameters_from_config
+from mefn_jax.training.setup import make_init
 
 VOCABULARY = 30522
 TINY = {"width": 64, "layers": 1, "heads": 4, "mlp_width": 128}
@@ -79,17 +80,16 @@ def time_jax_step(name: str, batch: int, steps: int, tiny: bool) -> dict:
     config = make_config(name, batch, tiny)
     mesh = make_mesh(None, jax.devices()[:1])
     model = build_model(config, VOCABULARY)
-    init = functools.partial(model.init, jax.random.key(0), *dummy_inputs(config))
-    lr_multipliers = optim.lr_multipliers(jax.eval_shape(init), (), 1.0)
-    optimizer = optim.adamw(lambda step: 1e-5, config.train.weight_decay, config.train.clip_norm, lr_multipliers)
-    train_state = state.create_state(init, optimizer, lr_multipliers, mesh)
-    step_config = step.make_step_config(config, model, optimizer, lr_multipliers)
+    init, hyper = make_init(model, config, mesh), hyperparameters_from_config(config, steps=1000)
+    lr_multipliers = optim.lr_multipliers(jax.eval_shape(init, hyper.seed), (), 1.0)
+    step_config = step.make_step_config(config, model, lr_multipliers)
+    train_state = state.create_state(init, hyper.seed, step_config.make_optimizer(hyper), lr_multipliers, mesh)
     train_step = step.compile_step(mesh, train_state, step_config)
     batch_arrays = from_full_copy(batch_sharding(mesh), make_batch(config))
 
     def run_once():
         nonlocal train_state
-        train_state, metrics = train_step(train_state, batch_arrays)
+        train_state, metrics = train_step(train_state, batch_arrays, hyper)
         jax.block_until_ready(metrics)
 
     milliseconds = mean_milliseconds(run_once, steps)
@@ -109,7 +109,7 @@ def time_scores(model, params, batch_arrays, config, mesh, steps: int) -> float:
     """Returns the milliseconds of the scores, the loss, and its gradients with respect to features and parameters."""
     images = jax.jit(model.encode_images)(params, batch_arrays["images"])
     texts = jax.jit(model.encode_texts)(params, batch_arrays["text"], batch_arrays["text_mask"])
-    loss = losses.make_loss(config.loss)(0)
+    loss, hyper = losses.make_loss(config.loss), hyperparameters_from_config(config, steps=1000)
     score_params = {"matcher": params["matcher"], "loss": params["loss"]}
 
     def loss_from_features(score_params, image_arrays, text_arrays):
@@ -118,7 +118,7 @@ def time_scores(model, params, batch_arrays, config, mesh, steps: int) -> float:
         scores = ring_scores(
             model.score, score_params, image_features, text_features, mesh, config.train.score_tile_mib
         )
-        return loss(scores, losses.positives_mask(batch_arrays["image_index"]), score_params["loss"].get("scale"), None)
+        return loss(score_params["loss"], scores, losses.positives_mask(batch_arrays["image_index"]), hyper, 0)
 
     gradient = jax.jit(jax.grad(loss_from_features, (0, 1, 2)))
     feature_arrays = [(x.fragments, x.pooled) for x in (images, texts)]

@@ -25,6 +25,7 @@ from mefn_jax import aot, losses
 from mefn_jax.model import batch_shapes, build_model, dummy_inputs
 from mefn_jax.runtime.sharding import abstract_params, batch_sharding, make_mesh
 from mefn_jax.scoring.ring import ring_scores
+from mefn_jax.training.hyperparameters import hyperparameters_from_config
 
 LARGE = {"width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096}
 SLICES = ("2x4", "8x8", "16x16")
@@ -54,13 +55,13 @@ def score_temporaries(config, target) -> int:
     texts = aot.with_batch_sharding(
         jax.eval_shape(model.encode_texts, params, batch["text"], batch["text_mask"]), row_sharding
     )
-    loss = losses.make_loss(config.loss)(0)
+    loss, hyper = losses.make_loss(config.loss), hyperparameters_from_config(config, steps=1000)
 
     def loss_from_features(matcher_params, image_arrays, text_arrays, images, texts, image_index):
         images = images.replace(fragments=image_arrays[0], pooled=image_arrays[1])
         texts = texts.replace(fragments=text_arrays[0], pooled=text_arrays[1])
         scores = ring_scores(model.score, {"matcher": matcher_params}, images, texts, mesh, config.train.score_tile_mib)
-        return loss(scores, losses.positives_mask(image_index), None, None)
+        return loss({}, scores, losses.positives_mask(image_index), hyper, 0)
 
     feature_arrays = [(x.fragments, x.pooled) for x in (images, texts)]
     image_index = aot.with_batch_sharding(batch["image_index"], row_sharding)

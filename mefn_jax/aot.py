@@ -39,6 +39,8 @@ from mefn_jax.scoring.layouts import region_block, to_packed
 from mefn_jax.scoring.packing import GROUP_TEXTS, GROUP_WORDS
 from mefn_jax.scoring.tiles import TILE_IMAGES, plan_tiles
 from mefn_jax.training import state, step
+from mefn_jax.training.hyperparameters import hyperparameters_from_config
+from mefn_jax.training.setup import make_init
 
 TEXT_GROUPS = 128  # groups of packed texts, about a thousand captions
 DEFAULT_VOCABULARY = 30522  # BERT's, if text.vocab_size is 0: no tokenizer is read
@@ -102,17 +104,17 @@ def compile_train(config, target: str, report: str = "") -> bool:
     mesh = make_mesh(config.mesh, topology_devices(target))
     check_divides(config.train.batch_size, config.train.grad_cache_chunks, mesh)
     model = build_model(config, config.text.vocab_size or DEFAULT_VOCABULARY)
-    init = functools.partial(model.init, jax.random.key(0), *dummy_inputs(config))
-    lr_multipliers = optim.lr_multipliers(jax.eval_shape(init), config.train.lr_multipliers, config.train.layer_decay)
-    schedule = optim.lr_schedule(config.train.learning_rate, 1000, config.train.warmup_fraction)
-    optimizer = optim.adamw(schedule, config.train.weight_decay, config.train.clip_norm, lr_multipliers)
+    init, hyper = make_init(model, config, mesh), hyperparameters_from_config(config, steps=1000)
+    shapes = jax.eval_shape(init, hyper.seed)
+    lr_multipliers = optim.lr_multipliers(shapes, config.train.lr_multipliers, config.train.layer_decay)
+    step_config = step.make_step_config(config, model, lr_multipliers)
+    optimizer, with_ema = step_config.make_optimizer(hyper), config.train.ema_decay > 0
     make_state = functools.partial(
-        state.create_state, init, optimizer, lr_multipliers, mesh, with_ema=config.train.ema_decay > 0
+        state.create_state, init, hyper.seed, optimizer, lr_multipliers, mesh, with_ema=with_ema
     )
     state_shapes = abstract_params(mesh, jax.eval_shape(make_state))
     batch = with_batch_sharding(batch_shapes(config), batch_sharding(mesh))
-    step_config = step.make_step_config(config, model, optimizer, lr_multipliers)
-    lowered = step.compile_step(mesh, state_shapes, step_config).lower(state_shapes, batch)
+    lowered = step.compile_step(mesh, state_shapes, step_config).lower(state_shapes, batch, hyper)
     report_values = compile_and_analyze(lowered, mesh, flops.step_flops(step_config, mesh, state_shapes.params, batch))
     report_values |= summarize_params(mesh, state_shapes.params)
     title = f"{config.model}, batch {config.train.batch_size:,} ({config.train.batch_size // mesh.size} a chip)"

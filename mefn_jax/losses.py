@@ -6,39 +6,47 @@ never a negative (Eq. 41). Losses are summed over anchors and divided by B. `sca
 learned parameters of a loss, None where it has none.
 """
 
-import functools
+import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-
-# The values that an option may have.
-LOSS_CHOICES = {
-    "loss.name": ("triplet", "info_nce", "siglip"),
-    "loss.anchors": ("both", "image", "text"),
-    "loss.negatives": ("global", "local"),
-}
 
 CLIP = {"scale": math.log(1 / 0.07)}  # Radford et al. 2021, section 2.5: a temperature of 0.07
 SIGLIP = {"scale": math.log(10.0), "bias": -10.0}  # Zhai et al. 2023, Algorithm 1
 
 
+def use_no_options(config, hyper, step) -> dict:
+    """Returns the keyword arguments of a loss without options: none."""
+    return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss and what it needs.
+
+    Attributes:
+        compute: the loss, `(scores, positives, scale, bias, **options) -> scalar`.
+        initial: initial values of its learned parameters: `scale`, a logarithm, and `bias`; both optional.
+        options: function `(config.loss, hyperparameters, step) -> options`, the keyword arguments of `compute`.
+    """
+
+    compute: Callable
+    initial: dict[str, float] = dataclasses.field(default_factory=dict)
+    options: Callable = use_no_options
+
+
 def make_loss(config):
-    """Returns the loss of `config.loss` at each step: a function `step -> loss(scores, positives, scale, bias)`."""
-    without_options = {"info_nce": info_nce, "siglip": siglip}
-    if config.name in without_options:
-        return lambda step: without_options[config.name]
+    """Returns the loss of `config.loss`: a function `(params, scores, positives, hyper, step) -> scalar`. `params` are
+    the learned parameters of the loss, `hyper` the `Hyperparameters` of the run."""
+    loss = LOSSES[config.name]
 
-    def make_triplet(step):
-        hardest = hard_negative_weight(step, config.hard_negative_ramp)
-        return functools.partial(triplet, margin=config.margin, hardest=hardest, anchors=config.anchors)
+    def compute(params, scores, positives, hyper, step):
+        options = loss.options(config, hyper, step)
+        return loss.compute(scores, positives, params.get("scale"), params.get("bias"), **options)
 
-    return make_triplet
-
-
-def initial_params(config) -> dict[str, float]:
-    """Returns the initial values of the loss's learned parameters: `scale`, a logarithm, and SigLIP's `bias`."""
-    return {"triplet": {}, "info_nce": CLIP, "siglip": SIGLIP}[config.name]
+    return compute
 
 
 def positives_mask(image_index):
@@ -99,15 +107,31 @@ def _mix_hinges(costs, hardest):
     return jnp.mean((1 - hardest) * jnp.sum(costs, 1) + hardest * jnp.max(costs, 1))
 
 
-def hard_negative_weight(step, hard_negative_ramp: int):
-    """Returns the weight of the hardest negative at `step`, float32: it rises linearly from 0 to 1 in
-    `hard_negative_ramp` steps (docs/method.md, Eq. 44).
+def hard_negative_weight(step, ramp):
+    """Returns the weight of the hardest negative at `step`, float32: it rises linearly from 0 to 1 in `ramp` steps
+    (docs/method.md, Eq. 44).
 
     With hardest negatives from the first step (a ramp of 0), training can collapse: all scores become equal. A negative
     ramp keeps the weight at 0, the sum over all negatives.
     """
-    if hard_negative_ramp < 0:
-        return jnp.float32(0.0)
-    if hard_negative_ramp == 0:
-        return jnp.float32(1.0)
-    return jnp.minimum(step / hard_negative_ramp, 1.0).astype(jnp.float32)
+    rising = jnp.minimum(step / jnp.maximum(ramp, 1), 1.0)
+    return jnp.where(ramp < 0, 0.0, jnp.where(ramp == 0, 1.0, rising)).astype(jnp.float32)
+
+
+def triplet_options(config, hyper, step) -> dict:
+    """Returns the options of the triplet loss at a step."""
+    hardest = hard_negative_weight(step, hyper.hard_negative_ramp)
+    return {"margin": hyper.margin, "hardest": hardest, "anchors": config.anchors}
+
+
+LOSSES = {
+    "triplet": Loss(triplet, options=triplet_options),
+    "info_nce": Loss(info_nce, CLIP),
+    "siglip": Loss(siglip, SIGLIP),
+}
+# The values that an option may have.
+LOSS_CHOICES = {
+    "loss.name": tuple(LOSSES),
+    "loss.anchors": ("both", "image", "text"),
+    "loss.negatives": ("global", "local"),
+}

@@ -151,7 +151,7 @@ def build_model(config: ConfigDict, vocab_size: int) -> Model:
     """Builds the model that a configuration describes; `vocab_size` is the tokenizer's."""
     matcher, system_options = MODELS[config.model]
     options = (config.matcher.to_dict() | system_options) if matcher is MEFN else system_options
-    loss = losses.initial_params(config.loss)
+    loss = losses.LOSSES[config.loss.name].initial
     return Model(build_image_encoder(config), build_text_encoder(config, vocab_size), matcher(**options), loss)
 
 

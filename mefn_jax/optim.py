@@ -3,22 +3,29 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from mefn_jax.errors import ConfigError
 
 
-def lr_schedule(learning_rate: float, steps: int, warmup_fraction: float) -> optax.Schedule:
-    """Returns the schedule that rises linearly over `warmup_fraction * steps` steps and then falls as a cosine to 0 at
-    `steps` (docs/method.md, Eq. 52)."""
-    warmup_steps = max(1, round(warmup_fraction * steps))
-    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, max(steps, warmup_steps + 1))
+def learning_rate_at(step, peak, steps, warmup_steps):
+    """Returns the learning rate of a step, float32: a linear rise to `peak` over `warmup_steps` steps, then a cosine to
+    0 at `steps` (docs/method.md, Eq. 52). All arguments may be arrays of a compiled step, so that one program serves
+    every schedule. (optax's schedules need Python numbers.)"""
+    rising = step / warmup_steps
+    falling = jnp.clip((step - warmup_steps) / jnp.maximum(steps - warmup_steps, 1), 0.0, 1.0)
+    return jnp.float32(peak * jnp.where(step < warmup_steps, rising, 0.5 * (1 + jnp.cos(jnp.pi * falling))))
 
 
-def adamw(
-    learning_rate: optax.Schedule, weight_decay: float, clip_norm: float, factors: dict | None = None
-) -> optax.GradientTransformation:
+def count_warmup_steps(steps: int, warmup_fraction: float) -> int:
+    """Returns the number of steps with a rising learning rate, at least 1."""
+    return max(1, round(warmup_fraction * steps))
+
+
+def adamw(learning_rate, weight_decay, clip_norm, factors: dict | None = None) -> optax.GradientTransformation:
     """Returns AdamW after clipping by global norm. Matrices decay; biases, norms and scalars (lambda, kappa, g) do not.
+    `learning_rate` is a function of the step. It, `weight_decay` and `clip_norm` may be arrays of a compiled step.
     `factors` (see `lr_multipliers`) multiply each parameter's learning rate."""
 
     def select_matrices(params):

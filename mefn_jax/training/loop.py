@@ -75,7 +75,7 @@ def run_loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: 
     train_step = step.compile_step(mesh, train_state, run.step_config)
     batches = training_batches(run)
     writer = on_all_processes(lambda: MetricsWriter(workdir, run.first_step))
-    log = StepLog(config, run.schedule, steps, ideal_step_seconds(run))
+    log = StepLog(config, jax.device_get(run.hyper).learning_rate_at, steps, ideal_step_seconds(run))
     bar = tqdm(total=steps, initial=run.first_step, unit=" steps", disable=None, leave=False)
     with exit_all_on_error(lambda: checkpoints.wait(SAVE_TIMEOUT)):
         try:
@@ -85,7 +85,7 @@ def run_loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: 
                 batch, captions = next(batches)
                 log.clock.add_data_wait(wait_start)
                 with jax.transfer_guard("disallow"):
-                    train_state, metrics = train_step(train_state, batch)
+                    train_state, metrics = train_step(train_state, batch, run.hyper)
                 trace.on_step_end(step_index, metrics)
                 log.add(step_index + 1, metrics, captions)
                 bar.update()

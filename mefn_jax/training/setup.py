@@ -7,7 +7,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
 from mefn_jax import config as configuration
@@ -25,8 +24,16 @@ from mefn_jax.model import Model, build_model, dummy_inputs
 from mefn_jax.runtime.checkpoint import Checkpoints, code_digest, git_commit, versions
 from mefn_jax.runtime.console import print0, print_rows
 from mefn_jax.runtime.multihost import broadcast_text, check_processes_agree, on_all_processes
-from mefn_jax.runtime.sharding import abstract_params, check_divides, describe_mesh, shard_params
+from mefn_jax.runtime.sharding import (
+    abstract_params,
+    check_divides,
+    describe_mesh,
+    from_full_copy,
+    replicated,
+    shard_params,
+)
 from mefn_jax.training import cca_init, state, step
+from mefn_jax.training.hyperparameters import Hyperparameters, hyperparameters_from_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Run:
         train, val: the splits.
         evaluator: the compiled model with its tokenizer and mesh.
         step_config: what every step needs besides state and batch.
-        schedule: the learning rate by step.
+        hyper: the hyperparameters, on the devices.
         steps: number of steps of the whole run.
         first_step: number of completed steps, the index of the next one.
         state: the train state.
@@ -72,7 +79,7 @@ class Run:
     val: Split
     evaluator: Evaluator
     step_config: step.StepConfig
-    schedule: optax.Schedule
+    hyper: Hyperparameters
     steps: int
     first_step: int
     state: state.TrainState
@@ -107,15 +114,14 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
     check_processes_agree({"tokenizer": hashlib.sha256(tokenizer.json.encode()).hexdigest()[:12]})
     model = build_model(config, tokenizer.vocab_size)
     init = make_init(model, config, mesh)
-    schedule = optim.lr_schedule(config.train.learning_rate, data.steps, config.train.warmup_fraction)
-    shapes = jax.eval_shape(init)
+    hyper = hyperparameters_from_config(config, data.steps)
+    shapes = jax.eval_shape(init, hyper.seed)
     lr_multipliers = optim.lr_multipliers(shapes, config.train.lr_multipliers, config.train.layer_decay)
     if first_step:
         check_frozen(lr_multipliers, shapes, ConfigDict(saved_meta["config"]).train, workdir)
-    optimizer = optim.adamw(schedule, config.train.weight_decay, config.train.clip_norm, lr_multipliers)
-    make_state = functools.partial(
-        state.create_state, init, optimizer, lr_multipliers, with_ema=config.train.ema_decay > 0
-    )
+    step_config = step.make_step_config(config, model, lr_multipliers)
+    optimizer, with_ema = step_config.make_optimizer(hyper), config.train.ema_decay > 0
+    make_state = functools.partial(state.create_state, init, hyper.seed, optimizer, lr_multipliers, with_ema=with_ema)
     evaluator = Evaluator(model, tokenizer, config, mesh)
     train_state = (
         restore_state(make_state, checkpoints, mesh)
@@ -127,8 +133,8 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
         train=data.train,
         val=data.val,
         evaluator=evaluator,
-        step_config=step.make_step_config(config, model, optimizer, lr_multipliers),
-        schedule=schedule,
+        step_config=step_config,
+        hyper=from_full_copy(replicated(mesh), hyper),
         steps=data.steps,
         first_step=first_step,
         state=train_state,
@@ -164,10 +170,13 @@ def choose_tokenizer(config, json: str | None, dataset, split: Split) -> Tokeniz
 
 
 def make_init(model: Model, config, mesh):
-    """Returns the function `init() -> params` that draws random parameters from the seed. Parameters depend on the
+    """Returns the function `init(seed) -> params` that draws random parameters from a seed. Parameters depend on the
     shapes of the inputs, not on their values."""
-    inputs = dummy_inputs(config, mesh.size)
-    return functools.partial(model.init, jax.random.key(config.train.seed), *inputs)
+
+    def init(seed):
+        return model.init(jax.random.key(seed), *dummy_inputs(config, mesh.size))
+
+    return init
 
 
 def initial_state(make_state, towers: dict, lr_multipliers, evaluator: Evaluator, split: Split) -> state.TrainState:

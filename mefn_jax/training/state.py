@@ -28,17 +28,17 @@ class TrainState:
     ema: dict | None = None
 
 
-def create_state(init, optimizer, lr_multipliers, mesh, with_ema: bool = False) -> TrainState:
-    """Returns the initial state for the parameters that `init()` makes, sharded by the rules of `runtime/sharding.py`.
-    Parameters whose learning-rate multiplier is 0 get no optimizer state. With `with_ema`, the moving average starts at
-    the initial parameters."""
+def create_state(init, seed, optimizer, lr_multipliers, mesh, with_ema: bool = False) -> TrainState:
+    """Returns the initial state for the parameters that `init(seed)` makes, sharded by the rules of
+    `runtime/sharding.py`. Parameters whose learning-rate multiplier is 0 get no optimizer state. With `with_ema`, the
+    moving average starts at the initial parameters. The seed is an argument of the compiled program."""
 
-    def build():
-        params = init()
+    def build_state(seed):
+        params = init(seed)
         trained_params = optim.select_trainable(params, lr_multipliers)
         return TrainState(jnp.int32(0), params, optimizer.init(trained_params), trained_params if with_ema else None)
 
-    return jax.jit(build, out_shardings=param_shardings(mesh, jax.eval_shape(build)))()
+    return jax.jit(build_state, out_shardings=param_shardings(mesh, jax.eval_shape(build_state, seed)))(seed)
 
 
 def ema_update(ema, trained_params, step, decay: float):

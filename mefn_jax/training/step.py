@@ -14,21 +14,21 @@ from mefn_jax.model import Model
 from mefn_jax.runtime.sharding import batch_sharding, param_shardings, replicated
 from mefn_jax.scoring.ring import local_loss, ring_scores
 from mefn_jax.training.grad_cache import encode_in_chunks
+from mefn_jax.training.hyperparameters import Hyperparameters
 from mefn_jax.training.state import TrainState, ema_update
 
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """Everything `train_step` needs besides state and batch; constant during a run.
+    """Everything that the compiled step depends on: a change of it is another program. The numbers that do not change
+    the program are `Hyperparameters`.
 
     Attributes:
         model: the model.
-        optimizer: the transformation from gradients to updates.
+        make_optimizer: function from hyperparameters to the transformation of gradients to updates.
         lr_multipliers: multiplier of each parameter's learning rate (`optim.lr_multipliers`). 0 freezes the parameter;
             a tower whose parameters are all frozen gets no dropout.
-        loss_schedule: function from a step number to the loss of that step (`losses.make_loss`).
-        seed: seed of dropout and region dropout.
-        ema_decay: decay of the moving average, if the state has one.
+        loss: the loss, `(params, scores, positives, hyperparameters, step) -> scalar` (`losses.make_loss`).
         score_tile_mib: memory limit of scoring on a device (`score_in_tiles` in `scoring/ring.py`); by default, all
             texts are scored at once.
         negatives: "global": all texts of the batch; "local": the texts on the same device.
@@ -36,42 +36,41 @@ class StepConfig:
     """
 
     model: Model
-    optimizer: optax.GradientTransformation
+    make_optimizer: Callable
     lr_multipliers: dict
-    loss_schedule: Callable
-    seed: int
-    ema_decay: float = 0.0
+    loss: Callable
     score_tile_mib: float = math.inf
     negatives: str = "global"
     grad_cache_chunks: int = 1
 
 
-def make_step_config(config, model: Model, optimizer, lr_multipliers) -> StepConfig:
+def make_step_config(config, model: Model, lr_multipliers) -> StepConfig:
     """Returns the StepConfig of a configuration."""
+
+    def make_optimizer(hyper: Hyperparameters) -> optax.GradientTransformation:
+        return optim.adamw(hyper.learning_rate_at, hyper.weight_decay, hyper.clip_norm, lr_multipliers)
+
     return StepConfig(
         model=model,
-        optimizer=optimizer,
+        make_optimizer=make_optimizer,
         lr_multipliers=lr_multipliers,
-        loss_schedule=losses.make_loss(config.loss),
-        seed=config.train.seed,
-        ema_decay=config.train.ema_decay,
+        loss=losses.make_loss(config.loss),
         score_tile_mib=config.train.score_tile_mib,
         negatives=config.loss.negatives,
         grad_cache_chunks=config.train.grad_cache_chunks,
     )
 
 
-def train_step(state: TrainState, batch: dict, *, step_config: StepConfig, mesh):
+def train_step(state: TrainState, batch: dict, hyper: Hyperparameters, *, step_config: StepConfig, mesh):
     """Performs one step on a batch of `pipeline.training_dataset`. Returns the new state and the metrics `{loss,
     grad_norm}`, float32."""
     model, lr_multipliers = step_config.model, step_config.lr_multipliers
-    key = jax.random.fold_in(jax.random.key(step_config.seed), state.step)
+    key = jax.random.fold_in(jax.random.key(hyper.seed), state.step)
     keys = {
         kind: tower_key if optim.is_trained(lr_multipliers[kind].get("backbone", lr_multipliers[kind])) else None
         for kind, tower_key in zip(("image", "text"), jax.random.split(key), strict=True)
     }
-    loss = step_config.loss_schedule(state.step)
-    region_dropout_keys = row_keys(step_config.seed, batch["epoch"], batch["caption_index"])
+    region_dropout_keys = row_keys(hyper.seed, batch["epoch"], batch["caption_index"])
     frozen_params = optim.select_frozen(state.params, lr_multipliers)
 
     def compute_loss(trained_params):
@@ -85,30 +84,40 @@ def train_step(state: TrainState, batch: dict, *, step_config: StepConfig, mesh)
         texts = encode(
             lambda key, ids, mask: encode_texts(ids, mask, key), keys["text"], (batch["text"], batch["text_mask"])
         )
-        # Without the towers: the ring need not carry their parameters.
-        score_params = {"matcher": params["matcher"], "loss": params["loss"]}
-        scoring = {"images": images, "texts": texts, "mesh": mesh, "score_tile_mib": step_config.score_tile_mib}
-
-        def loss_from_scores(params, scores, image_index):
-            positives = losses.positives_mask(image_index)
-            return loss(scores, positives, params["loss"].get("scale"), params["loss"].get("bias"))
-
-        if step_config.negatives == "local":
-            return local_loss(model.score, loss_from_scores, score_params, image_index=batch["image_index"], **scoring)
-        return loss_from_scores(score_params, ring_scores(model.score, score_params, **scoring), batch["image_index"])
+        loss_of_features = functools.partial(loss_from_features, step_config=step_config, mesh=mesh)
+        return loss_of_features(params, images, texts, batch["image_index"], hyper, state.step)
 
     trained_params = optim.select_trainable(state.params, lr_multipliers)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `constrain_to_batch`
         loss_value, grads = jax.value_and_grad(compute_loss)(trained_params)
-    updates, opt_state = step_config.optimizer.update(grads, state.opt_state, trained_params)
+    optimizer = step_config.make_optimizer(hyper)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained_params)
     trained_params = optax.apply_updates(trained_params, updates)
-    ema = None if state.ema is None else ema_update(state.ema, trained_params, state.step, step_config.ema_decay)
+    ema = None if state.ema is None else ema_update(state.ema, trained_params, state.step, hyper.ema_decay)
     metrics = {"loss": loss_value, "grad_norm": optax.tree.norm(grads)}
     new_state = TrainState(state.step + 1, optim.merge(trained_params, frozen_params), opt_state, ema)
     return new_state, jax.tree.map(jnp.float32, metrics)
 
 
-def row_keys(seed: int, epochs, caption_indices):
+def loss_from_features(
+    params, images, texts, image_index, hyper: Hyperparameters, step, *, step_config: StepConfig, mesh
+):
+    """Computes the loss of encoded pairs, a scalar, from Features of B images and of B texts and the image index `(B,)`
+    of each pair. The scores of all pairs are computed by the ring, or on each device alone (`negatives`)."""
+    # Without the towers: the ring need not carry their parameters.
+    score_params = {"matcher": params["matcher"], "loss": params["loss"]}
+    scoring = {"images": images, "texts": texts, "mesh": mesh, "score_tile_mib": step_config.score_tile_mib}
+
+    def loss_from_scores(params, scores, image_index):
+        return step_config.loss(params["loss"], scores, losses.positives_mask(image_index), hyper, step)
+
+    score = step_config.model.score
+    if step_config.negatives == "local":
+        return local_loss(score, loss_from_scores, score_params, image_index=image_index, **scoring)
+    return loss_from_scores(score_params, ring_scores(score, score_params, **scoring), image_index)
+
+
+def row_keys(seed, epochs, caption_indices):
     """Returns a random key for each row of a batch, `(B,)`, for region dropout. A key depends on (seed, epoch, caption)
     alone, not on the place of the row in its batch."""
     # A step number that no run reaches: these keys must differ from the dropout keys.
@@ -119,12 +128,12 @@ def row_keys(seed: int, epochs, caption_indices):
 
 
 def compile_step(mesh, state, step_config: StepConfig):
-    """Returns `train_step` jitted on the mesh. The batch is split by rows; the state (or its shapes) is sharded by the
-    rules of `runtime/sharding.py` and donated."""
+    """Returns `train_step(state, batch, hyperparameters)` jitted on the mesh. The batch is split by rows; the state (or
+    its shapes) is sharded by the rules of `runtime/sharding.py` and donated."""
     state_sharding = param_shardings(mesh, state)
     return jax.jit(
         functools.partial(train_step, step_config=step_config, mesh=mesh),
-        in_shardings=(state_sharding, batch_sharding(mesh)),
+        in_shardings=(state_sharding, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(state_sharding, replicated(mesh)),
         donate_argnums=0,
     )
