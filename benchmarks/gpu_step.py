@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 from configs import flickr30k
 from mefn_jax import losses, optim
-from mefn_jax.model import batch_shapes, build_model
+from mefn_jax.model import batch_shapes, build_model, split_constants
 from mefn_jax.runtime import flops
 from mefn_jax.runtime.chips import chip_of
 from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, make_mesh
@@ -81,7 +81,7 @@ def time_jax_step(name: str, batch: int, steps: int, tiny: bool) -> dict:
     mesh = make_mesh(None, jax.devices()[:1])
     model = build_model(config, VOCABULARY)
     init, hyper = make_init(model, config, mesh), hyperparameters_from_config(config, steps=1000)
-    lr_multipliers = optim.lr_multipliers(jax.eval_shape(init, hyper.seed), (), 1.0)
+    lr_multipliers = optim.lr_multipliers(split_constants(jax.eval_shape(init, hyper.seed))[0], (), 1.0)
     step_config = step.make_step_config(config, model, lr_multipliers)
     train_state = state.create_state(init, hyper.seed, step_config.make_optimizer(hyper), lr_multipliers, mesh)
     train_step = step.compile_step(mesh, train_state, step_config)
@@ -95,8 +95,8 @@ def time_jax_step(name: str, batch: int, steps: int, tiny: bool) -> dict:
     milliseconds = mean_milliseconds(run_once, steps)
     device = mesh.devices.flat[0]
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    flops_by_part = flops.step_flops(step_config, mesh, train_state.params, batch_shapes(config))
-    scores = time_scores(model, train_state.params, batch_arrays, config, mesh, steps)
+    flops_by_part = flops.step_flops(step_config, mesh, train_state.variables, batch_shapes(config))
+    scores = time_scores(model, train_state.variables, batch_arrays, config, mesh, steps)
     return {
         "milliseconds": milliseconds,
         "bytes": memory,

@@ -6,18 +6,21 @@ Arguments after the colon (`--config=configs/NAME.py:model=vsepp,smoke`) choose 
 
 from ml_collections import ConfigDict
 
-from mefn_jax.config import parse_arg
+from mefn_jax.config import parse_arg, set_dotted
+from mefn_jax.model import find_system, matcher_options
 
 
 def get_config(arg=""):
     """Returns the configuration, locked: an unknown option is an error."""
-    return finish(base(), arg)
+    options = parse_arg(arg, model="mefn", smoke=False)
+    return finish(base(options["model"]), options)
 
 
-def base():
-    """Returns all options with their defaults, unlocked."""
+def base(model="mefn"):
+    """Returns all options of a system with their defaults, unlocked. A configuration file overrides some of them, and
+    then `finish` sets those that the system requires."""
     c = ConfigDict()
-    c.model = "mefn"  # the system: a name of MODELS in mefn_jax/model.py
+    c.model = model  # the system: a name of MODELS in mefn_jax/model.py
     c.embed_dim = 256  # D, the width of the joint space of regions, words and pooled embeddings
 
     c.data = ConfigDict()
@@ -120,14 +123,7 @@ def base():
     c.augment.word_noise = 0.0  # probability that a word is masked, replaced or dropped (VSE-infinity: 0.2)
     c.augment.region_dropout = 0.0  # probability that a region is left out (VSE-infinity: 0.2)
 
-    c.matcher = ConfigDict()  # MEFN's options; its ablations are names of `model`
-    c.matcher.entropy = "shannon"  # shannon, gaussian, bernoulli or none
-    c.matcher.local = "both"  # local attention: both, t2i (words attend to regions) or i2t (regions attend to words)
-    c.matcher.global_input = "weighted"  # global branch: pooled plus weighted fragments, or pooled alone
-    c.matcher.init_lambda = 9.0  # initial lambda, the inverse temperature of entropy and attention
-    c.matcher.init_kappa = 4.0  # initial kappa; larger values give low-entropy fragments more weight
-    c.matcher.hub_vectors = 0  # hubness correction: learned vectors per side; 0: no correction, as in the paper
-    c.matcher.init_hub_scale = 20.0  # hubness correction: initial scale of its log-mean-exp
+    c.matcher = ConfigDict(matcher_options(model))  # the fields of the system's class in mefn_jax/matching/
 
     c.loss = ConfigDict()
     c.loss.name = "triplet"  # triplet, info_nce (learned scale) or siglip (learned scale and bias)
@@ -167,17 +163,16 @@ def base():
     c.eval.val_images = 1000  # evaluations during training use the first N images of val; 0: all
     c.eval.explained_pairs = 2  # pairs of val drawn for TensorBoard at each evaluation
     c.eval.score_tile_mib = 0.0  # MiB of one regions x words array on a device; 0: 1 on a CPU, else 8
+    for key, value in find_system(model).defaults.items():
+        set_dotted(c, key, value)
     return c
 
 
-def finish(c, arg):
-    """Applies the arguments after the colon to the overrides made so far, and locks the configuration."""
-    options = parse_arg(arg, model=c.model, smoke=False)
-    c.model = options["model"]
-    if c.model == "vsepp" or c.model.startswith("scan"):
-        c.loss.hard_negative_ramp = 500  # both systems train on the hardest negative
-    if c.model == "clip":
-        c.loss.name = "info_nce"
+def finish(c, options):
+    """Sets what the system requires and, with `smoke`, tiny sizes, and locks the configuration. `options` are those
+    after the colon."""
+    for key, value in find_system(c.model).requires.items():
+        set_dotted(c, key, value)
     if options["smoke"]:
         shrink(c)
     return c.lock()

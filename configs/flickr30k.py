@@ -39,7 +39,7 @@ def get_config(arg=""):
     for name, choices in (("image", IMAGES), ("text", TEXTS)):
         if options[name] not in choices:
             raise ConfigError(f"{name}={options[name]} is not one of {', '.join(choices)}")
-    c = default.base()
+    c = default.base(options["model"])
     c.data.dir = "data/flickr30k"
     c.embed_dim = 512
     c.image.region_grids = (7, 7, 7)  # C3, C4 and C5
@@ -52,4 +52,4 @@ def get_config(arg=""):
     c.train.update(epochs=30.0, batch_size=128, learning_rate=5e-4)
     # Pretrained towers learn more slowly than new parameters (VSE-infinity's factor for BERT).
     c.train.lr_multipliers = ("image/backbone:0.1", "text/backbone:0.1")
-    return default.finish(c, f"model={options['model']}" + (",smoke" if options["smoke"] else ""))
+    return default.finish(c, options)

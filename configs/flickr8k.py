@@ -9,11 +9,13 @@ Published numbers use full-size photographs, pretrained towers and all 6,000 tra
 """
 
 from configs import default
+from mefn_jax.config import parse_arg
 
 
 def get_config(arg=""):
     """Returns the configuration, locked. `arg`: model and smoke."""
-    c = default.base()
+    options = parse_arg(arg, model="mefn", smoke=False)
+    c = default.base(options["model"])
     c.data.dir = "data/flickr8k"
     c.embed_dim = 128
     c.image.arch = "vit"
@@ -25,4 +27,4 @@ def get_config(arg=""):
     c.text.bert.update(width=128, layers=2, heads=4, mlp_width=256, max_positions=64)
     c.train.update(epochs=8.0, batch_size=64, learning_rate=1e-3, log_every=100, eval_every=1000, save_every=500)
     c.eval.val_images = 200
-    return default.finish(c, arg)
+    return default.finish(c, options)

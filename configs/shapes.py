@@ -9,11 +9,13 @@ not within this time.
 """
 
 from configs import default
+from mefn_jax.config import parse_arg
 
 
 def get_config(arg=""):
     """Returns the configuration, locked. `arg`: model and smoke."""
-    c = default.base()
+    options = parse_arg(arg, model="mefn", smoke=False)
+    c = default.base(options["model"])
     c.embed_dim = 128
     c.data.pair_twins = True
     c.image.arch = "vit"
@@ -29,4 +31,4 @@ def get_config(arg=""):
     c.train.update(steps=1500, epochs=0.0, batch_size=64, learning_rate=1e-3, log_every=100)
     c.train.update(eval_every=500, save_every=500, score_tile_mib=2.0)
     c.eval.val_images = 200
-    return default.finish(c, arg)
+    return default.finish(c, options)

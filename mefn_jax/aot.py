@@ -17,11 +17,10 @@ from jax.experimental import topologies
 
 from mefn_jax import config as configuration
 from mefn_jax import optim
-from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import ConfigError, reason
 from mefn_jax.evaluation.evaluator import compile_scorer, score_tile_mib
-from mefn_jax.model import batch_shapes, build_model, dummy_inputs
-from mefn_jax.resolve import check_options
+from mefn_jax.model import batch_shapes, build_model, dummy_inputs, split_constants
+from mefn_jax.resolve import check_options, resolve
 from mefn_jax.runtime import flops
 from mefn_jax.runtime.chips import GIB, chip_of
 from mefn_jax.runtime.collectives import list_collectives
@@ -94,7 +93,7 @@ def resolve_config(config, report: str):
             raise ConfigError(f"{key} is 0, and --compile_for reads no data to take it from: give --config.{key}=N")
     if report and not epath.Path(report).parent.is_dir():
         raise ConfigError(f"--compile_report={report}: no such directory")
-    return towers.load_pretrained(config)[0]
+    return resolve(config).config
 
 
 def compile_train(config, target: str, report: str = "") -> bool:
@@ -105,7 +104,7 @@ def compile_train(config, target: str, report: str = "") -> bool:
     check_divides(config.train.batch_size, config.train.grad_cache_chunks, mesh)
     model = build_model(config, config.text.vocab_size or DEFAULT_VOCABULARY)
     init, hyper = make_init(model, config, mesh), hyperparameters_from_config(config, steps=1000)
-    shapes = jax.eval_shape(init, hyper.seed)
+    shapes, _ = split_constants(jax.eval_shape(init, hyper.seed))
     lr_multipliers = optim.lr_multipliers(shapes, config.train.lr_multipliers, config.train.layer_decay)
     step_config = step.make_step_config(config, model, lr_multipliers)
     optimizer, with_ema = step_config.make_optimizer(hyper), config.train.ema_decay > 0
@@ -115,7 +114,9 @@ def compile_train(config, target: str, report: str = "") -> bool:
     state_shapes = abstract_params(mesh, jax.eval_shape(make_state))
     batch = with_batch_sharding(batch_shapes(config), batch_sharding(mesh))
     lowered = step.compile_step(mesh, state_shapes, step_config).lower(state_shapes, batch, hyper)
-    report_values = compile_and_analyze(lowered, mesh, flops.step_flops(step_config, mesh, state_shapes.params, batch))
+    report_values = compile_and_analyze(
+        lowered, mesh, flops.step_flops(step_config, mesh, state_shapes.variables, batch)
+    )
     report_values |= summarize_params(mesh, state_shapes.params)
     title = f"{config.model}, batch {config.train.batch_size:,} ({config.train.batch_size // mesh.size} a chip)"
     return print_and_write_report(report_values, target, mesh, title, report, TRAIN_ADVICE)

@@ -31,6 +31,8 @@ POSITIVE = (
     "matcher.init_lambda",
     "matcher.init_kappa",
     "matcher.init_hub_scale",
+    "matcher.inverse_temperature",
+    "matcher.lse_factor",
 )
 # Options in [0, 1): probabilities, fractions and decays.
 PROBABILITIES = (
@@ -108,12 +110,13 @@ def suggest(name: str, names) -> str:
 def check_config(config: ConfigDict, choices: dict) -> None:
     """Raises ConfigError, naming the option, for values that cannot work. `choices` maps options to the names that the
     model and the loss know."""
+    options = flatten(config.to_dict())  # a matcher's options are those of its class
     for key, names in (BASE_CHOICES | choices).items():
-        value = get_dotted(config, key)
-        if value not in names:
+        value = options.get(key)
+        if key in options and value not in names:
             raise ConfigError(f"{key}: {value!r} is not one of {_join_names(names)}{suggest(value, names)}")
     for key in POSITIVE:
-        if not get_dotted(config, key) > 0:
+        if key in options and not get_dotted(config, key) > 0:
             raise ConfigError(f"{key}: {get_dotted(config, key)!r} must be greater than 0")
     for key in NOT_NEGATIVE:
         if get_dotted(config, key) < 0:
@@ -220,6 +223,12 @@ def get_dotted(config: ConfigDict, key: str):
     for part in key.split("."):
         config = config[part]
     return config
+
+
+def set_dotted(config: ConfigDict, key: str, value) -> None:
+    """Sets the value of a dotted key."""
+    section, _, name = key.rpartition(".")
+    (get_dotted(config, section) if section else config)[name] = value
 
 
 def flatten(config: dict, prefix="") -> dict:

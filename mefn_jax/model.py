@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mefn_jax import losses
+from mefn_jax.config import suggest
 from mefn_jax.data.images import RESAMPLE, RESIZE_MODES
 from mefn_jax.encoders.bert import BERT
 from mefn_jax.encoders.clip_text import CLIPText
@@ -22,26 +23,50 @@ from mefn_jax.encoders.resnet import ResNet
 from mefn_jax.encoders.text import CachedTextEncoder, TextEncoder
 from mefn_jax.encoders.transformer import ACTIVATIONS, REMAT
 from mefn_jax.encoders.vit import ViT
+from mefn_jax.errors import ConfigError
 from mefn_jax.features import Features
 from mefn_jax.matching.cosine import PooledCosine
 from mefn_jax.matching.entropy import ENTROPIES
-from mefn_jax.matching.mefn import DIRECTIONS, GLOBAL_INPUTS, MEFN
-from mefn_jax.matching.scan import SCAN
+from mefn_jax.matching.hubness import HubnessCorrection
+from mefn_jax.matching.matcher import Matcher
+from mefn_jax.matching.mefn import BRANCHES, DIRECTIONS, GLOBAL_INPUTS, MEFN
+from mefn_jax.matching.scan import AGGREGATES, SCAN, SCAN_DIRECTIONS
 from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock
 
-# Each system's matcher class and the arguments that make it that system. The other arguments of MEFN come from
-# `config.matcher`. SCAN's constants are those of its authors on Flickr30K.
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A system by name: its matcher, whose fields are the options `config.matcher`, and values of other options.
+
+    Attributes:
+        matcher: the class of the matcher.
+        defaults: options by dotted key that differ from their defaults; a configuration file may override them.
+        requires: options that make the system what it is, whatever the configuration file says.
+    """
+
+    matcher: type[Matcher]
+    defaults: dict = dataclasses.field(default_factory=dict)
+    requires: dict = dataclasses.field(default_factory=dict)
+
+
+def _scan(direction: str, aggregate: str, inverse_temperature: float, lse_factor: float = 1.0) -> System:
+    """Returns one of SCAN's forms, with its authors' constants on Flickr30K; it trains on the hardest negative."""
+    constants = {"matcher.inverse_temperature": inverse_temperature, "matcher.lse_factor": lse_factor}
+    form = {"matcher.direction": direction, "matcher.aggregate": aggregate}
+    return System(SCAN, {"loss.hard_negative_ramp": 500} | constants, form)
+
+
 MODELS = {
-    "mefn": (MEFN, {}),
-    "mefn_no_entropy": (MEFN, {"entropy": "none"}),
-    "mefn_no_local": (MEFN, {"branches": "global"}),
-    "mefn_no_global": (MEFN, {"branches": "local"}),
-    "vsepp": (PooledCosine, {}),
-    "scan_t2i_lse": (SCAN, {"direction": "t2i", "aggregate": "lse", "inverse_temperature": 9.0, "lse_factor": 6.0}),
-    "scan_t2i_avg": (SCAN, {"direction": "t2i", "aggregate": "avg", "inverse_temperature": 9.0}),
-    "scan_i2t_lse": (SCAN, {"direction": "i2t", "aggregate": "lse", "inverse_temperature": 4.0, "lse_factor": 5.0}),
-    "scan_i2t_avg": (SCAN, {"direction": "i2t", "aggregate": "avg", "inverse_temperature": 4.0}),
-    "clip": (PooledCosine, {}),
+    "mefn": System(MEFN),
+    "mefn_no_entropy": System(MEFN, requires={"matcher.entropy": "none"}),
+    "mefn_no_local": System(MEFN, requires={"matcher.branches": "global"}),
+    "mefn_no_global": System(MEFN, requires={"matcher.branches": "local"}),
+    "vsepp": System(PooledCosine, {"loss.hard_negative_ramp": 500}),
+    "scan_t2i_lse": _scan("t2i", "lse", 9.0, 6.0),
+    "scan_t2i_avg": _scan("t2i", "avg", 9.0),
+    "scan_i2t_lse": _scan("i2t", "lse", 4.0, 5.0),
+    "scan_i2t_avg": _scan("i2t", "avg", 4.0),
+    "clip": System(PooledCosine, requires={"loss.name": "info_nce"}),
 }
 DEFAULT_NUM_REGIONS = 36  # precomputed regions of an image, as in SCAN's data, where only shapes are needed
 # The values that an option may have.
@@ -60,99 +85,182 @@ MODEL_CHOICES = {
     "matcher.entropy": tuple(ENTROPIES),
     "matcher.local": DIRECTIONS,
     "matcher.global_input": GLOBAL_INPUTS,
+    "matcher.branches": BRANCHES,
+    "matcher.direction": SCAN_DIRECTIONS,
+    "matcher.aggregate": AGGREGATES,
 }
+
+
+def find_system(model: str) -> System:
+    """Returns a system by name. Raises ConfigError for an unknown name."""
+    if model not in MODELS:
+        raise ConfigError(f"model: {model!r} is not one of {', '.join(MODELS)}{suggest(model, MODELS)}")
+    return MODELS[model]
+
+
+def matcher_options(model: str) -> dict:
+    """Returns the options of a system's matcher with their defaults: the fields of its class. Raises ConfigError for an
+    unknown name."""
+    fields = dataclasses.fields(find_system(model).matcher)
+    return {field.name: field.default for field in fields if field.name not in ("parent", "name")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Two encoders and a matcher, as pure functions of `params = {"image", "text", "matcher", "loss"}`.
+    """Two encoders, a matcher and the hubness correction, as pure functions of the variables.
+
+    The variables are a dict of the parameters by part, `{"image", "text", "matcher", "hubness", "loss"}`, and of
+    `constants`, what is stored and not trained, by part as well. Parameters alone serve where a part has no constants.
 
     Attributes:
         image, text: the encoders, from pixels, regions or tokens to Features.
         matcher: scores all pairs of Features.
-        loss: initial values of the loss's learned parameters (`losses.initial_params`).
+        hubness: the hubness correction of all scores; None without one.
+        loss: initial values of the loss's learned parameters.
     """
 
     image: nn.Module
     text: nn.Module
-    matcher: nn.Module
+    matcher: Matcher
+    hubness: HubnessCorrection | None
     loss: dict
 
     def init(self, key: jax.Array, images, ids, mask) -> dict:
-        """Returns random parameters. The inputs, those of `encode_images` and `encode_texts`, give the shapes."""
+        """Returns random variables. The inputs, those of `encode_images` and `encode_texts`, give the shapes."""
         image_key, text_key, matcher_key = jax.random.split(key, 3)
         image = self.image.init(image_key, images)
         text = self.text.init(text_key, ids, mask)
         features = self.image.apply(image, images), self.text.apply(text, ids, mask)
         matcher = self.matcher.init(matcher_key, *features)
-        loss = {name: jnp.float32(value) for name, value in self.loss.items()}
-        return {"image": image["params"], "text": text["params"], "matcher": matcher.get("params", {}), "loss": loss}
+        hubness = {} if self.hubness is None else self.hubness.init(matcher_key, *map(self.matcher.embed, features))
+        loss = {"params": {name: jnp.float32(value) for name, value in self.loss.items()}}
+        parts = {"image": image, "text": text, "matcher": matcher, "hubness": hubness, "loss": loss}
+        params = {name: variables.get("params", {}) for name, variables in parts.items()}
+        constants = {name: variables["constants"] for name, variables in parts.items() if "constants" in variables}
+        return params | {"constants": constants}
 
     def encode_images(self, params, images, dropout_key=None, keys=None) -> Features:
-        """Returns the Features of images, uint8 pixels `(B, H, W, 3)` or precomputed regions float `(B, N, C)`. With a
-        `dropout_key`, and random `keys (B,)` of the items, they are encoded as in training."""
-        return _encode(self.image, params["image"], dropout_key, images, keys=keys)
+        """Returns the Features of images, uint8 pixels `(B, H, W, 3)` or precomputed regions float `(B, N, C)`, after
+        the matcher's `transform_images`. With a `dropout_key`, and random `keys (B,)` of the items, they are encoded as
+        in training."""
+        features = _encode(self.image, select_part(params, "image"), dropout_key, images, keys=keys)
+        return self._apply_matcher(params, "transform_images", features)
 
     def encode_texts(self, params, ids, mask, dropout_key=None) -> Features:
         """Returns the Features of texts: token ids int32 `(B, L)` or cached words float `(B, M, C)`, and their mask,
-        bool. With a `dropout_key`, they are encoded as in training."""
-        return _encode(self.text, params["text"], dropout_key, ids, mask)
+        bool, after the matcher's `transform_texts`. With a `dropout_key`, they are encoded as in training."""
+        features = _encode(self.text, select_part(params, "text"), dropout_key, ids, mask)
+        return self._apply_matcher(params, "transform_texts", features)
 
     def score(self, params, images: Features, texts: Features) -> jax.Array:
-        """Returns the scores of all pairs, float32 `(I, T)`: cosine scale, higher is better."""
-        return self.matcher.apply({"params": params["matcher"]}, images, texts)
+        """Returns the scores of all pairs, float32 `(I, T)`: cosine scale, higher is better, before `hub_offsets` are
+        subtracted."""
+        return self._apply_matcher(params, "score", images, texts)
 
     def score_tile(self, params, regions: RegionBlock, words: PaddedTexts | PackedTexts) -> jax.Array:
-        """Returns the scores `(I, T)` of one tile, from the layouts of `scoring/layouts.py`, before `hub_offsets` are
-        subtracted; only for a matcher with `has_tile`."""
-        return self.matcher.apply({"params": params["matcher"]}, regions, words, method="score_tile")
+        """Returns `score` of one tile, from the layouts of `scoring/layouts.py`; only for a matcher with `has_tile`."""
+        return self._apply_matcher(params, "score_tile", regions, words)
 
     def hub_offsets(self, params, images: Features, texts: Features) -> tuple[jax.Array, jax.Array]:
-        """Returns the hubness offsets to subtract from the scores of `score_tile`: of each image, float32 `(I,)`, and
-        of each text, `(T,)`; zeros for a matcher without them."""
-        if not hasattr(self.matcher, "hub_offsets"):
-            return jnp.zeros(len(images.mask)), jnp.zeros(len(texts.mask))
-        return self.matcher.apply({"params": params["matcher"]}, images, texts, method="hub_offsets")
+        """Returns the hubness offsets to subtract from the scores: of each image, float32 `(I,)`, and of each text,
+        `(T,)` (docs/method.md, Eq. 35); zeros without a correction. Works on Features without batch axis too."""
+        embeddings = self.embed(params, images), self.embed(params, texts)
+        if self.hubness is None:
+            return tuple(jnp.zeros(x.shape[:-1], jnp.float32) for x in embeddings)
+        return self.hubness.apply(select_part(params, "hubness"), *embeddings)
 
     @property
     def has_tile(self) -> bool:
         """Returns whether the matcher has `score_tile` and so can score packed texts, which is faster."""
-        return hasattr(self.matcher, "score_tile")
+        return self.matcher.defines("score_tile")
+
+    @property
+    def has_explain(self) -> bool:
+        """Returns whether pairs can be explained."""
+        return self.matcher.defines("explain")
+
+    @property
+    def has_attention(self) -> bool:
+        """Returns whether the matcher says what a word looks at."""
+        return self.matcher.defines("attention")
 
     @property
     def is_dual_encoder(self) -> bool:
-        """Returns whether the score of a pair is the product of its two embeddings (docs/method.md, Eq. 40)."""
-        return isinstance(self.matcher, PooledCosine)
+        """Returns whether the score of a pair is the product of its two vectors (`image_vectors`, `text_vectors`)."""
+        return self.matcher.is_dual_encoder
 
     def embed(self, params, features: Features) -> jax.Array:
-        """Returns one vector for each image or text, float32 `(B, D)`, for candidates and indexes."""
-        return self.matcher.apply({"params": params["matcher"]}, features, method="embed")
+        """Returns one vector for each image or text, float32 `(B, D)`."""
+        return self._apply_matcher(params, "embed", features)
+
+    def image_vectors(self, params, images: Features) -> jax.Array:
+        """Returns the vectors of images for candidates and indexes, float32 `(I, D)`. With a hubness correction each
+        has one more coordinate, minus the offset of the image, so that the product with a text's vector ranks images as
+        the corrected score does."""
+        vectors = self.embed(params, images)
+        if self.hubness is None:
+            return vectors
+        offsets, _ = self.hub_offsets(params, images, images)
+        return jnp.concatenate([vectors, -offsets[:, None]], 1)
+
+    def text_vectors(self, params, texts: Features) -> jax.Array:
+        """Returns the vectors of texts, as `image_vectors` does; the additional coordinate is 1."""
+        vectors = self.embed(params, texts)
+        if self.hubness is None:
+            return vectors
+        return jnp.concatenate([vectors, jnp.ones_like(vectors[:, :1])], 1)
 
     def explain(self, params, image: Features, text: Features) -> dict:
-        """Returns the terms of one pair (Features without batch axis) that the matcher computes; see `MEFN.explain`."""
-        return self.matcher.apply({"params": params["matcher"]}, image, text, method="explain")
+        """Returns the terms of one pair (Features without batch axis) that the matcher computes (see `MEFN.explain`),
+        and the offsets `image_hub_offset` and `text_hub_offset`, which the score has subtracted."""
+        terms = self._apply_matcher(params, "explain", image, text)
+        image_offset, text_offset = self.hub_offsets(params, image, text)
+        terms["score"] -= image_offset + text_offset
+        return terms | {"image_hub_offset": image_offset, "text_hub_offset": text_offset}
+
+    def attention(self, params, image: Features, text: Features) -> jax.Array:
+        """Returns what each word of one pair looks at, float32 `(N, M)`, columns sum to 1."""
+        return self._apply_matcher(params, "attention", image, text)
 
     def scalars(self, params) -> dict:
-        """Returns the matcher's learned scalars by name; empty for a matcher without any."""
-        if not hasattr(self.matcher, "scalars"):
-            return {}
-        return self.matcher.apply({"params": params["matcher"]}, method="scalars")
+        """Returns the learned scalars of the matcher and of the hubness correction by name."""
+        scalars = self._apply_matcher(params, "scalars")
+        if self.hubness is None:
+            return scalars
+        hubness = params["hubness"]
+        return scalars | {"hub_weight": hubness["weight"], "hub_scale": jnp.exp(hubness["log_scale"])}
+
+    def _apply_matcher(self, params, method: str, *inputs):
+        return self.matcher.apply(select_part(params, "matcher"), *inputs, method=method)
 
 
-def _encode(encoder, params, dropout_key, *inputs, **options) -> Features:
+def select_part(params, part: str) -> dict:
+    """Returns the Flax variables of one part of a model: its parameters and its constants."""
+    constants = params.get("constants", {}).get(part)
+    return {"params": params[part]} | ({} if constants is None else {"constants": constants})
+
+
+def split_constants(variables: dict) -> tuple[dict, dict]:
+    """Returns the parameters and the constants of a model's variables."""
+    params = {name: part for name, part in variables.items() if name != "constants"}
+    return params, variables["constants"]
+
+
+def _encode(encoder, variables, dropout_key, *inputs, **options) -> Features:
     """Applies an encoder: deterministically without a `dropout_key`, else as in training."""
     if dropout_key is None:
-        return encoder.apply({"params": params}, *inputs, **options)
+        return encoder.apply(variables, *inputs, **options)
     rngs = {"dropout": dropout_key}
-    return encoder.apply({"params": params}, *inputs, deterministic=False, rngs=rngs, **options)
+    return encoder.apply(variables, *inputs, deterministic=False, rngs=rngs, **options)
 
 
 def build_model(config: ConfigDict, vocab_size: int) -> Model:
     """Builds the model that a configuration describes; `vocab_size` is the tokenizer's."""
-    matcher, system_options = MODELS[config.model]
-    options = (config.matcher.to_dict() | system_options) if matcher is MEFN else system_options
+    matcher = MODELS[config.model].matcher(**config.matcher)
+    hubness = HubnessCorrection(matcher.hub_vectors, matcher.init_hub_scale) if matcher.hub_vectors else None
     loss = losses.LOSSES[config.loss.name].initial
-    return Model(build_image_encoder(config), build_text_encoder(config, vocab_size), matcher(**options), loss)
+    image, text = build_image_encoder(config), build_text_encoder(config, vocab_size)
+    return Model(image, text, matcher, hubness, loss)
 
 
 def build_image_encoder(config: ConfigDict) -> ImageEncoder | RegionEncoder:

@@ -60,8 +60,6 @@ def lr_multipliers(params, multipliers: tuple[str, ...], layer_decay: float) -> 
         name = "/".join(part.key for part in path)
         number = next((k for k, (regex, _) in enumerate(rules) if regex.search(name)), None)
         used_rules.add(number)
-        if re.search(r"_norm/(mean|var)$", name):  # stored statistics of BatchNorm and InputNorm are constants
-            return 0.0
         return (1.0 if number is None else rules[number][1]) * _compute_layer_decay(name, towers, layer_decay)
 
     factors = jax.tree_util.tree_map_with_path(compute_factor, params)

@@ -35,8 +35,8 @@ from mefn_jax.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation import evaluator
-from mefn_jax.model import build_image_encoder, build_text_encoder
-from mefn_jax.resolve import check_options
+from mefn_jax.model import build_image_encoder, build_text_encoder, select_part
+from mefn_jax.resolve import resolve
 from mefn_jax.runtime.checkpoint import params_digest, versions
 from mefn_jax.runtime.cli import define_config_flag, run_command
 from mefn_jax.runtime.console import print0
@@ -64,8 +64,8 @@ class FrozenTowers:
 
 def from_config(config: ConfigDict) -> FrozenTowers:
     """Loads the pretrained towers that a configuration names. Raises ConfigError if it names none."""
-    check_options(config)
-    config, pretrained, tokenizer_json = towers.load_pretrained(config)
+    resolved = resolve(config)
+    config, pretrained, tokenizer_json = resolved.config, resolved.towers, resolved.tokenizer_json
     if not pretrained:
         raise ConfigError("give image.pretrained, text.pretrained or both: only trained towers are worth keeping")
     tokenizer = make_tokenizer(config, tokenizer_json) if tokenizer_json else None
@@ -73,9 +73,9 @@ def from_config(config: ConfigDict) -> FrozenTowers:
         towers.check_vocabulary(config, tokenizer.vocab_size)
     image = build_image_encoder(config) if "image" in pretrained else None
     text = build_text_encoder(config, tokenizer.vocab_size) if tokenizer else None
-    return FrozenTowers(
-        config, image, text, {kind: {"backbone": tower.params} for kind, tower in pretrained.items()}, tokenizer
-    )
+    variables = {kind: {"backbone": tower.params} for kind, tower in pretrained.items()}
+    variables["constants"] = {kind: {"backbone": tower.constants} for kind, tower in pretrained.items()}
+    return FrozenTowers(config, image, text, variables, tokenizer)
 
 
 def from_run(workdir) -> FrozenTowers:
@@ -205,7 +205,7 @@ def write_regions(frozen_towers: FrozenTowers, params, mesh, split: Split, prefi
     size = round_up(config.eval.batch_size, mesh.size)
 
     def encode_regions(params, pixels):
-        grids, _ = frozen_towers.image.apply({"params": params["image"]}, pixels, method="backbone_features")
+        grids, _ = frozen_towers.image.apply(select_part(params, "image"), pixels, method="backbone_features")
         return jnp.concatenate([grid.reshape(len(grid), -1, grid.shape[-1]) for grid in grids], 1).astype(jnp.float32)
 
     pixels = jax.ShapeDtypeStruct((size, config.image.size, config.image.size, 3), jnp.uint8)
@@ -244,7 +244,7 @@ def write_words(
     offsets = np.concatenate([[0], np.cumsum(lengths)])
 
     def encode_words(params, ids, mask):
-        return frozen_towers.text.apply({"params": params["text"]}, ids, mask, method="backbone_features")[0].astype(
+        return frozen_towers.text.apply(select_part(params, "text"), ids, mask, method="backbone_features")[0].astype(
             jnp.float16
         )
 

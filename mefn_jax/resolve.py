@@ -1,16 +1,59 @@
-"""Checks of a configuration before any work begins, in the one module that sees the names of all parts."""
+"""Makes a configuration complete before any work begins: checked, fitted to the data, with the sizes of pretrained
+towers or of a checkpoint filled in."""
+
+import dataclasses
 
 from ml_collections import ConfigDict
 
-from mefn_jax.config import check_config, require_local
+from mefn_jax.config import check_config, get_dotted, require_local
+from mefn_jax.data.from_config import fill_data_widths
+from mefn_jax.encoders.pretrained.towers import keep_saved_options, load_pretrained
+from mefn_jax.encoders.pretrained.weights import Tower
 from mefn_jax.losses import LOSS_CHOICES
-from mefn_jax.model import MODEL_CHOICES
+from mefn_jax.model import MODEL_CHOICES, find_system
+from mefn_jax.runtime.console import print0
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A complete configuration.
+
+    Attributes:
+        config: the configuration, locked.
+        towers: pretrained towers by kind, "image" and "text"; none for a run that resumes.
+        tokenizer_json: content of the text tower's `tokenizer.json`; None without such a tower.
+    """
+
+    config: ConfigDict
+    towers: dict[str, Tower]
+    tokenizer_json: str | None
+
+
+def resolve(config: ConfigDict, splits=(), saved: ConfigDict | None = None) -> Resolved:
+    """Returns a configuration complete: its values are checked, the widths of the `splits`' regions and cached text are
+    filled in, and the sizes, preprocessing and tokenizer of its pretrained towers, or those of the checkpoint whose
+    configuration is `saved`. Raises ConfigError or WeightsError."""
+    check_options(config)
+    note_contradictions(config)
+    for split in splits:
+        config = fill_data_widths(config, split)
+    if saved is not None:
+        return Resolved(keep_saved_options(config, saved), {}, None)
+    return Resolved(*load_pretrained(config))
 
 
 def check_options(config: ConfigDict) -> ConfigDict:
     """Returns the configuration unchanged. Raises ConfigError, naming the option, for a value that cannot work."""
     check_config(config, MODEL_CHOICES | LOSS_CHOICES)
     return config
+
+
+def note_contradictions(config: ConfigDict) -> None:
+    """Prints a note for each option that the system requires and that the command line contradicts."""
+    for key, value in find_system(config.model).requires.items():
+        chosen = get_dotted(config, key)
+        if chosen != value:
+            print0(f"note: model={config.model} is defined by {key}={value}, but {key}={chosen} is used")
 
 
 def validate(config: ConfigDict) -> ConfigDict:

@@ -12,10 +12,9 @@ import dataclasses
 from absl import flags
 
 from mefn_jax.data import pipeline, sheet, statistics
-from mefn_jax.data.from_config import fill_data_widths, open_dataset
-from mefn_jax.encoders.pretrained.towers import load_pretrained
+from mefn_jax.data.from_config import open_dataset
 from mefn_jax.reports import contact_sheet
-from mefn_jax.resolve import validate
+from mefn_jax.resolve import resolve, validate
 from mefn_jax.runtime.cli import define_config_flag, run_command
 from mefn_jax.runtime.console import print0
 from mefn_jax.training.setup import choose_tokenizer
@@ -30,8 +29,8 @@ def show_data(config, out: str, rows: int, step: int) -> None:
     out = contact_sheet.check_picture_path(out)
     dataset = open_dataset(config)
     split = dataset.split("train")
-    config, _, tokenizer_json = load_pretrained(fill_data_widths(config, split))
-    tokenizer = choose_tokenizer(config, tokenizer_json, dataset, split)
+    resolved = resolve(config, (split,))
+    config, tokenizer = resolved.config, choose_tokenizer(resolved.config, resolved.tokenizer_json, dataset, split)
     names = sorted(dataset.splits, key=lambda name: (SPLIT_ORDER.get(name, len(SPLIT_ORDER)), name))
     statistics_of_splits = {
         name: statistics.compute_statistics(split if name == "train" else dataset.split(name), tokenizer)

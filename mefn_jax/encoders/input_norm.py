@@ -18,7 +18,7 @@ class InputNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, deterministic=True):
-        mean = self.param("mean", nn.initializers.zeros, x.shape[-1:])
-        var = self.param("var", nn.initializers.ones, x.shape[-1:])
+        mean = self.variable("constants", "mean", jnp.zeros, x.shape[-1:]).value
+        var = self.variable("constants", "var", jnp.ones, x.shape[-1:]).value
         x = (x.astype(jnp.float32) - mean) / jnp.sqrt(var)
         return nn.Dropout(self.dropout, broadcast_dims=(1,), deterministic=deterministic)(x)

@@ -20,14 +20,15 @@ GROUP_SIZE = 16
 class StoredBatchNorm(nn.Module):
     """BatchNorm on stored statistics, `(x - mean) / sqrt(var + 1e-5) * scale + bias`.
 
-    Scale and bias are trained. The statistics are constants, kept among the parameters, and get no gradient.
+    Scale and bias are trained. The statistics are variables of the collection `constants`.
     """
 
     @nn.compact
     def __call__(self, x):
         ones, zeros, shape = nn.initializers.ones, nn.initializers.zeros, (x.shape[-1],)
         scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
-        mean, var = (jax.lax.stop_gradient(self.param(n, i, shape)) for n, i in (("mean", zeros), ("var", ones)))
+        mean = self.variable("constants", "mean", jnp.zeros, shape).value
+        var = self.variable("constants", "var", jnp.ones, shape).value
         factor = scale / jnp.sqrt(var + 1e-5)
         return x * factor.astype(x.dtype) + (bias - mean * factor).astype(x.dtype)
 

@@ -14,6 +14,7 @@ from mefn_jax.data.split import Split
 from mefn_jax.encoders.pooling import mean_pool
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation.evaluator import Evaluator
+from mefn_jax.model import select_part
 from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, from_local_rows, local_rows, replicated, round_up
 
 
@@ -54,10 +55,10 @@ def mean_features(evaluator: Evaluator, params, split: Split) -> MeanFeatures:
     size = round_up(c.eval.batch_size, evaluator.mesh.size)
 
     def average_regions(params, regions):
-        return mean_pool(*model.image.apply({"params": params["image"]}, regions, method="backbone_features"))
+        return mean_pool(*model.image.apply(select_part(params, "image"), regions, method="backbone_features"))
 
     def average_words(params, ids, mask):
-        return mean_pool(*model.text.apply({"params": params["text"]}, ids, mask, method="backbone_features")[:2])
+        return mean_pool(*model.text.apply(select_part(params, "text"), ids, mask, method="backbone_features")[:2])
 
     everywhere, rows = replicated(evaluator.mesh), batch_sharding(evaluator.mesh)
     encode_images = jax.jit(average_regions, in_shardings=(None, rows), out_shardings=everywhere)

@@ -18,7 +18,7 @@ from absl import flags
 
 from mefn_jax import metrics
 from mefn_jax.data.dataset import HELD_OUT
-from mefn_jax.data.from_config import fill_data_widths, make_tokenizer, open_dataset
+from mefn_jax.data.from_config import make_tokenizer, open_dataset
 from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import ConfigError
@@ -26,7 +26,7 @@ from mefn_jax.evaluation import evaluate
 from mefn_jax.evaluation.cca import CCA, MeanFeatures, check_supports_cca, fit_cca, mean_features
 from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.model import build_model, dummy_inputs
-from mefn_jax.resolve import validate
+from mefn_jax.resolve import resolve, validate
 from mefn_jax.runtime.cli import define_config_flag, run_command
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.sharding import make_mesh
@@ -93,11 +93,12 @@ def evaluate_cca(config, split: str, held_out_images: int, out: str) -> dict:
     config.data.held_out_images = held_out_images
     dataset, name = open_dataset(config), SPLIT_ALIASES.get(split, split)
     splits = {split_name: dataset.split(split_name) for split_name in ("train", HELD_OUT, name)}
-    config, pretrained, tokenizer_json = towers.load_pretrained(fill_data_widths(config, splits[name]))
-    tokenizer = make_tokenizer(config, tokenizer_json or dataset.tokenizer_json)
+    resolved = resolve(config, (splits[name],))
+    config = resolved.config
+    tokenizer = make_tokenizer(config, resolved.tokenizer_json or dataset.tokenizer_json)
     model = build_model(config, tokenizer.vocab_size)
     params = model.init(jax.random.key(0), *dummy_inputs(config))
-    params = towers.insert_pretrained(params, pretrained)
+    params = towers.insert_pretrained(params, resolved.towers)
     evaluator = Evaluator(model, tokenizer, config, make_mesh())
     features = {split_name: mean_features(evaluator, params, opened) for split_name, opened in splits.items()}
     train, held_out = features["train"], features[HELD_OUT]

@@ -19,8 +19,8 @@ from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import CheckpointError, ConfigError
 from mefn_jax.features import Features
-from mefn_jax.model import Model, build_model, dummy_inputs
-from mefn_jax.resolve import check_options
+from mefn_jax.model import Model, build_model, dummy_inputs, split_constants
+from mefn_jax.resolve import check_options, resolve
 from mefn_jax.runtime.checkpoint import Checkpoints
 from mefn_jax.runtime.sharding import (
     batch_sharding,
@@ -67,10 +67,10 @@ class Evaluator:
 
     def rerank(self, params, images: Features, texts: Features, k: int) -> rerank.Candidates:
         """Returns k candidates for each caption, with the matcher's scores (docs/method.md, Eqs. 35, 64, 65)."""
-        embeddings = [self.embed(params, features) for features in (images, texts)]
+        vectors = self.image_vectors(params, images), self.text_vectors(params, texts)
         mib = score_tile_mib(self.config, self.mesh)
         offsets = self._programs[5](params, images, texts)  # not `self.hub_offsets`, which would wait for the result
-        candidates = rerank.score_candidates(self._reranker, params, images, texts, *embeddings, k, self.mesh, mib)
+        candidates = rerank.score_candidates(self._reranker, params, images, texts, *vectors, k, self.mesh, mib)
         image_offsets, text_offsets = map(np.asarray, offsets)
         scores = candidates.scores - image_offsets[candidates.images] - text_offsets[:, None]
         return dataclasses.replace(candidates, scores=scores)
@@ -111,12 +111,36 @@ class Evaluator:
         return self._encode_text_batches(params, pipeline.text_batches(captions, self.tokenizer, size))
 
     def embed(self, params, features: Features) -> np.ndarray:
-        """Returns the embeddings that choose candidates, float32 `(B, D)`."""
+        """Returns one vector for each item, float32 `(B, D)` (`Model.embed`)."""
+        return self._map_slices(self._vector_programs[0], params, features)
+
+    def image_vectors(self, params, images: Features) -> np.ndarray:
+        """Returns the vectors of images that choose candidates, float32 `(I, D)` (`Model.image_vectors`)."""
+        return self._map_slices(self._vector_programs[1], params, images)
+
+    def text_vectors(self, params, texts: Features) -> np.ndarray:
+        """Returns the vectors of texts that choose candidates, float32 `(T, D)` (`Model.text_vectors`)."""
+        return self._map_slices(self._vector_programs[2], params, texts)
+
+    @functools.cached_property
+    def _vector_programs(self):
+        return tuple(jax.jit(f) for f in (self.model.embed, self.model.image_vectors, self.model.text_vectors))
+
+    def _map_slices(self, program, params, features: Features) -> np.ndarray:
+        """Returns the results of a program on slices of at most TILE_CAPTIONS items, as one array."""
         slices = [
             jax.tree.map(lambda x, rows=rows: x[rows], features)
             for rows in even_slices(len(features.mask), TILE_CAPTIONS)
         ]
-        return np.concatenate([np.asarray(self._programs[3](params, x)) for x in slices])
+        return np.concatenate([np.asarray(program(params, x)) for x in slices])
+
+    def attention(self, params, images: Features, texts: Features) -> jax.Array:
+        """Returns what each word looks at in pairs, image k with text k, float32 `(B, N, M)` (`Model.attention`)."""
+        return self._attention_program(params, images, texts)
+
+    @functools.cached_property
+    def _attention_program(self):
+        return jax.jit(jax.vmap(self.model.attention, (None, 0, 0)))
 
     def explain(self, params, images: Features, texts: Features) -> dict:
         """Returns the terms of pairs (see `Model.explain`), image k with text k, as arrays `(B, ...)`."""
@@ -125,9 +149,8 @@ class Evaluator:
     def scores(self, params, images: Features, texts: Features) -> TiledScores:
         """Returns the scores of all pairs of encoded images and captions, to be computed a tile at a time."""
         score = functools.partial(self._programs[2], params)
-        if not self.model.has_tile:
-            return TiledScores(score, images, texts, self.mesh, untiled=True)
-        return TiledScores(score, images, texts, self.mesh, hub_offsets=self.hub_offsets(params, images, texts))
+        offsets = self.hub_offsets(params, images, texts)
+        return TiledScores(score, images, texts, self.mesh, untiled=not self.model.has_tile, hub_offsets=offsets)
 
     def hub_offsets(self, params, images: Features, texts: Features) -> tuple[np.ndarray, np.ndarray]:
         """Returns the hubness offsets of images, float32 `(I,)`, and of captions, `(C,)` (docs/method.md, Eq. 34).
@@ -199,11 +222,13 @@ def load_checkpoint(workdir, step: str, ema: bool = False):
             raise CheckpointError(
                 f"{workdir}: was trained without averaged parameters (train.ema_decay=0); leave --ema out"
             )
-        multipliers = optim.lr_multipliers(shapes, config.train.lr_multipliers, config.train.layer_decay)
-        abstract_ema = {"ema": optim.select_trainable(abstract, multipliers)} if ema else {}
-        restored = checkpoints.restore(step_number, {"params": abstract} | abstract_ema)
+        params, constants = split_constants(abstract)
+        multipliers = optim.lr_multipliers(params, config.train.lr_multipliers, config.train.layer_decay)
+        abstract_ema = {"ema": optim.select_trainable(params, multipliers)} if ema else {}
+        restored = checkpoints.restore(step_number, {"params": params, "constants": constants} | abstract_ema)
     params = optim.merge(restored["ema"], restored["params"]) if ema else restored["params"]
-    return Evaluator(model, tokenizer, config, mesh), params, step_number
+    variables = params | {"constants": restored["constants"]}
+    return Evaluator(model, tokenizer, config, mesh), variables, step_number
 
 
 def load_zero_shot(config: ml_collections.ConfigDict):
@@ -216,7 +241,8 @@ def load_zero_shot(config: ml_collections.ConfigDict):
         raise ConfigError(f"model={config.model} has to be trained; without training, give --config=FILE.py:model=clip")
     if (config.image.pooling, config.text.pooling) != ("tower", "tower"):
         raise ConfigError("image.pooling and text.pooling must be tower: other poolings need trained projections")
-    config, pretrained, tokenizer_json = towers.load_pretrained(config)
+    resolved = resolve(config)
+    config, pretrained, tokenizer_json = resolved.config, resolved.towers, resolved.tokenizer_json
     lacking = [kind for kind in ("image", "text") if kind not in pretrained or pretrained[kind].projection is None]
     if lacking:
         raise ConfigError(

@@ -54,7 +54,7 @@ def pointing_accuracy(evaluator: Evaluator, params, images: Features, texts: Fea
     """Returns the result of the pointing game, `{"all", "chance"}` in percent (docs/method.md, Eq. 63).
 
     `all`: how often the region that a word attends to most has its center in a box of something that the word names;
-    None for a matcher without `explain`. `chance`: how often a region drawn at random has. `images`, `texts` are the
+    None for a matcher without `attention`. `chance`: how often a region drawn at random has. `images`, `texts` are the
     split's encoded images and captions. Returns None if the regions have no known boxes.
     """
     boxes = region_boxes(evaluator.config, evaluator.model)
@@ -64,7 +64,7 @@ def pointing_accuracy(evaluator: Evaluator, params, images: Features, texts: Fea
     words = named_words(split, evaluator.tokenizer)
     is_inside = np.stack([_find_inside(centers, word.boxes) for word in words])  # (W, N)
     result = {"all": None, "chance": 100.0 * float(np.mean(is_inside))}
-    if hasattr(evaluator.model.matcher, "explain"):
+    if evaluator.model.has_attention:
         top_region = _find_most_attended(evaluator, params, images, texts, split.caption_image)  # (C, M)
         hits = [row[top_region[word.caption, word.piece]] for row, word in zip(is_inside, words, strict=True)]
         result["all"] = 100.0 * float(np.mean(hits))
@@ -79,12 +79,6 @@ def _find_inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 def _find_most_attended(evaluator: Evaluator, params, images: Features, texts: Features, caption_image) -> np.ndarray:
     """Returns the region of its own image that each wordpiece of each caption attends to most, int `(C, M)`."""
-
-    @jax.jit
-    def compute_top_region(params, images, texts):
-        terms = jax.vmap(evaluator.model.explain, (None, 0, 0))(params, images, texts)
-        return terms["word_attention"].argmax(1)
-
     size, top_regions = evaluator.config.eval.batch_size, []
     for start in range(0, len(caption_image), size):
         # The last batch starts earlier and repeats some captions, so that all batches have one shape.
@@ -92,5 +86,5 @@ def _find_most_attended(evaluator: Evaluator, params, images: Features, texts: F
         captions = np.arange(max(0, min(start, len(caption_image) - size)), stop)
         indices = (images, caption_image[captions]), (texts, captions)
         pairs = (jax.tree.map(lambda x, index=index: x[index], features) for features, index in indices)
-        top_regions.append(np.asarray(compute_top_region(params, *pairs))[start - captions[0] :])
+        top_regions.append(np.asarray(evaluator.attention(params, *pairs)).argmax(1)[start - captions[0] :])
     return np.concatenate(top_regions)

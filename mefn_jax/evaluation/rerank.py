@@ -53,7 +53,8 @@ def compare_reranking(
         counts = rerank.rank_counts(candidates, caption_image)
         times.append(time.perf_counter() - start)
     seconds = float(np.median(times[1:]))  # the first time includes compilation
-    image_embeddings, text_embeddings = (evaluator.embed(params, features) for features in (images, texts))
+    image_embeddings = evaluator.image_vectors(params, images)
+    text_embeddings = evaluator.text_vectors(params, texts)
     ranking = rank(lambda rows, columns: image_embeddings[rows] @ text_embeddings[columns].T, caption_image)
     embedding = metrics.retrieval_metrics(*ranking.counts[1], caption_image) | {"seconds": ranking.seconds}
     return {

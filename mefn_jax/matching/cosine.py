@@ -4,10 +4,12 @@ from mefn_jax.features import Features
 from mefn_jax.matching.matcher import Matcher
 
 
-class PooledCosine(Matcher):
+class PooledCosine(Matcher, kw_only=True):
     """Matcher without parameters: the cosines of `pooled` for all pairs (docs/method.md, Eq. 40)."""
 
-    def __call__(self, images: Features, texts: Features):
+    is_dual_encoder = True
+
+    def score(self, images: Features, texts: Features):
         """Returns the scores of all pairs, float32 `(I, T)`."""
         return images.pooled @ texts.pooled.T
 

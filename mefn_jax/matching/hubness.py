@@ -17,22 +17,28 @@ import jax.numpy as jnp
 from mefn_jax.features import unit
 
 
-class HubnessBank(nn.Module):
-    """Hub vectors of both sides, which give the offsets of images and of texts (docs/method.md, Eq. 34).
+class HubnessCorrection(nn.Module):
+    """Hub vectors of both sides, which give the offsets of images and of texts (docs/method.md, Eqs. 34 and 35).
 
     Attributes:
-        num_vectors: K, the learned vectors per side; random at first, or training items (`train.init=cca`).
+        num_vectors: K, the learned vectors per side; a new run starts with training items in their place.
+        init_scale: initial scale of the log-mean-exp, learned as a logarithm.
     """
 
     num_vectors: int
+    init_scale: float
 
     @nn.compact
-    def __call__(self, images, texts, scale):
-        """Returns the offsets of images and of texts, float32 `(...)` each, from pooled embeddings `(..., D)`."""
-        normal = nn.initializers.normal(1.0)
+    def __call__(self, images, texts):
+        """Returns the weighted offsets of images and of texts, float32 `(...)` each, from their embeddings `(..., D)`.
+        The weight is learned and starts at 1."""
+        normal, constant = nn.initializers.normal(1.0), nn.initializers.constant
         text_hubs = self.param("texts", normal, (self.num_vectors, images.shape[-1]))
         image_hubs = self.param("images", normal, (self.num_vectors, texts.shape[-1]))
-        return log_mean_exp_similarity(images, text_hubs, scale), log_mean_exp_similarity(texts, image_hubs, scale)
+        scale = jnp.exp(self.param("log_scale", constant(jnp.log(self.init_scale)), ()))
+        weight = self.param("weight", constant(1.0), ())
+        offsets = log_mean_exp_similarity(images, text_hubs, scale), log_mean_exp_similarity(texts, image_hubs, scale)
+        return tuple(weight * offset for offset in offsets)
 
 
 def log_mean_exp_similarity(pooled, hub_vectors, scale):

@@ -1,25 +1,74 @@
-"""Contract of a matcher: how a system scores all pairs of encoded images and texts."""
+"""The contract of a matcher: how a system scores all pairs of encoded images and texts."""
 
 import flax.linen as nn
 
 from mefn_jax.features import Features
 
 
-class Matcher(nn.Module):
-    """Base class of matchers. Subclass it, define `__call__`, and add a line to `MODELS` of `model.py`.
+class Matcher(nn.Module, kw_only=True):
+    """Scores all pairs of images and texts. Subclass it, define `score`, and add a line to `MODELS` of `model.py`.
 
-    A matcher may also define the following methods; all other code uses those that it finds:
-        score_tile(regions, words) -> (I, T): the same scores from the layouts of `scoring/layouts.py`, before the
-            hubness offsets are subtracted. Evaluation then packs the captions, which is faster.
-        hub_offsets(images, texts) -> ((I,), (T,)): the amounts subtracted from all scores of an image and of a text.
-        explain(image, text) -> dict: the terms of one pair, as `MEFN.explain` returns them; pairs can then be drawn.
-        scalars() -> dict: learned scalars by name, for the log.
+    The fields of a subclass are its options (`config.matcher`); they are keyword-only and have defaults. Everything but
+    `score` is optional. Learned parameters are `self.param`s; what is computed once from training items and then stays
+    as it is are variables of the collection `constants` (`initial_constants`).
+
+    Attributes:
+        hub_vectors: K, the learned hub vectors per side; 0 turns the hubness correction off.
+        init_hub_scale: initial scale of its log-mean-exp.
+
+    The hubness correction (docs/method.md, section 9) is subtracted by `Model`, so a matcher knows nothing of it.
     """
 
+    hub_vectors: int = 0
+    init_hub_scale: float = 20.0
+
+    is_dual_encoder = False  # True if the score of a pair is the product of its two embeddings (`embed`)
+
     def __call__(self, images: Features, texts: Features):
+        """Returns `score` of transformed items; `Model.init` calls it, so that every parameter is made."""
+        return self.score(self.transform_images(images), self.transform_texts(texts))
+
+    def transform_images(self, images: Features) -> Features:
+        """Returns what `score` takes of images: the stage that depends on one item alone, computed once for each
+        item."""
+        return images
+
+    def transform_texts(self, texts: Features) -> Features:
+        """Returns what `score` takes of texts, as `transform_images` does."""
+        return texts
+
+    def score(self, images: Features, texts: Features):
         """Returns the scores of all pairs, float32 `(I, T)`: cosine scale, higher is better, differentiable."""
-        raise NotImplementedError(f"{type(self).__name__} defines no __call__(images, texts)")
+        raise NotImplementedError(f"{type(self).__name__} defines no score(images, texts)")
 
     def embed(self, features: Features):
         """Returns one vector for each item, float32 `(B, D)`, for candidates and indexes: the pooled embedding."""
         return features.pooled
+
+    def score_tile(self, regions, words):
+        """Returns the scores `(I, T)` from the layouts of `scoring/layouts.py`, not for gradients. Evaluation then
+        packs the captions, which is faster than `score`."""
+        raise NotImplementedError(f"{type(self).__name__} defines no score_tile(regions, words)")
+
+    def explain(self, image: Features, text: Features) -> dict:
+        """Returns the terms of one pair (Features without batch axis), as `MEFN.explain` does, so that it can be
+        drawn."""
+        raise NotImplementedError(f"{type(self).__name__} defines no explain(image, text)")
+
+    def attention(self, image: Features, text: Features):
+        """Returns what each word of one pair looks at: float32 `(N, M)`, columns sum to 1."""
+        raise NotImplementedError(f"{type(self).__name__} defines no attention(image, text)")
+
+    def scalars(self) -> dict:
+        """Returns learned scalars by name, for the log."""
+        return {}
+
+    def initial_constants(self, images: Features, texts: Features, image_index) -> dict:
+        """Returns the collection `constants` of a new run, from encoded training items: NumPy Features of I images and
+        of C captions, and the image `(C,)` of each caption."""
+        return {}
+
+    @classmethod
+    def defines(cls, name: str) -> bool:
+        """Returns whether a subclass defines an optional method of this contract."""
+        return getattr(cls, name) is not getattr(Matcher, name)

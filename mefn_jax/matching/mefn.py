@@ -15,12 +15,12 @@ from mefn_jax.features import Features, safe_norm, unit
 from mefn_jax.matching import entropy as entropies
 from mefn_jax.matching import gram
 from mefn_jax.matching.entropy import masked_log_softmax
-from mefn_jax.matching.hubness import HubnessBank
 from mefn_jax.matching.matcher import Matcher
 from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock, region_block, to_padded
 
 DIRECTIONS = ("both", "t2i", "i2t")
 GLOBAL_INPUTS = ("weighted", "pooled")
+BRANCHES = ("both", "local", "global")
 
 
 def cosine(a, b):
@@ -103,8 +103,8 @@ def unified_embeddings(image: Features, text: Features, terms: dict, gate, local
     return jnp.concatenate(image_blocks), jnp.concatenate(text_blocks)
 
 
-class MEFN(Matcher):
-    """Matcher of MEFN: the scores of all pairs, cosine scale (docs/method.md, Eq. 25, corrected by Eq. 35).
+class MEFN(Matcher, kw_only=True):
+    """Matcher of MEFN: the scores of all pairs, cosine scale (docs/method.md, Eq. 25).
 
     Attributes:
         entropy: a name of `ENTROPIES` in `matching/entropy.py` ("none": the -MFE ablation).
@@ -112,9 +112,6 @@ class MEFN(Matcher):
         global_input: "weighted" (pooled plus the weighted fragments, Eq. 23) or "pooled" (Eq. 24).
         branches: "both", "local" (the -global ablation) or "global" (the -local ablation).
         init_lambda, init_kappa: initial lambda and kappa; both are learned as logarithms.
-        hub_vectors: K, the learned hub vectors per side (`hubness.py`); 0 turns the correction off, as in the paper.
-        init_hub_scale: initial scale of the log-mean-exp, learned as a logarithm. The offsets are multiplied by a
-            learned weight that starts at 1.
     """
 
     entropy: str = "shannon"
@@ -123,21 +120,15 @@ class MEFN(Matcher):
     branches: str = "both"
     init_lambda: float = 9.0
     init_kappa: float = 4.0
-    hub_vectors: int = 0
-    init_hub_scale: float = 20.0
 
     def setup(self):
-        """Creates the learned scalars and the hub vectors, under the names that saved checkpoints have."""
+        """Creates the learned scalars."""
         constant = nn.initializers.constant
-        self.log_lambda = self.param("log_scale", constant(jnp.log(self.init_lambda)), ())
+        self.log_lambda = self.param("log_lambda", constant(jnp.log(self.init_lambda)), ())
         if self.entropy != "none":
-            self.log_kappa = self.param("log_sharpness", constant(jnp.log(self.init_kappa)), ())
+            self.log_kappa = self.param("log_kappa", constant(jnp.log(self.init_kappa)), ())
         if self.branches == "both":
             self.gate_logit = self.param("gate_logit", constant(0.0), ())
-        if self.hub_vectors:
-            self.backgrounds = HubnessBank(self.hub_vectors)
-            self.log_hub_scale = self.param("log_background_scale", constant(jnp.log(self.init_hub_scale)), ())
-            self.hub_weight = self.param("background_share", constant(1.0), ())
 
     def _build_options(self) -> dict:
         """Returns the arguments that `score_pair` and `score_all_pairs` have in common."""
@@ -155,44 +146,33 @@ class MEFN(Matcher):
         """Returns g of docs/method.md, Eq. 25, the share of the local score: the integer 0 or 1 in the ablations."""
         return {"local": 1, "global": 0}.get(self.branches) if self.branches != "both" else nn.sigmoid(self.gate_logit)
 
-    def __call__(self, images: Features, texts: Features):
+    def score(self, images: Features, texts: Features):
         """Returns the scores of all pairs, float32 `(I, T)`, with gradients for any lambda."""
         regions, words = region_block(images), to_padded(texts)
-        scores = fuse(*gram.score_all_pairs(regions, words, stabilized=True, **self._build_options()), self.gate)
-        image_offsets, text_offsets = self.hub_offsets(images, texts)
-        return scores - image_offsets[:, None] - text_offsets
+        return fuse(*gram.score_all_pairs(regions, words, stabilized=True, **self._build_options()), self.gate)
 
     def score_tile(self, regions: RegionBlock, words: PaddedTexts | PackedTexts):
-        """Returns the scores `(I, T)` of one tile, before the hubness offsets are subtracted and not for gradients.
-        Uses the cheaper, plain softmax while lambda is at most MAX_PLAIN_SCALE (docs/method.md, Eq. 33)."""
+        """Returns the scores `(I, T)` of one tile, not for gradients. Uses the cheaper, plain softmax while lambda is
+        at most MAX_PLAIN_SCALE (docs/method.md, Eq. 33)."""
         options = self._build_options()
         # Not in training: the backward pass of `lax.cond` keeps the activations of both branches.
         plain, stabilized = (functools.partial(gram.score_all_pairs, stabilized=s, **options) for s in (False, True))
         return fuse(*jax.lax.cond(options["lam"] <= gram.MAX_PLAIN_SCALE, plain, stabilized, regions, words), self.gate)
 
-    def hub_offsets(self, images: Features, texts: Features):
-        """Returns the hubness offsets that are subtracted from all scores of each image and of each text, `(...)` each
-        (docs/method.md, Eqs. 34 and 35); zeros without hub vectors."""
-        if not self.hub_vectors:
-            return jnp.zeros(images.pooled.shape[:-1]), jnp.zeros(texts.pooled.shape[:-1])
-        offsets = self.backgrounds(images.pooled, texts.pooled, jnp.exp(self.log_hub_scale))
-        return tuple(self.hub_weight * offset for offset in offsets)
-
     def explain(self, image: Features, text: Features) -> dict:
-        """Returns the terms of one image and one text (Features without batch axis): the dict of `score_pair`, the
-        learned scalars, and the offsets `image_hub_offset` and `text_hub_offset`, which the score has subtracted."""
-        terms = score_pair(image, text, gate=self.gate, **self._build_options()) | self.scalars()
-        image_offset, text_offset = self.hub_offsets(image, text)
-        terms["score"] -= image_offset + text_offset
-        return terms | {"image_hub_offset": image_offset, "text_hub_offset": text_offset}
+        """Returns the terms of one image and one text (Features without batch axis): the dict of `score_pair` and the
+        learned scalars."""
+        return score_pair(image, text, gate=self.gate, **self._build_options()) | self.scalars()
+
+    def attention(self, image: Features, text: Features):
+        """Returns alpha of docs/method.md, Eq. 19, float32 `(N, M)`."""
+        return self.explain(image, text)["word_attention"]
 
     def scalars(self) -> dict:
         """Returns the learned scalars by name, for logs."""
         values = {"gate": jnp.asarray(self.gate, jnp.float32), "lambda": jnp.exp(self.log_lambda)}
         if self.entropy != "none":
             values["kappa"] = jnp.exp(self.log_kappa)
-        if self.hub_vectors:
-            values |= {"hub_weight": self.hub_weight, "hub_scale": jnp.exp(self.log_hub_scale)}
         return values
 
     def embed(self, features: Features):

@@ -13,10 +13,11 @@ from mefn_jax.matching.gram import MAX_PLAIN_SCALE, normalize_product
 from mefn_jax.matching.matcher import Matcher
 from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock, region_block, to_padded
 
+SCAN_DIRECTIONS, AGGREGATES = ("t2i", "i2t"), ("lse", "avg")
 SLOPE = 0.1  # of the leaky ReLU
 
 
-class SCAN(Matcher):
+class SCAN(Matcher, kw_only=True):
     """Matcher of SCAN: the scores of all pairs; no parameters (docs/method.md, Eqs. 37 to 39).
 
     Attributes:
@@ -27,12 +28,12 @@ class SCAN(Matcher):
         lse_factor: f, the sharpness of the log-sum-exp.
     """
 
-    direction: str
-    aggregate: str
-    inverse_temperature: float
-    lse_factor: float = 1.0
+    direction: str = "t2i"
+    aggregate: str = "lse"
+    inverse_temperature: float = 9.0
+    lse_factor: float = 6.0
 
-    def __call__(self, images: Features, texts: Features):
+    def score(self, images: Features, texts: Features):
         """Returns the scores of all pairs, float32 `(I, T)`. Raises ValueError as `score_tile` does."""
         return self.score_tile(region_block(images), to_padded(texts))
 
@@ -43,20 +44,35 @@ class SCAN(Matcher):
                 f"SCAN: inverse_temperature={self.inverse_temperature} exceeds {MAX_PLAIN_SCALE}; lower it"
             )
         S = words.products(regions.vectors)  # (I, N, W)
+        weights = self._attention_weights(S, regions, words)  # (I, N, W)
+        if self.direction == "t2i":
+            q = normalize_product(jnp.sum(weights * S, 1), regions.squared_norms(weights))  # (I, W)
+            return self._aggregate_cosines(q, words.sum, words.lengths())
+        q = normalize_product(words.sum(weights * S), words.squared_norms(weights))  # (I, N, T)
+        mask = regions.mask[..., None]
+        return self._aggregate_cosines(q, lambda x: jnp.sum(jnp.where(mask, x, 0.0), 1), jnp.sum(mask, 1))
+
+    def _attention_weights(self, S, regions: RegionBlock, words: PaddedTexts | PackedTexts):
+        """Returns the attention without its denominators, `(I, N, W)`: alpha of Eq. 37 or beta of Eq. 38. Each source's
+        row over the queries is scaled to unit length first; masked entries are zero and stay zero."""
         leaky = jnp.where(S > 0, S, SLOPE * S)
-        # Each source's row over the queries is scaled to unit length; masked entries are zero and stay zero.
         if self.direction == "t2i":
             e = leaky * words.broadcast(_inverse_sqrt(words.sum(leaky * leaky)))
             e = _stop_gradient_if_single(e, words.broadcast(words.lengths()))
-            alpha = jnp.where(regions.mask_for(words), jnp.exp(self.inverse_temperature * e), 0.0)
-            q = normalize_product(jnp.sum(alpha * S, 1), regions.squared_norms(alpha))  # (I, W)
-            return self._aggregate_cosines(q, words.sum, words.lengths())
+            return jnp.where(regions.mask_for(words), jnp.exp(self.inverse_temperature * e), 0.0)
         e = leaky * _inverse_sqrt(jnp.sum(leaky * leaky, 1))[:, None]
         e = _stop_gradient_if_single(e, jnp.sum(regions.mask, 1).reshape(-1, 1, *[1] * words.word_axes))
-        beta = jnp.exp(self.inverse_temperature * e)
-        q = normalize_product(words.sum(beta * S), words.squared_norms(beta))  # (I, N, T)
-        mask = regions.mask[..., None]
-        return self._aggregate_cosines(q, lambda x: jnp.sum(jnp.where(mask, x, 0.0), 1), jnp.sum(mask, 1))
+        return jnp.exp(self.inverse_temperature * e)
+
+    def attention(self, image: Features, text: Features):
+        """Returns what each word of one pair looks at, float32 `(N, M)`, columns sum to 1: alpha, or in i2t the
+        attention of the regions to the word, compared over the regions."""
+        image, text = (jax.tree.map(lambda x: x[None], features) for features in (image, text))
+        regions, words = region_block(image), to_padded(text)
+        weights = self._attention_weights(words.products(regions.vectors), regions, words)[0, :, 0]  # (N, M)
+        weights = jnp.where(image.mask[0][:, None] & text.mask[0], weights, 0.0)
+        total = jnp.sum(weights, 0)
+        return weights / jnp.where(total > 0, total, 1.0)
 
     def embed(self, features: Features):
         """Returns one vector for each item, `(B, D)`, for candidates and indexes: the unit mean of the fragments, since

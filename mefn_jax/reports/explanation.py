@@ -53,7 +53,7 @@ class Explanation:
 
 def can_explain(evaluator: Evaluator) -> bool:
     """Returns whether the matcher can be explained: whether it is MEFN or has an `explain` like MEFN's."""
-    return hasattr(evaluator.model.matcher, "explain")
+    return evaluator.model.has_explain
 
 
 def check_can_explain(evaluator: Evaluator) -> None:

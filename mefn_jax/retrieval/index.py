@@ -86,7 +86,7 @@ def build_index(evaluator: Evaluator, params, checkpoint_id: dict, folder, out) 
     for first, pixels, undecodable in load_batches(folder, names, resize, size, metadata["done"], config):
         rows = slice(first, first + len(pixels))
         features = evaluator.encode_pixels(params, pad_rows(pixels, size), len(pixels))
-        arrays = {"embeddings": evaluator.embed(params, features)}
+        arrays = {"embeddings": evaluator.image_vectors(params, features)}
         if not evaluator.model.is_dual_encoder:
             arrays |= {"pooled": features.pooled, "fragments": features.fragments, "mask": features.mask}
         for x in arrays.values():

@@ -53,7 +53,7 @@ def search_images(
     num_candidates = parse_rerank(rerank, len(opened.names)) if rerank else DEFAULT_CANDIDATES
     loaded = time.perf_counter()
     texts = encode_captions(evaluator, params, [text], "--query")
-    query = evaluator.embed(params, texts)[0]
+    query = evaluator.text_vectors(params, texts)[0]
     k = max(topk, num_candidates)
     positions, scores = search_embeddings(opened.embeddings, query, k, evaluator.mesh, opened.readable)
     if not evaluator.model.is_dual_encoder:

@@ -16,7 +16,7 @@ BATCH_AXES = ("data", "fsdp")  # the axes that the batch is split over
 # (regex, axes): the first regex found in a parameter's path gives the mesh axes of its last dimensions, so that arrays
 # stacked over layers need no rules of their own. A parameter that no regex matches is an error.
 RULES = (
-    (r"^(matcher|loss)/", ()),
+    (r"^(matcher|hubness|loss)/", ()),
     (r"/(bias|scale|mean|var)$", ()),
     (r"/(query|key|value|mlp_in)/kernel$", ("fsdp", "tensor")),
     (r"/(attention/out|mlp_out)/kernel$", ("tensor", "fsdp")),
@@ -113,7 +113,7 @@ def param_spec(path: str, shape: tuple[int, ...], sizes) -> PartitionSpec:
     path, as in an optimizer's state, is ignored. Raises ValueError if no rule matches."""
     if not shape:
         return PartitionSpec()
-    path = re.sub(r"^.*?(?=\b(image|text|matcher|loss)/)", "", path)
+    path = re.sub(r"^.*?(?=\b(image|text|matcher|hubness|loss)/)", "", path)
     axes = next((axes for regex, axes in RULES if re.search(regex, path)), None)
     if axes is None:
         raise ValueError(f"no rule shards {path} {shape}; add one to RULES in mefn_jax/runtime/sharding.py")

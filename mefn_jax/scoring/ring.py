@@ -34,20 +34,18 @@ def ring_scores(score, params, images: Features, texts: Features, mesh, score_ti
 
 
 def local_loss(
-    score, loss, params, images: Features, texts: Features, *, image_index, mesh, score_tile_mib: float
+    score, loss, params, images: Features, texts: Features, *, items: tuple, mesh, score_tile_mib: float
 ) -> jax.Array:
-    """Computes the mean over devices of `loss(params, scores, image_index)`, where each device scores its own pairs
-    alone (docs/method.md, Eq. 49). `image_index (B,)` is the image index of each pair."""
+    """Computes the mean over devices of `loss(params, scores, *items)`, where each device scores its own pairs alone
+    (docs/method.md, Eq. 49). `items` are trees of arrays with a row for each pair, as the image index `(B,)`."""
 
-    def compute_on_device(params, images, texts, image_index):
+    def compute_on_device(params, images, texts, items):
         scores = score_in_tiles(functools.partial(score, params), images, texts, score_tile_mib)
-        return jax.lax.pmean(loss(params, scores, image_index), mesh.axis_names)
+        return jax.lax.pmean(loss(params, scores, *items), mesh.axis_names)
 
     rows, replicas = PartitionSpec(mesh.axis_names), PartitionSpec()
     specs = (replicas, rows, rows, rows)
-    return jax.shard_map(compute_on_device, mesh=mesh, in_specs=specs, out_specs=replicas)(
-        params, images, texts, image_index
-    )
+    return jax.shard_map(compute_on_device, mesh=mesh, in_specs=specs, out_specs=replicas)(params, images, texts, items)
 
 
 def _run_ring(score_block, axes, n: int, params, images, texts):

@@ -97,7 +97,7 @@ def run_loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: 
                 # save all steps are read, because a loss that is not finite must stop the run first.
                 log.write(writer, bar, flush=evaluating or saving)
                 if evaluating:
-                    rsum = evaluate_and_log(evaluator, train_state.params, run.val, step_index + 1, writer, bar)
+                    rsum = evaluate_and_log(evaluator, train_state.variables, run.val, step_index + 1, writer, bar)
                     if train_state.ema is not None:  # the moving average chooses the best checkpoint
                         params = state.ema_params(train_state, run.step_config.lr_multipliers)
                         rsum = evaluate_and_log(evaluator, params, run.val, step_index + 1, writer, bar, "ema")
@@ -130,7 +130,7 @@ def ideal_step_seconds(run: Run) -> float | None:
     chip = chip_of(mesh.devices.flat[0])
     if chip is None:
         return None
-    work = flops.step_flops(run.step_config, mesh, run.state.params, batch_shapes(run.config))
+    work = flops.step_flops(run.step_config, mesh, run.state.variables, batch_shapes(run.config))
     return sum(work.values()) / (chip.flops * mesh.size)
 
 

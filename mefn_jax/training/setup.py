@@ -13,14 +13,15 @@ from mefn_jax import config as configuration
 from mefn_jax import optim
 from mefn_jax.data import tokenizer as tokens
 from mefn_jax.data.dataset import HELD_OUT, Dataset
-from mefn_jax.data.from_config import fill_data_widths, make_tokenizer, open_dataset
+from mefn_jax.data.from_config import make_tokenizer, open_dataset
 from mefn_jax.data.images import resize_from_config
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import Tokenizer
-from mefn_jax.encoders.pretrained.towers import check_vocabulary, insert_pretrained, keep_saved_options, load_pretrained
+from mefn_jax.encoders.pretrained.towers import check_vocabulary, insert_pretrained
 from mefn_jax.errors import CheckpointError, ConfigError, OtherProcessError, UnreadableCheckpointError
 from mefn_jax.evaluation.evaluator import Evaluator
-from mefn_jax.model import Model, build_model, dummy_inputs
+from mefn_jax.model import Model, build_model, dummy_inputs, split_constants
+from mefn_jax.resolve import resolve
 from mefn_jax.runtime.checkpoint import Checkpoints, code_digest, git_commit, versions
 from mefn_jax.runtime.console import print0, print_rows
 from mefn_jax.runtime.multihost import broadcast_text, check_processes_agree, on_all_processes
@@ -41,7 +42,7 @@ class Datasets:
     """Data of a run.
 
     Attributes:
-        config: the configuration, with the widths of the data filled in.
+        config: the configuration as the command gives it.
         dataset: the data set.
         train, val: its splits for training and for evaluation during training.
     """
@@ -96,29 +97,33 @@ def open_data(config: ConfigDict, mesh) -> Datasets:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} exceeds the {train_split.num_captions} training captions"
         )
-    return Datasets(fill_data_widths(fill_data_widths(config, train_split), val_split), dataset, train_split, val_split)
+    return Datasets(config, dataset, train_split, val_split)
 
 
 def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
     """Sets up the run: from its latest checkpoint, or new. Raises ConfigError if hosts differ,
     UnreadableCheckpointError, CheckpointError or WeightsError."""
-    config, first_step = data.config, checkpoints.latest or 0
+    first_step, splits = checkpoints.latest or 0, (data.train, data.val)
     check_processes_agree(run_fingerprint(data, workdir) | {"latest checkpoint": str(first_step)})
     if first_step:
         saved_meta = read_on_all_processes(lambda: checkpoints.meta(first_step))
-        config, tokenizer = resume_config(config, saved_meta, workdir)
-        towers = {}
+        saved_config = ConfigDict(saved_meta["config"])
+        resolved = on_all_processes(lambda: resolve(data.config, splits, saved_config))
+        config = resolved.config
+        check_resumes(config, saved_meta["config"], workdir)
+        tokenizer = make_tokenizer(config, saved_meta["tokenizer"])
     else:
-        config, towers, tokenizer_json = on_all_processes(lambda: load_pretrained(config))
-        tokenizer = choose_tokenizer(config, tokenizer_json, data.dataset, data.train)
+        resolved = on_all_processes(lambda: resolve(data.config, splits))
+        config = resolved.config
+        tokenizer = choose_tokenizer(config, resolved.tokenizer_json, data.dataset, data.train)
     check_processes_agree({"tokenizer": hashlib.sha256(tokenizer.json.encode()).hexdigest()[:12]})
     model = build_model(config, tokenizer.vocab_size)
     init = make_init(model, config, mesh)
     hyper = hyperparameters_from_config(config, data.steps)
-    shapes = jax.eval_shape(init, hyper.seed)
+    shapes, _ = split_constants(jax.eval_shape(init, hyper.seed))
     lr_multipliers = optim.lr_multipliers(shapes, config.train.lr_multipliers, config.train.layer_decay)
     if first_step:
-        check_frozen(lr_multipliers, shapes, ConfigDict(saved_meta["config"]).train, workdir)
+        check_frozen(lr_multipliers, shapes, saved_config.train, workdir)
     step_config = step.make_step_config(config, model, lr_multipliers)
     optimizer, with_ema = step_config.make_optimizer(hyper), config.train.ema_decay > 0
     make_state = functools.partial(state.create_state, init, hyper.seed, optimizer, lr_multipliers, with_ema=with_ema)
@@ -126,7 +131,7 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
     train_state = (
         restore_state(make_state, checkpoints, mesh)
         if first_step
-        else initial_state(make_state, towers, lr_multipliers, evaluator, data.train)
+        else initial_state(make_state, resolved.towers, lr_multipliers, evaluator, data.train)
     )
     return Run(
         config=config,
@@ -170,7 +175,7 @@ def choose_tokenizer(config, json: str | None, dataset, split: Split) -> Tokeniz
 
 
 def make_init(model: Model, config, mesh):
-    """Returns the function `init(seed) -> params` that draws random parameters from a seed. Parameters depend on the
+    """Returns the function `init(seed) -> variables` that draws random parameters from a seed. They depend on the
     shapes of the inputs, not on their values."""
 
     def init(seed):
@@ -180,16 +185,17 @@ def make_init(model: Model, config, mesh):
 
 
 def initial_state(make_state, towers: dict, lr_multipliers, evaluator: Evaluator, split: Split) -> state.TrainState:
-    """Returns the initial state: the random parameters of `make_state(mesh)`, the pretrained towers in their places,
-    and, with train.init=cca, the CCA initialization (`training/cca_init.py`)."""
+    """Returns the initial state: the random variables of `make_state(mesh)`, the pretrained towers in their places, and
+    what begins as a function of the training data (`training/cca_init.py`): projections with train.init=cca, the hub
+    vectors, and the constants of a matcher that has some."""
     mesh = evaluator.mesh
     train_state = make_state(mesh)
-    params = shard_params(mesh, insert_pretrained(train_state.params, towers))
-    if evaluator.config.train.init == "cca":
-        params = shard_params(mesh, cca_init.init_from_training_data(evaluator, params, split))
+    variables = shard_params(mesh, insert_pretrained(train_state.variables, towers))
+    variables = shard_params(mesh, cca_init.init_from_training_data(evaluator, variables, split))
+    params, constants = split_constants(variables)
     # A copy, because the train step donates the arrays of its state.
     ema = None if train_state.ema is None else jax.tree.map(jnp.copy, optim.select_trainable(params, lr_multipliers))
-    return train_state.replace(params=params, ema=ema)
+    return train_state.replace(params=params, constants=constants, ema=ema)
 
 
 def restore_state(make_state, checkpoints: Checkpoints, mesh) -> state.TrainState:
@@ -219,22 +225,20 @@ def checkpoint_metadata(config, tokenizer: Tokenizer) -> dict:
     }
 
 
-def resume_config(config, meta: dict, workdir) -> tuple[ConfigDict, Tokenizer]:
-    """Returns the configuration and the tokenizer of a run that resumes, and prints the options that have changed.
-    Raises CheckpointError, naming the options, if they change the model of the checkpoint."""
-    config = keep_saved_options(config, ConfigDict(meta["config"]))
-    changed = configuration.diff_configs(meta["config"], config.to_dict())
+def check_resumes(config, saved_config: dict, workdir) -> None:
+    """Prints the options that have changed since the checkpoint of a run that resumes, whose configuration is
+    `saved_config`. Raises CheckpointError, naming the options, if they change the model."""
+    changed = configuration.diff_configs(saved_config, config.to_dict())
     model_changes = {key: values for key, values in changed.items() if key.split(".")[0] in configuration.MODEL_KEYS}
     if model_changes:
         differences = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in model_changes.items())
         raise CheckpointError(f"{workdir} holds a run with another model ({differences}); choose another --workdir")
     for key, (old, new) in changed.items():
         print0(f"note: {key} was {old!r} in this workdir and is now {new!r}")
-    if bool(config.train.ema_decay) != bool(meta["config"]["train"].get("ema_decay")):
+    if bool(config.train.ema_decay) != bool(saved_config["train"]["ema_decay"]):
         raise CheckpointError(
             f"{workdir}: train.ema_decay cannot be switched on or off in a run; choose another --workdir"
         )
-    return config, make_tokenizer(config, meta["tokenizer"])
 
 
 def check_frozen(lr_multipliers, shapes, saved, workdir) -> None:

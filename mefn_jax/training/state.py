@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from mefn_jax import optim
+from mefn_jax.model import split_constants
 from mefn_jax.runtime.sharding import param_shardings
 
 
@@ -16,6 +17,7 @@ class TrainState:
     Attributes:
         step: number of completed steps, int32.
         params: all parameters, trained and frozen.
+        constants: what is stored and not trained, by part of the model (`Model`).
         opt_state: the optimizer's state of the trained parameters.
         ema: exponential moving average of the trained parameters; None if `train.ema_decay` is 0.
 
@@ -24,19 +26,26 @@ class TrainState:
 
     step: jax.Array
     params: dict
+    constants: dict
     opt_state: optax.OptState
     ema: dict | None = None
 
+    @property
+    def variables(self) -> dict:
+        """Returns the parameters and the constants, as `Model` takes them."""
+        return self.params | {"constants": self.constants}
+
 
 def create_state(init, seed, optimizer, lr_multipliers, mesh, with_ema: bool = False) -> TrainState:
-    """Returns the initial state for the parameters that `init(seed)` makes, sharded by the rules of
+    """Returns the initial state for the variables that `init(seed)` makes, sharded by the rules of
     `runtime/sharding.py`. Parameters whose learning-rate multiplier is 0 get no optimizer state. With `with_ema`, the
     moving average starts at the initial parameters. The seed is an argument of the compiled program."""
 
     def build_state(seed):
-        params = init(seed)
+        params, constants = split_constants(init(seed))
         trained_params = optim.select_trainable(params, lr_multipliers)
-        return TrainState(jnp.int32(0), params, optimizer.init(trained_params), trained_params if with_ema else None)
+        ema = trained_params if with_ema else None
+        return TrainState(jnp.int32(0), params, constants, optimizer.init(trained_params), ema)
 
     return jax.jit(build_state, out_shardings=param_shardings(mesh, jax.eval_shape(build_state, seed)))(seed)
 
@@ -49,8 +58,9 @@ def ema_update(ema, trained_params, step, decay: float):
 
 
 def ema_params(state: TrainState, lr_multipliers) -> dict:
-    """Returns all parameters: the moving average of the trained ones and the frozen ones as they are."""
-    return optim.merge(state.ema, optim.select_frozen(state.params, lr_multipliers))
+    """Returns the variables of a model: the moving average of the trained parameters, the frozen ones and the constants
+    as they are."""
+    return optim.merge(state.ema, optim.select_frozen(state.params, lr_multipliers)) | {"constants": state.constants}
 
 
 def num_params(params) -> int:

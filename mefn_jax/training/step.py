@@ -74,7 +74,7 @@ def train_step(state: TrainState, batch: dict, hyper: Hyperparameters, *, step_c
     frozen_params = optim.select_frozen(state.params, lr_multipliers)
 
     def compute_loss(trained_params):
-        params = optim.merge(trained_params, frozen_params)
+        params = optim.merge(trained_params, frozen_params) | {"constants": state.constants}
         encode = functools.partial(encode_in_chunks, mesh=mesh, chunks=step_config.grad_cache_chunks)
         encode_images = functools.partial(model.encode_images, params)
         encode_texts = functools.partial(model.encode_texts, params)
@@ -95,7 +95,8 @@ def train_step(state: TrainState, batch: dict, hyper: Hyperparameters, *, step_c
     trained_params = optax.apply_updates(trained_params, updates)
     ema = None if state.ema is None else ema_update(state.ema, trained_params, state.step, hyper.ema_decay)
     metrics = {"loss": loss_value, "grad_norm": optax.tree.norm(grads)}
-    new_state = TrainState(state.step + 1, optim.merge(trained_params, frozen_params), opt_state, ema)
+    params = optim.merge(trained_params, frozen_params)
+    new_state = TrainState(state.step + 1, params, state.constants, opt_state, ema)
     return new_state, jax.tree.map(jnp.float32, metrics)
 
 
@@ -104,17 +105,24 @@ def loss_from_features(
 ):
     """Computes the loss of encoded pairs, a scalar, from Features of B images and of B texts and the image index `(B,)`
     of each pair. The scores of all pairs are computed by the ring, or on each device alone (`negatives`)."""
+    model = step_config.model
     # Without the towers: the ring need not carry their parameters.
-    score_params = {"matcher": params["matcher"], "loss": params["loss"]}
+    score_params = {name: params[name] for name in ("matcher", "loss")}
+    score_params["constants"] = {k: v for k, v in params["constants"].items() if k == "matcher"}
+    offsets = model.hub_offsets(
+        params, images, texts
+    )  # (B,), (B,); of an item alone, so outside the ring and its tiles
     scoring = {"images": images, "texts": texts, "mesh": mesh, "score_tile_mib": step_config.score_tile_mib}
 
-    def loss_from_scores(params, scores, image_index):
+    def loss_from_scores(params, scores, offsets, image_index):
+        image_offsets, text_offsets = offsets
+        scores = scores - image_offsets[:, None] - text_offsets
         return step_config.loss(params["loss"], scores, losses.positives_mask(image_index), hyper, step)
 
-    score = step_config.model.score
     if step_config.negatives == "local":
-        return local_loss(score, loss_from_scores, score_params, image_index=image_index, **scoring)
-    return loss_from_scores(score_params, ring_scores(score, score_params, **scoring), image_index)
+        items = offsets, image_index
+        return local_loss(model.score, loss_from_scores, score_params, items=items, **scoring)
+    return loss_from_scores(score_params, ring_scores(model.score, score_params, **scoring), offsets, image_index)
 
 
 def row_keys(seed, epochs, caption_indices):

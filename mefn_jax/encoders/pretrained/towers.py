@@ -99,7 +99,7 @@ def check_vocabulary(config: ConfigDict, vocab_size: int) -> None:
 
 
 def insert_pretrained(params: dict, towers: dict[str, Tower]) -> dict:
-    """Returns `params` with the parameters of the towers.
+    """Returns the variables `params` with the parameters and constants of the towers.
 
     From a CLIP, also inserts the projection of the pooled states if it is as wide as the joint space (prints a note if
     not), and the logit scale if the loss has one.
@@ -107,6 +107,9 @@ def insert_pretrained(params: dict, towers: dict[str, Tower]) -> dict:
     params = dict(params)
     for kind, tower in towers.items():
         encoder = params[kind] = dict(params[kind]) | {"backbone": tower.params}
+        if tower.constants:
+            constants = params["constants"]
+            params["constants"] = constants | {kind: constants[kind] | {"backbone": tower.constants}}
         pooled_params = encoder.get("pooled")
         if tower.projection is not None and pooled_params:
             if tower.projection.shape == pooled_params["kernel"].shape:

@@ -37,13 +37,14 @@ class Tower:
 
     Attributes:
         module: a Linen module `(inputs, ..., deterministic) -> (states of the fragments, pooled)`.
-        params: its parameters, a nested dict of float32 arrays.
+        params, constants: its parameters, and its stored statistics, nested dicts of float32 arrays.
         projection: CLIP's projection of `pooled` into the joint space, float32 `(C, D)`; None for other towers.
         logit_scale: CLIP's logit scale, as a logarithm; None for other towers.
     """
 
     module: nn.Module
     params: dict
+    constants: dict
     projection: np.ndarray | None
     logit_scale: float | None
 
@@ -73,7 +74,7 @@ def load_tower(directory, kind: str) -> Tower:
     }
     try:
         module, table, inputs, is_other_tower = builders[kind, name](values, tensors)
-        shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+        shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     except (ValueError, TypeError, ZeroDivisionError) as e:
         raise WeightsError(f"{directory}/config.json: {_to_one_line(e)}") from None
     projection_shape = (config.get("projection_dim"), values.get("hidden_size"))
@@ -229,18 +230,18 @@ def _list_files(directory: Path) -> list[Path]:
 def _match_tensors(
     directory, tensors: dict, table: list, shapes: dict, is_other_tower: Callable, projection_shape: tuple
 ) -> tuple:
-    """Converts tensors to parameters by the rows of `table`.
+    """Converts tensors to parameters and constants by the rows of `table`.
 
-    `shapes` are the module's parameter shapes, `projection_shape` is that of the projection's tensor, and
-    `is_other_tower(name)` is True for tensors of the other tower. Returns the nested dict of parameters, the projection
-    `(C, D)` and the logit scale, the last two None if the file has none. Raises WeightsError that names all tensors
-    that are missing, surplus or of the wrong shape or type.
+    `shapes` are those of the module's variables, `projection_shape` is that of the projection's tensor, and
+    `is_other_tower(name)` is True for tensors of the other tower. Returns the nested dicts of parameters and of
+    constants, the projection `(C, D)` and the logit scale, the last two None if the file has none. Raises WeightsError
+    that names all tensors that are missing, surplus or of the wrong shape or type.
     """
+    flat_shapes = {kind: flax.traverse_util.flatten_dict(tree) for kind, tree in shapes.items()}
+    leaves = {path: leaf for flat in flat_shapes.values() for path, leaf in flat.items()}
     sources, problems, rest = {}, set(), dict(tensors)
     for name, path, conversion in table:
-        leaf = shapes
-        for part in path:
-            leaf = leaf[part]
+        leaf = leaves[path]
         shape = conversion.source_shape(leaf.shape)
         tensor = rest.pop(name, tensors.get(name))
         if tensor is None:
@@ -266,5 +267,9 @@ def _match_tensors(
         raise WeightsError(
             f"{directory}: weights do not fit config.json: {'; '.join(sorted(problems)[:MAX_LISTED])}{more}"
         )
-    params = {path: np.ascontiguousarray(conversion(x, shape)) for path, (x, shape, conversion) in sources.items()}
-    return flax.traverse_util.unflatten_dict(params), clip_head["projection"], clip_head["logit_scale"]
+    arrays = {path: np.ascontiguousarray(conversion(x, shape)) for path, (x, shape, conversion) in sources.items()}
+    params, constants = (
+        flax.traverse_util.unflatten_dict({path: arrays[path] for path in flat_shapes.get(kind, {})})
+        for kind in ("params", "constants")
+    )
+    return params, constants, clip_head["projection"], clip_head["logit_scale"]
