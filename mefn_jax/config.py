@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 from mefn_jax.errors import ConfigError
 
 BASE_CHOICES = {
-    "image.arch": ("resnet", "vit", "regions"),
     "text.punctuation": ("keep", "drop"),
     "train.dtype": ("float32", "bfloat16"),
     "train.init": ("random", "cca"),

@@ -68,6 +68,67 @@ MODELS = {
     "scan_i2t_avg": _scan("i2t", "avg", 4.0),
     "clip": System(PooledCosine, requires={"loss.name": "info_nce"}),
 }
+
+
+def build_grid_encoder(backbone, config: ConfigDict) -> ImageEncoder:
+    """Builds the encoder of pixels on a backbone: a class whose options are the section `config.image.ARCH`."""
+    c = config.image
+    tower = backbone(**c[c.arch], dtype=config.train.dtype, remat=config.train.remat)
+    region_grids, mean, std = (tuple(x) for x in (c.region_grids, c.mean, c.std))
+    dropout = config.augment.region_dropout
+    return ImageEncoder(tower, config.embed_dim, region_grids, mean, std, c.pooling, dropout)
+
+
+def build_region_encoder(config: ConfigDict) -> RegionEncoder:
+    """Builds the encoder of precomputed regions."""
+    c, dropout = config.image, config.augment.region_dropout
+    pooling, r = "mean" if c.pooling == "tower" else c.pooling, c.regions
+    return RegionEncoder(config.embed_dim, r.projection, pooling, dropout, r.channel_dropout, r.grid, r.power_norm)
+
+
+def build_token_encoder(backbone, config: ConfigDict, vocab_size: int) -> TextEncoder:
+    """Builds the encoder of tokens on a backbone: a class whose options are the section `config.text.ARCH`."""
+    c = config.text
+    tower = backbone(vocab_size=vocab_size, **c[c.arch], dtype=config.train.dtype, remat=config.train.remat)
+    return TextEncoder(tower, config.embed_dim, c.pooling, c.channel_dropout)
+
+
+def build_gru_encoder(config: ConfigDict, vocab_size: int) -> TextEncoder:
+    """Builds the GRU's encoder, whose states are not projected."""
+    return TextEncoder(GRU(vocab_size, width=config.embed_dim, **config.text.gru), 0, config.text.pooling)
+
+
+def build_cached_encoder(config: ConfigDict, vocab_size: int) -> CachedTextEncoder:
+    """Builds the encoder of cached text."""
+    c = config.text
+    return CachedTextEncoder(config.embed_dim, "mean" if c.pooling == "tower" else c.pooling, c.channel_dropout)
+
+
+# Encoders by the name of `image.arch`, functions of the configuration, ...
+IMAGE_ENCODERS = {
+    "resnet": functools.partial(build_grid_encoder, ResNet),
+    "vit": functools.partial(build_grid_encoder, ViT),
+    "regions": build_region_encoder,
+}
+# ... and by that of `text.arch`, functions of the configuration and of the number of tokens.
+TEXT_ENCODERS = {
+    "bert": functools.partial(build_token_encoder, BERT),
+    "clip": functools.partial(build_token_encoder, CLIPText),
+    "gru": build_gru_encoder,
+    "cached": build_cached_encoder,
+}
+
+
+def build_image_encoder(config: ConfigDict) -> ImageEncoder | RegionEncoder:
+    """Builds the image encoder that a configuration describes."""
+    return IMAGE_ENCODERS[config.image.arch](config)
+
+
+def build_text_encoder(config: ConfigDict, vocab_size: int) -> TextEncoder | CachedTextEncoder:
+    """Builds the text encoder that a configuration describes; `vocab_size` is the tokenizer's."""
+    return TEXT_ENCODERS[config.text.arch](config, config.text.vocab_size or vocab_size)
+
+
 DEFAULT_NUM_REGIONS = 36  # precomputed regions of an image, as in SCAN's data, where only shapes are needed
 # The values that an option may have.
 MODEL_CHOICES = {
@@ -80,7 +141,8 @@ MODEL_CHOICES = {
     "text.bert.activation": tuple(ACTIVATIONS),
     "text.clip.activation": tuple(ACTIVATIONS),
     "train.remat": tuple(REMAT),
-    "text.arch": ("bert", "clip", "gru", "cached"),
+    "image.arch": tuple(IMAGE_ENCODERS),
+    "text.arch": tuple(TEXT_ENCODERS),
     "text.pooling": ("tower", *POOLINGS),
     "matcher.entropy": tuple(ENTROPIES),
     "matcher.local": DIRECTIONS,
@@ -263,19 +325,6 @@ def build_model(config: ConfigDict, vocab_size: int) -> Model:
     return Model(image, text, matcher, hubness, loss)
 
 
-def build_image_encoder(config: ConfigDict) -> ImageEncoder | RegionEncoder:
-    """Builds the image encoder that a configuration describes."""
-    c, dropout = config.image, config.augment.region_dropout
-    if c.arch == "regions":
-        pooling = "mean" if c.pooling == "tower" else c.pooling
-        r = c.regions
-        return RegionEncoder(config.embed_dim, r.projection, pooling, dropout, r.channel_dropout, r.grid, r.power_norm)
-    run_options = {"dtype": config.train.dtype, "remat": config.train.remat}
-    backbone = ResNet(**c.resnet, **run_options) if c.arch == "resnet" else ViT(**c.vit, **run_options)
-    region_grids, mean, std = (tuple(x) for x in (c.region_grids, c.mean, c.std))
-    return ImageEncoder(backbone, config.embed_dim, region_grids, mean, std, c.pooling, dropout)
-
-
 def dummy_images(config: ConfigDict, number: int = 1):
     """Returns zeros in the shape that the image encoder takes: uint8 `(number, H, W, 3)`, or float32 `(number, 1, C)`
     for precomputed regions."""
@@ -322,17 +371,3 @@ def batch_shapes(config: ConfigDict) -> dict:
     return shapes | {
         name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("image_index", "caption_index", "epoch")
     }
-
-
-def build_text_encoder(config: ConfigDict, vocab_size: int) -> TextEncoder | CachedTextEncoder:
-    """Builds the text encoder that a configuration describes; `vocab_size` is the tokenizer's."""
-    c, run_options = config.text, {"dtype": config.train.dtype, "remat": config.train.remat}
-    vocab_size = c.vocab_size or vocab_size
-    if c.arch == "cached":
-        return CachedTextEncoder(config.embed_dim, "mean" if c.pooling == "tower" else c.pooling, c.channel_dropout)
-    if c.arch == "gru":
-        return TextEncoder(GRU(vocab_size, width=config.embed_dim, **c.gru), 0, c.pooling)
-    tower = CLIPText if c.arch == "clip" else BERT
-    return TextEncoder(
-        tower(vocab_size=vocab_size, **c[c.arch], **run_options), config.embed_dim, c.pooling, c.channel_dropout
-    )

@@ -19,12 +19,12 @@ from absl import flags
 from mefn_jax import metrics
 from mefn_jax.data.dataset import HELD_OUT
 from mefn_jax.data.from_config import make_tokenizer, open_dataset
-from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluation import evaluate
 from mefn_jax.evaluation.cca import CCA, MeanFeatures, check_supports_cca, fit_cca, mean_features
 from mefn_jax.evaluation.evaluator import Evaluator
+from mefn_jax.evaluation.run import define_split_flag, split_from_flags
 from mefn_jax.model import build_model, dummy_inputs
 from mefn_jax.resolve import resolve, validate
 from mefn_jax.runtime.cli import define_config_flag, run_command
@@ -91,24 +91,24 @@ def evaluate_cca(config, split: str, held_out_images: int, out: str) -> dict:
     out = resolve_directory("--out", out)
     config = config.copy_and_resolve_references().unlock()
     config.data.held_out_images = held_out_images
-    dataset, name = open_dataset(config), SPLIT_ALIASES.get(split, split)
-    splits = {split_name: dataset.split(split_name) for split_name in ("train", HELD_OUT, name)}
-    resolved = resolve(config, (splits[name],))
+    dataset = open_dataset(config)
+    splits = {name: dataset.split(name) for name in ("train", HELD_OUT, split)}
+    resolved = resolve(config, (splits[split],))
     config = resolved.config
     tokenizer = make_tokenizer(config, resolved.tokenizer_json or dataset.tokenizer_json)
     model = build_model(config, tokenizer.vocab_size)
     params = model.init(jax.random.key(0), *dummy_inputs(config))
     params = towers.insert_pretrained(params, resolved.towers)
     evaluator = Evaluator(model, tokenizer, config, make_mesh())
-    features = {split_name: mean_features(evaluator, params, opened) for split_name, opened in splits.items()}
+    features = {name: mean_features(evaluator, params, opened) for name, opened in splits.items()}
     train, held_out = features["train"], features[HELD_OUT]
     ridge_x, ridge_y, power = choose_hyperparameters(train, held_out)
-    fit_features = train if name == HELD_OUT else concatenate_means(train, held_out)
-    scores = cosine_scores(fit_cca(fit_features, ridge_x, ridge_y), power, features[name])
-    evaluator.config.unlock().model = "linear_map"
-    report, ranks = evaluate.rank_and_report(evaluator, scores, "CCA", dataset, splits[name])
+    fit_features = train if split == HELD_OUT else concatenate_means(train, held_out)
+    scores = cosine_scores(fit_cca(fit_features, ridge_x, ridge_y), power, features[split])
+    report, ranks = evaluate.rank_and_report(evaluator, scores, "CCA baseline", dataset, splits[split])
     image = {"power_norm": config.image.regions.power_norm}
-    report["config"] = {"model": "linear_map", "image": image, "ridges": [ridge_x, ridge_y], "power": power}
+    options = {"image": image, "ridges": [ridge_x, ridge_y], "power": power}
+    report |= {"evaluated": "CCA baseline", "config": options}
     evaluate.write_results(out, report, ranks)
     return report
 
@@ -116,7 +116,7 @@ def evaluate_cca(config, split: str, held_out_images: int, out: str) -> dict:
 def define_flags() -> None:
     """Defines the flags of the command."""
     define_config_flag("configs/precomputed.py")
-    flags.DEFINE_string("split", "test", "Split to score: val, test or held_out.")
+    define_split_flag()
     flags.DEFINE_integer(
         "held_out_images", 500, "Number of images at the end of train on which ridges and power are chosen.", 1
     )
@@ -128,7 +128,7 @@ def main() -> None:
     f = flags.FLAGS
     if not f.out:
         raise ConfigError("--out=DIR is missing: give a directory for metrics.json and ranks.npz")
-    evaluate_cca(f.config, f.split, f.held_out_images, f.out)
+    evaluate_cca(f.config, split_from_flags(), f.held_out_images, f.out)
 
 
 if __name__ == "__main__":

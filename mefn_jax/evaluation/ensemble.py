@@ -1,42 +1,54 @@
-"""Evaluates several runs as one system, by the mean of their scores (`eval.py --ensemble`)."""
+"""Evaluates several runs as one system, by the mean of their scores.
+
+    python eval.py ensemble DIR DIR ... --out=DIR [--split=test] [--folds=1,5]
+"""
 
 import dataclasses
 
 import numpy as np
+from absl import flags
 
-from mefn_jax.config import require_local
-from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluation.evaluate import check_folds, open_split, rank_and_report, write_results
-from mefn_jax.evaluation.evaluator import load_checkpoint
+from mefn_jax.evaluation.run import (
+    Gallery,
+    TrainedRun,
+    define_checkpoint_flags,
+    define_gallery_flags,
+    gallery_from_flags,
+)
+from mefn_jax.runtime.cli import define_process_flags
+from mefn_jax.runtime.multihost import initialize
 from mefn_jax.runtime.storage import resolve_directory
 
 
-def evaluate_ensemble(
-    workdirs: list[str], data_dir: str, split: str, step: str, folds, out: str, save_scores=""
-) -> dict:
+def evaluate_ensemble(runs: list[TrainedRun], gallery: Gallery, out: str, save_scores: str = "") -> dict:
     """Evaluates the mean of several runs' scores like one system, writes the results into `out` and returns the report.
 
-    The arguments are those of `evaluate.evaluate`. Raises ConfigError if the runs have different images or captions in
-    the split.
+    Raises ConfigError if the runs have different images or captions in the split.
     """
-    out = resolve_directory("--out", out)
-    require_local("--data_dir", data_dir)
+    folder = resolve_directory("--out", out)
     scores_of_runs, caption_image = [], None
-    for workdir in workdirs:
-        evaluator, params, _ = load_checkpoint(resolve_directory("--ensemble", workdir), step)
-        dataset, opened_split = open_split(evaluator, data_dir, SPLIT_ALIASES.get(split, split))
-        caption_image = opened_split.caption_image if caption_image is None else caption_image
-        if not np.array_equal(opened_split.caption_image, caption_image):
-            raise ConfigError(f"--ensemble={workdir}: has other images and captions in {split} than {workdirs[0]}")
-        scores_of_runs.append(evaluator.scores(params, *evaluator.encode(params, opened_split)))
-    evaluator.config.model = f"ensemble of {len(scores_of_runs)}"
-    check_folds(folds, opened_split)
+    for run in runs:
+        evaluator, params, _ = run.load()
+        dataset, split = open_split(evaluator, gallery)
+        caption_image = split.caption_image if caption_image is None else caption_image
+        if not np.array_equal(split.caption_image, caption_image):
+            raise ConfigError(f"{run.workdir}: has other images and captions in {split.name} than {runs[0].workdir}")
+        scores_of_runs.append(evaluator.scores(params, *evaluator.encode(params, split)))
+    check_folds(gallery.folds, split)
+    evaluated = f"ensemble of {len(runs)}"
     report, ranks = rank_and_report(
-        evaluator, MeanScores(scores_of_runs), "scores averaged", dataset, opened_split, folds, save_scores
+        evaluator,
+        MeanScores(scores_of_runs),
+        f"{evaluated} (scores averaged)",
+        dataset,
+        split,
+        gallery.folds,
+        save_scores,
     )
-    report["config"] = {"model": evaluator.config.model, "runs": sorted(map(str, workdirs))}
-    write_results(out, report, ranks)
+    report |= {"evaluated": evaluated, "config": {"runs": sorted(map(describe_run, runs))}}
+    write_results(folder, report, ranks)
     return report
 
 
@@ -48,3 +60,28 @@ class MeanScores:
 
     def __call__(self, rows: slice, columns: slice) -> np.ndarray:
         return np.mean([scores(rows, columns) for scores in self.parts], 0)
+
+
+def describe_run(run: TrainedRun) -> str:
+    """Returns the workdir of a run, and its checkpoint unless it is the best one."""
+    parts = ["" if run.step == "best" else f", step {run.step}", ", averaged parameters" if run.ema else ""]
+    return str(run.workdir) + "".join(parts)
+
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    define_checkpoint_flags()
+    define_gallery_flags()
+    flags.DEFINE_string("save_scores", "", "A .npy file for the mean scores of all pairs, float32 (images, captions).")
+    flags.DEFINE_string("out", None, "Directory for metrics.json and ranks.npz.", required=True)
+    define_process_flags()
+
+
+def main(workdirs: list[str]) -> None:
+    """Runs the command."""
+    f = flags.FLAGS
+    if not workdirs:
+        raise ConfigError("no runs are named: python eval.py ensemble DIR DIR --out=DIR")
+    initialize()
+    runs = [TrainedRun(workdir, f.step, f.ema) for workdir in workdirs]
+    evaluate_ensemble(runs, gallery_from_flags(), f.out, f.save_scores)

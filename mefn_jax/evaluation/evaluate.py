@@ -1,5 +1,7 @@
 """Evaluates a model on a split: prints the table of recalls, and writes `metrics.json` and `ranks.npz`.
 
+    python eval.py --workdir=DIR [--split=test] [--step=best|latest|N] [--folds=1,5] [--rerank=0.1]
+
 The protocol and the files are described in docs/evaluation.md, the metrics in docs/method.md, section 13. I images, C
 captions.
 """
@@ -12,22 +14,32 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from absl import flags
 from etils import epath
 
 from mefn_jax import metrics
-from mefn_jax.config import require_local
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.from_config import fill_data_widths, open_dataset
-from mefn_jax.data.split import SPLIT_ALIASES, Split
+from mefn_jax.data.split import Split
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation import baselines, pointing, twins
 from mefn_jax.evaluation import rerank as reranking
-from mefn_jax.evaluation.evaluator import Evaluator, load_checkpoint, load_zero_shot
+from mefn_jax.evaluation.evaluator import Evaluator
+from mefn_jax.evaluation.run import (
+    Gallery,
+    TrainedRun,
+    define_gallery_flags,
+    define_run_flags,
+    gallery_from_flags,
+    run_from_flags,
+)
 from mefn_jax.evaluation.table import describe_protocol, print_pointing, print_table
 from mefn_jax.features import Features
 from mefn_jax.runtime.checkpoint import versions
+from mefn_jax.runtime.cli import define_process_flags
 from mefn_jax.runtime.console import print0
-from mefn_jax.runtime.storage import resolve_directory, write_atomic
+from mefn_jax.runtime.multihost import initialize
+from mefn_jax.runtime.storage import write_atomic
 from mefn_jax.scoring.ranking import list_tiles, rank
 
 TOP = 10  # best captions of every image, and best images of every caption, that ranks.npz keeps
@@ -55,76 +67,49 @@ class EvaluationResult:
 
 
 def evaluate(
-    workdir, data_dir: str, split: str, step: str, folds=(1,), out="", ema=False, save_scores="", rerank=""
+    run: TrainedRun, gallery: Gallery, out: str = "", save_scores: str = "", rerank: str = ""
 ) -> EvaluationResult:
-    """Evaluates a workdir's checkpoint on a split, prints the table, and writes `metrics.json` and `ranks.npz`.
+    """Evaluates a run's checkpoint on a gallery, prints the table, and writes `metrics.json` and `ranks.npz`.
 
-    The files go into `output_dir(workdir, split, out, ema)`. `folds`: numbers of folds; `save_scores`: a file for all
-    scores; `rerank`: if not empty, reranking is evaluated too (see `rerank.parse_rerank`).
+    The files go into `run.output_dir(gallery.split, out)`. `save_scores`: a file for all scores; `rerank`: if not
+    empty, reranking is evaluated too (see `rerank.parse_rerank`).
     """
-    workdir, folder = resolve_directory("--workdir", workdir), output_dir(workdir, split, out, ema)
-    require_local("--data_dir", data_dir)
-    evaluator, params, step_number = load_checkpoint(workdir, step, ema)
-    title = f"step {step_number}{', averaged' if ema else ''}"
-    result = evaluate_split(
-        evaluator, params, title, data_dir, SPLIT_ALIASES.get(split, split), folds, save_scores, rerank
-    )
-    result.report["step"] = step_number
-    if ema:  # so that a comparison does not take it for another seed
-        result.report["config"]["evaluated"] = "averaged parameters"
+    folder = run.output_dir(gallery.split, out)
+    evaluator, params, step_number = run.load()
+    model = evaluator.config.model
+    name = f"{model} (step {step_number}{', averaged' if run.ema else ''})"
+    result = evaluate_split(evaluator, params, name, gallery, save_scores, rerank)
+    # A comparison does not take averaged parameters for another seed, because `evaluated` differs.
+    evaluated = f"{model}, averaged parameters" if run.ema else model
+    result.report.update({"step": step_number, "evaluated": evaluated})
     write_results(folder, result.report, result.ranks)
     return result
 
 
-def output_dir(workdir, split: str, out: str = "", ema: bool = False) -> epath.Path:
-    """Returns the directory of an evaluation's files: `out`, or `WORKDIR/eval/<split>/`.
-
-    Averaged parameters have `WORKDIR/eval/<split>_ema/`.
-    """
-    folder = resolve_directory("--workdir", workdir) / "eval" / (SPLIT_ALIASES.get(split, split) + "_ema" * ema)
-    return resolve_directory("--out", out) if out else folder
-
-
-def zero_shot(config, data_dir: str, split: str, folds=(1,), out: str = "", save_scores="") -> dict:
-    """Evaluates the pretrained towers of a configuration without training (see `evaluator.load_zero_shot`).
-
-    Prints the table, writes the files of `evaluate` if `out` is not empty, and returns the report.
-    """
-    out = out and resolve_directory("--out", out)
-    require_local("--data_dir", data_dir)
-    require_local("data.dir", config.data.dir)
-    evaluator, params = load_zero_shot(config)
-    result = evaluate_split(
-        evaluator, params, "zero-shot", data_dir, SPLIT_ALIASES.get(split, split), folds, save_scores
-    )
-    if out:
-        write_results(out, result.report, result.ranks)
-    return result.report
-
-
-def open_split(evaluator: Evaluator, data_dir: str, split_name: str) -> tuple[Dataset, Split]:
-    """Opens the data set (`data_dir`, or the configured one if it is empty) and one of its splits.
+def open_split(evaluator: Evaluator, gallery: Gallery) -> tuple[Dataset, Split]:
+    """Opens the data set of a gallery (the configured one if `data_dir` is empty), and its split.
 
     Raises ConfigError if the model cannot take the split.
     """
     config = evaluator.config
-    if data_dir:
-        config.data.dir = data_dir
+    if gallery.data_dir:
+        config.data.dir = gallery.data_dir
     dataset = open_dataset(config)
-    split = dataset.split(split_name)
+    split = dataset.split(gallery.split)
     fill_data_widths(config, split)
     return dataset, split
 
 
 def evaluate_split(
-    evaluator: Evaluator, params, title: str, data_dir: str, split_name: str, folds, save_scores="", rerank=""
+    evaluator: Evaluator, params, name: str, gallery: Gallery, save_scores: str = "", rerank: str = ""
 ) -> EvaluationResult:
-    """Scores a split of `data_dir` or of the configured data, and prints its results (see `rank_and_report`).
+    """Scores a gallery and prints its results under `name` (see `rank_and_report`).
 
     Drawn scenes get the pointing game too, and a `rerank` that is not empty compares reranking with scoring all pairs.
     Raises ConfigError if the folds do not divide the images, or if reranking is not possible.
     """
-    dataset, split = open_split(evaluator, data_dir, split_name)
+    dataset, split = open_split(evaluator, gallery)
+    folds = gallery.folds
     check_folds(folds, split)
     num_candidates = reranking.parse_rerank(rerank, split.num_images)
     if num_candidates and not evaluator.model.has_tile:
@@ -135,7 +120,8 @@ def evaluate_split(
     scores = evaluator.scores(params, images, texts)
     if num_candidates:  # compiles the scoring program first, so that the time of ranking is without compilation
         scores(*list_tiles(split.num_images, split.caption_image, 1)[0])
-    report, ranks = rank_and_report(evaluator, scores, title, dataset, split, folds, save_scores)
+    report, ranks = rank_and_report(evaluator, scores, name, dataset, split, folds, save_scores)
+    report["config"] = evaluator.config.to_dict()
     if "baselines" in report:  # drawn scenes
         report["pointing"] = pointing.pointing_accuracy(evaluator, params, images, texts, split)
         print_pointing(report["pointing"])
@@ -158,15 +144,18 @@ def check_folds(folds: tuple[int, ...], split: Split) -> None:
 
 
 def rank_and_report(
-    evaluator: Evaluator, scores, title: str, dataset: Dataset, split: Split, folds=(1,), save_scores=""
+    evaluator: Evaluator, scores, name: str, dataset: Dataset, split: Split, folds=(1,), save_scores: str = ""
 ) -> tuple[dict, dict]:
     """Ranks a split by `scores`, prints the table, and returns the report and the ranks.
 
-    `folds`: numbers of folds to average over; the report is about the first. `save_scores`: a file for all scores.
+    `name`: the system's row in the table. `folds`: numbers of folds to average over; the report is about the first.
+    `save_scores`: a file for all scores. The report lacks `evaluated` (the system, by the name that a comparison gives
+    it) and `config` (its options), which the caller adds.
+
     Ranks: `i2t (I,)`, `t2i (C,)`, `caption_image (C,)`, `positive_scores (C,)`, and the TOP best results of every
     query, `i2t_top`, `t2i_top`, with their scores, `i2t_top_scores`, `t2i_top_scores`.
     """
-    config, name = evaluator.config, f"{evaluator.config.model} ({title})"
+    config = evaluator.config
     if split.skipped:
         print0(f"left out {len(split.skipped)} images that cannot be decoded: {', '.join(split.skipped[:5])}")
     if save_scores and 1 not in folds:
@@ -196,7 +185,7 @@ def rank_and_report(
     for number in folds[1:]:
         print_table({name: results[number]}, describe_protocol(config, split, number), split, number)
         report.setdefault("other_folds", {})[str(number)] = results[number][0]
-    report |= {"seconds": ranking.seconds, "config": config.to_dict(), "versions": versions()}
+    report |= {"seconds": ranking.seconds, "versions": versions()}
     top_results = {"i2t": ranking.top_captions, "t2i": ranking.top_images}
     top_arrays = {f"{side}_top": top.positions for side, top in top_results.items()}
     top_arrays |= {f"{side}_top_scores": top.scores for side, top in top_results.items()}
@@ -257,3 +246,22 @@ def write_results(folder: epath.Path, report: dict, ranks: dict) -> None:
     except OSError as e:
         raise DataError(f"{folder}: cannot be written ({e})") from e
     print0(f"wrote {folder}/metrics.json and ranks.npz")
+
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    define_run_flags()
+    define_gallery_flags()
+    flags.DEFINE_string(
+        "rerank", "", "Evaluate reranking too, with this number of candidates for a caption, or share of the images."
+    )
+    flags.DEFINE_string("save_scores", "", "A .npy file for the scores of all pairs, float32 (images, captions).")
+    flags.DEFINE_string("out", "", "Directory of the results; default: WORKDIR/eval/<split>, with --ema <split>_ema.")
+    define_process_flags()
+
+
+def main() -> None:
+    """Runs the command."""
+    f = flags.FLAGS
+    initialize()
+    evaluate(run_from_flags(), gallery_from_flags(), f.out, f.save_scores, f.rerank)

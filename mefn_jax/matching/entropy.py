@@ -6,11 +6,17 @@ Every entropy is one pure function of one pair:
 
 S holds the cosines of N regions and M words, `lam` is the inverse temperature lambda. H is the entropy map. `h_i`
 (regions) and `h_j` (words) lie in [0, 1], are low where a fragment has few partners, and make the weights of Eqs. 17
-and 18. Masked entries are 0. To add an entropy, write the function and name it in `ENTROPIES`.
+and 18. Masked entries are 0. To add an entropy, write the function and name it in `ENTROPIES`;
+its form for all pairs is optional and faster. Letters and word axes W are those of `scoring/layouts.py`.
 """
+
+import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock
 
 
 def masked_log_softmax(logits, mask, axis):
@@ -86,6 +92,86 @@ def _average_cells(cells, mask):
     )
 
 
-ENTROPIES = {"shannon": shannon, "gaussian": gaussian, "bernoulli": bernoulli, "none": no_entropy}
-# Entropies whose value for a fragment is the mean of per-cell values in [0, 1]: the function `(S, lam) -> cells`.
-CELL_ENTROPIES = {gaussian: _rescale_gaussian, bernoulli: _rescale_bernoulli}
+def shannon_all_pairs(S, attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
+    """Computes the fragment entropies of `shannon` for all pairs: regions `(I, N, T)`, words `(I, W)`. Each is
+    `-sum p ln p = ln Z - (sum E l) / Z`, divided by the logarithm of the number of partners, and 0 for a single partner
+    (docs/method.md, Eqs. 13, 14 and 32)."""
+    Z = replace_zeros(words.sum(attention.over_words))  # (I, N, T)
+    h_v = jnp.log(Z) - words.sum(attention.over_words * attention.word_logits) / Z
+    Z = replace_zeros(jnp.sum(attention.over_regions, 1))  # (I, W)
+    h_t = jnp.log(Z) - jnp.sum(attention.over_regions * attention.region_logits, 1) / Z
+    return _divide_by_largest(h_v, words.lengths()), _divide_by_largest(h_t, _count_regions(regions, words))
+
+
+def average_all_pairs(rescale):
+    """Returns the all-pairs form of an entropy whose fragments' values are means over their partners of the cells
+    `rescale(S, lam)` in [0, 1] (docs/method.md, Eqs. 15 and 16)."""
+
+    def compute(S, attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
+        cells = jnp.where(regions.mask_for(words), rescale(S, lam), 0.0)
+        h_t = jnp.sum(cells, 1) / jnp.maximum(_count_regions(regions, words), 1)
+        return words.sum(cells) / jnp.maximum(words.lengths(), 1), h_t
+
+    return compute
+
+
+def no_entropy_all_pairs(S, attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
+    """Returns zeros, regions `(I, N, T)` and words `(I, W)`: the ablation without MFE."""
+    return jnp.zeros((*S.shape[:2], len(words.pooled))), jnp.zeros((len(S), *S.shape[2:]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Entropy:
+    """An entropy.
+
+    Attributes:
+        pair: its function of one pair, see the top of this file.
+        all_pairs: the same for all pairs, `(S, attention, regions, words, lam) -> (h_v (I, N, T), h_t (I, W))`, without
+            the map; `attention` are the unnormalized softmaxes of `matching/gram.py`. None: `pair` is called for one
+            text at a time, which takes T times the time and the memory for T texts.
+    """
+
+    pair: Callable
+    all_pairs: Callable | None = None
+
+    def compute_all_pairs(self, S, attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
+        """Computes the fragment entropies of all pairs, regions `(I, N, T)` and words `(I, W)`."""
+        if self.all_pairs is not None:
+            return self.all_pairs(S, attention, regions, words, lam)
+        return self._compute_by_text(S, regions, words, lam)
+
+    def _compute_by_text(self, S, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
+        """Calls the function of one pair for each text with all other words masked."""
+        texts = len(words.pooled)
+        word_mask = words.broadcast(jnp.eye(texts)) > 0  # (T, W)
+        if isinstance(words, PaddedTexts):
+            word_mask = word_mask & words.mask
+        word_mask = jnp.broadcast_to(word_mask, (texts, *S.shape[2:])).reshape(texts, -1)
+        over_texts = jax.vmap(self.pair, (None, None, 0, None), (0, 1, 0))
+        S_flat = S.reshape(*S.shape[:2], -1)
+        _, h_v, h_t = jax.vmap(over_texts, (0, 0, None, None))(S_flat, regions.mask, word_mask, lam)
+        # Each word keeps the value from its own text.
+        return h_v, jnp.sum(jnp.where(word_mask, h_t, 0.0), 1).reshape(len(S), *S.shape[2:])
+
+
+def replace_zeros(x):
+    """Returns sums of positive numbers, with 1 in place of an empty sum."""
+    return jnp.where(x > 0, x, 1.0)
+
+
+def _divide_by_largest(entropy, count):
+    """Returns an entropy divided by its largest value for `count` partners, and 0 for a single partner."""
+    return jnp.where(count > 1, entropy / jnp.log(jnp.maximum(count, 2)), 0.0)
+
+
+def _count_regions(regions: RegionBlock, words: PaddedTexts | PackedTexts):
+    """Returns the number of regions of each image, `(I, 1)` with one axis for each axis of the words."""
+    return jnp.sum(regions.mask, 1).reshape(-1, *[1] * words.word_axes)
+
+
+ENTROPIES = {
+    "shannon": Entropy(shannon, shannon_all_pairs),
+    "gaussian": Entropy(gaussian, average_all_pairs(_rescale_gaussian)),
+    "bernoulli": Entropy(bernoulli, average_all_pairs(_rescale_bernoulli)),
+    "none": Entropy(no_entropy, no_entropy_all_pairs),
+}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mefn_jax.matching import entropy as entropies
+from mefn_jax.matching.entropy import replace_zeros
 from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock
 
 # Up to this lambda, exp(lambda S) and its square fit into float32, so that the softmax need not subtract a maximum.
@@ -53,12 +53,12 @@ def score_all_pairs(
     else:
         S, regions_dot_pooled = words.products(regions.vectors), None
     attention = compute_attention(S, regions, words, lam, stabilized)
-    h_v, h_t = ALL_PAIRS_ENTROPIES.get(entropy, entropy_by_text)(entropy, S, attention, regions, words, lam)
+    h_v, h_t = entropy.compute_all_pairs(S, attention, regions, words, lam)
     # h_v (I, N, T) and h_t (I, W) are h_i and h_j of Eqs. 13 and 14, or of 15 and 16.
     # Softmaxes of -kappa h without their denominators; no maximum is subtracted, since h lies in [0, 1].
     w = jnp.exp(jnp.maximum(-kappa * h_v, MIN_LOG_WEIGHT)) * regions.mask[..., None]  # (I, N, T)
     u = jnp.exp(jnp.maximum(-kappa * h_t, MIN_LOG_WEIGHT))  # (I, W)
-    w_sum, u_sum = _replace_zeros(jnp.sum(w, 1)), _replace_zeros(words.sum(u))  # (I, T)
+    w_sum, u_sum = replace_zeros(jnp.sum(w, 1)), replace_zeros(words.sum(u))  # (I, T)
 
     directions = []
     if local in ("both", "t2i"):
@@ -72,7 +72,7 @@ def score_all_pairs(
 
     global_score = regions.pooled @ words.pooled.T
     if global_input == "weighted":
-        w, u = w / w_sum[:, None], u / _replace_zeros(words.broadcast(u_sum))
+        w, u = w / w_sum[:, None], u / replace_zeros(words.broadcast(u_sum))
         global_score = _compute_weighted_cosine(global_score, regions, words, S, regions_dot_pooled, w, u)
     return sum(directions) / len(directions), global_score
 
@@ -87,63 +87,13 @@ def compute_attention(S, regions: RegionBlock, words: PaddedTexts | PackedTexts,
         return Attention(plain, lam * S, plain, lam * S)
     # A log-sum-exp lies at most ln(M) / plain_lam above the maximum. Any shift cancels in the softmax, so it need not
     # be the maximum itself, and it carries no gradient.
-    word_shift = jax.lax.stop_gradient(jnp.log(_replace_zeros(words.sum(plain))) / plain_lam)
-    region_shift = jax.lax.stop_gradient(jnp.log(_replace_zeros(jnp.sum(plain, 1))) / plain_lam)
+    word_shift = jax.lax.stop_gradient(jnp.log(replace_zeros(words.sum(plain))) / plain_lam)
+    region_shift = jax.lax.stop_gradient(jnp.log(replace_zeros(jnp.sum(plain, 1))) / plain_lam)
     # Only masked entries can exceed 0; without the limit their exponentials could become infinite.
     word_logits = jnp.minimum(lam * (S - words.broadcast(word_shift)), 1.0)
     region_logits = jnp.minimum(lam * (S - region_shift[:, None]), 1.0)
     over_words, over_regions = (jnp.where(mask, jnp.exp(x), 0.0) for x in (word_logits, region_logits))
     return Attention(over_words, word_logits, over_regions, region_logits)
-
-
-def shannon_all_pairs(_, S, e: Attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
-    """Computes the fragment entropies of `entropy.shannon` for all pairs: regions `(I, N, T)`, words `(I, W)`. Each is
-    `-sum p ln p = ln Z - (sum E l) / Z`, divided by the logarithm of the number of partners, and 0 for a single partner
-    (docs/method.md, Eqs. 13, 14 and 32)."""
-    Z = _replace_zeros(words.sum(e.over_words))  # (I, N, T)
-    h_v = jnp.log(Z) - words.sum(e.over_words * e.word_logits) / Z
-    Z = _replace_zeros(jnp.sum(e.over_regions, 1))  # (I, W)
-    h_t = jnp.log(Z) - jnp.sum(e.over_regions * e.region_logits, 1) / Z
-    num_regions = jnp.sum(regions.mask, 1).reshape(-1, *[1] * words.word_axes)
-    return _normalize_entropy(h_v, words.lengths()), _normalize_entropy(h_t, num_regions)
-
-
-def mean_of_cells(entropy, S, e: Attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
-    """Computes the fragment entropies, regions `(I, N, T)` and words `(I, W)`, of an entropy in CELL_ENTROPIES: means
-    of its per-cell values in [0, 1] (docs/method.md, Eqs. 15 and 16)."""
-    cells = jnp.where(regions.mask_for(words), entropies.CELL_ENTROPIES[entropy](S, lam), 0.0)
-    num_regions = jnp.maximum(jnp.sum(regions.mask, 1), 1).reshape(-1, *[1] * words.word_axes)
-    return words.sum(cells) / jnp.maximum(words.lengths(), 1), jnp.sum(cells, 1) / num_regions
-
-
-def no_entropy_all_pairs(_, S, e: Attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
-    """Returns zeros, regions `(I, N, T)` and words `(I, W)`: the ablation without MFE."""
-    return jnp.zeros((*S.shape[:2], len(words.pooled))), jnp.zeros((len(S), *S.shape[2:]))
-
-
-def entropy_by_text(entropy, S, e: Attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
-    """Computes the fragment entropies, regions `(I, N, T)` and words `(I, W)`, of an entropy without an all-pairs form:
-    calls the function of one pair for one text at a time, with all other words masked. T times slower for T texts;
-    write an all-pairs form above for an entropy that you keep."""
-    texts = len(words.pooled)
-    word_mask = words.broadcast(jnp.eye(texts)) > 0  # (T, W)
-    if isinstance(words, PaddedTexts):
-        word_mask = word_mask & words.mask
-    S_flat, word_mask = (
-        S.reshape(*S.shape[:2], -1),
-        jnp.broadcast_to(word_mask, (texts, *S.shape[2:])).reshape(texts, -1),
-    )
-    over_texts = jax.vmap(entropy, (None, None, 0, None), (0, 1, 0))
-    _, h_v, h_t = jax.vmap(over_texts, (0, 0, None, None))(S_flat, regions.mask, word_mask, lam)
-    return h_v, jnp.sum(jnp.where(word_mask, h_t, 0.0), 1).reshape(len(S), *S.shape[2:])
-
-
-ALL_PAIRS_ENTROPIES = {
-    entropies.shannon: shannon_all_pairs,
-    entropies.gaussian: mean_of_cells,
-    entropies.bernoulli: mean_of_cells,
-    entropies.no_entropy: no_entropy_all_pairs,
-}
 
 
 def _compute_weighted_cosine(
@@ -165,16 +115,6 @@ def _compute_weighted_cosine(
     return normalize_product(
         normalize_product(product, left + regions.squared_norms(w)), right + words.squared_norms(u)
     )
-
-
-def _normalize_entropy(entropy, count):
-    """Returns an entropy divided by its largest value for `count` partners, and 0 for a single partner."""
-    return jnp.where(count > 1, entropy / jnp.log(jnp.maximum(count, 2)), 0.0)
-
-
-def _replace_zeros(x):
-    """Returns sums of positive numbers, with 1 in place of an empty sum."""
-    return jnp.where(x > 0, x, 1.0)
 
 
 def normalize_product(product, square):

@@ -41,7 +41,7 @@ def score_pair(image: Features, text: Features, *, lam, kappa, gate, entropy, lo
     v, t = image.fragments, text.fragments  # (N, D), (M, D)
     S = v @ t.T  # (N, M), cosines since both are unit vectors
     mask = image.mask[:, None] & text.mask[None, :]
-    H, h_v, h_t = entropy(S, image.mask, text.mask, lam)  # (N, M), h_i (N,), h_j (M,)
+    H, h_v, h_t = entropy.pair(S, image.mask, text.mask, lam)  # (N, M), h_i (N,), h_j (M,)
 
     log_w = masked_log_softmax(-kappa * h_v, image.mask, axis=0)
     log_u = masked_log_softmax(-kappa * h_t, text.mask, axis=0)

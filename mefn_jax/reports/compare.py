@@ -1,4 +1,6 @@
-"""Compares evaluated runs in one table: `eval.py --compare=DIR,DIR,... --out=DIR` (docs/evaluation.md).
+"""Compares evaluated runs in one table (docs/evaluation.md).
+
+    python eval.py compare DIR DIR 'runs/*/0' --out=DIR [--split=test]
 
 Runs whose configurations differ only in the seed share a row: mean and standard deviation over seeds. The difference of
 each row to the first has a paired bootstrap interval from the runs' `ranks.npz` (docs/method.md, Eq. 66): images are
@@ -13,10 +15,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+from absl import flags
 
 from mefn_jax import config as configuration
-from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.evaluation.run import define_split_flag, split_from_flags
 from mefn_jax.metrics import RECALLS
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.storage import resolve_directory, write_atomic
@@ -36,6 +39,7 @@ class Evaluation:
 
     Attributes:
         path: the directory that was given for the run.
+        evaluated: the system: the model's name, or another such as "ensemble of 2" or "mefn, averaged parameters".
         config, metrics: flat, by names such as `train.seed` and `i2t.r1`.
         protocol: what the metrics were computed from (`table.describe_protocol`).
         hits: float64 `(I, 6)`. Columns 0 to 2: 1 if the image has a positive among its first 1, 5, 10 captions. Columns
@@ -44,6 +48,7 @@ class Evaluation:
     """
 
     path: Path
+    evaluated: str
     config: dict
     metrics: dict
     protocol: dict
@@ -75,20 +80,20 @@ def compare(patterns: list[str], split: str, out: str) -> str:
     of the first. Returns the tables as Markdown. Raises ConfigError or DataError if there is nothing to compare, or if
     the evaluations have different protocols.
     """
-    split, out = SPLIT_ALIASES.get(split, split), resolve_directory("--out", out)
+    folder = resolve_directory("--out", out)
     runs = [read_evaluation(path, split) for path in expand_patterns(patterns)]
     check_protocols(runs)
     rows = group_by_seed(runs)
     intervals = bootstrap_intervals(rows)
     text = to_markdown(rows, intervals)
     try:
-        write_atomic(out / "compare.md", text.encode())
-        write_atomic(out / "compare.csv", to_csv(rows, intervals).encode())
-        write_atomic(out / "compare.html", to_html(rows, intervals).encode())
+        write_atomic(folder / "compare.md", text.encode())
+        write_atomic(folder / "compare.csv", to_csv(rows, intervals).encode())
+        write_atomic(folder / "compare.html", to_html(rows, intervals).encode())
     except OSError as e:
-        raise DataError(f"{out}: cannot be written ({e})") from e
+        raise DataError(f"{folder}: cannot be written ({e})") from e
     print0(text)
-    print0(f"wrote {out}/compare.md, compare.csv and compare.html")
+    print0(f"wrote {folder}/compare.md, compare.csv and compare.html")
     return text
 
 
@@ -98,7 +103,7 @@ def expand_patterns(patterns: list[str]) -> list[Path]:
     for pattern in patterns:
         matches = [Path(p) for p in sorted(glob.glob(pattern)) if Path(p).is_dir()]
         if not matches:
-            raise ConfigError(f"--compare: {pattern}: no such directory")
+            raise ConfigError(f"{pattern}: no such directory")
         paths += [path for path in matches if path not in paths]
     return paths
 
@@ -114,7 +119,8 @@ def read_evaluation(path: Path, split: str) -> Evaluation:
         with np.load(folder / "ranks.npz", allow_pickle=False) as file:
             i2t, t2i, caption_image = file["i2t"], file["t2i"], file["caption_image"]
         metrics = configuration.flatten({side: report[side] for side in SIDES}) | {"rsum": report["rsum"]}
-        config, protocol = configuration.flatten(report["config"]), report["protocol"]
+        evaluated, config = describe_evaluated(report)
+        protocol = report["protocol"]
     except FileNotFoundError as e:
         raise DataError(f"{e.filename}: no such file; run python eval.py --workdir={path} --split={split}") from None
     except (KeyError, ValueError, OSError) as e:
@@ -126,7 +132,18 @@ def read_evaluation(path: Path, split: str) -> Evaluation:
     captions = np.bincount(caption_image, minlength=len(i2t))
     caption_hits = [np.bincount(caption_image, weights=t2i <= k, minlength=len(i2t)) for k in RECALLS]
     hits = np.stack([*(i2t <= k for k in RECALLS), *caption_hits], 1).astype(float)
-    return Evaluation(path, config, metrics, protocol, hits, captions)
+    return Evaluation(path, evaluated, config, metrics, protocol, hits, captions)
+
+
+def describe_evaluated(report: dict) -> tuple[str, dict]:
+    """Returns the system that a `metrics.json` is about, and its options, flat.
+
+    Earlier versions wrote no `evaluated`. In their files the configuration says what it says now: `model` has the
+    system's name, and `evaluated` is there only for averaged parameters.
+    """
+    config = report["config"]
+    evaluated = report.get("evaluated") or ", ".join(config[k] for k in ("model", "evaluated") if k in config)
+    return evaluated, configuration.flatten({k: v for k, v in config.items() if k not in ("model", "evaluated")})
 
 
 def check_protocols(runs: list[Evaluation]) -> None:
@@ -146,7 +163,7 @@ def group_by_seed(runs: list[Evaluation]) -> list[Row]:
     """Groups runs whose configurations differ only in the seed into rows, in the order of each row's first run."""
     groups = {}
     for run in runs:
-        groups.setdefault(json.dumps(config_without_seed(run), sort_keys=True), []).append(run)
+        groups.setdefault((run.evaluated, json.dumps(config_without_seed(run), sort_keys=True)), []).append(run)
     groups = list(groups.values())
     return [Row(name, group) for name, group in zip(row_names([g[0] for g in groups]), groups, strict=True)]
 
@@ -157,16 +174,16 @@ def config_without_seed(run: Evaluation) -> dict:
 
 
 def row_names(firsts: list[Evaluation]) -> list[str]:
-    """Returns the names of rows, given the first run of each: the model, and options if several rows have one model.
+    """Returns the names of rows, given the first run of each: the system, and options if several rows are of one.
 
-    The options are those in which the rows of this model differ.
+    The options are those in which the rows of this system differ.
     """
     names = []
     for run in firsts:
-        configs = [config_without_seed(other) for other in firsts if other.config["model"] == run.config["model"]]
+        configs = [config_without_seed(other) for other in firsts if other.evaluated == run.evaluated]
         keys = sorted({k for c in configs for k in c | configs[0] if c.get(k) != configs[0].get(k)})
         options = ", ".join(f"{k}={run.config.get(k)}" for k in keys)
-        names.append(f"{run.config['model']} ({options})" if options else run.config["model"])
+        names.append(f"{run.evaluated} ({options})" if options else run.evaluated)
     return names
 
 
@@ -266,3 +283,16 @@ def to_csv(rows: list[Row], intervals: list[dict]) -> str:
         seeds = [str(run.config.get("train.seed", "")) for run in row.runs]
         writer.writerow([row.name, " ".join(seeds), " ".join(str(r.path) for r in row.runs), *numbers, *bounds])
     return out.getvalue()
+
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    define_split_flag()
+    flags.DEFINE_string("out", None, "Directory for compare.md, compare.csv and compare.html.", required=True)
+
+
+def main(patterns: list[str]) -> None:
+    """Runs the command, which needs no device."""
+    if not patterns:
+        raise ConfigError("no runs are named: python eval.py compare DIR DIR --out=DIR")
+    compare(patterns, split_from_flags(), flags.FLAGS.out)

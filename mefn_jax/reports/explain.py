@@ -1,4 +1,8 @@
-"""Draws explanations of pairs from the command line (`eval.py --explain` and `--explain_image`; docs/evaluation.md)."""
+"""Draws explanations: entropy maps of captions of a split, or of any image and caption (docs/evaluation.md).
+
+    python eval.py explain --workdir=DIR --number=8 [--split=test] [--out=FOLDER] [--boxes=FILE.npy] [--photos=FOLDER]
+    python eval.py explain --workdir=DIR --image=FILE --caption=TEXT [--out=FILE.png]
+"""
 
 import dataclasses
 import re
@@ -6,18 +10,26 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from absl import flags
 from PIL import Image, ImageOps
 
-from mefn_jax.config import require_local
 from mefn_jax.data.images import to_rgb
-from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation.captions import encode_captions
-from mefn_jax.evaluation.evaluate import open_split, output_dir
-from mefn_jax.evaluation.evaluator import load_checkpoint
+from mefn_jax.evaluation.evaluate import open_split
+from mefn_jax.evaluation.run import (
+    Gallery,
+    TrainedRun,
+    define_gallery_flags,
+    define_run_flags,
+    gallery_from_flags,
+    run_from_flags,
+)
 from mefn_jax.reports import explanation
 from mefn_jax.reports.explanation import Explanation
+from mefn_jax.runtime.cli import define_process_flags
 from mefn_jax.runtime.console import print0
+from mefn_jax.runtime.multihost import initialize
 from mefn_jax.runtime.storage import resolve_directory, write_atomic
 
 PHOTO_SUFFIXES = ("", ".jpg", ".jpeg", ".png")  # of a photograph's file name, after the image id
@@ -61,7 +73,7 @@ class RegionSources:
 
 
 def draw_captions(
-    workdir, data_dir: str, split: str, step: str, number: int, out="", ema=False, boxes="", photos=""
+    run: TrainedRun, gallery: Gallery, number: int, out: str = "", boxes: str = "", photos: str = ""
 ) -> list[Path]:
     """Draws `number` evenly spaced captions of a split with their images, and returns the files.
 
@@ -69,47 +81,42 @@ def draw_captions(
     folder for a model of precomputed regions (see `RegionSources`). Raises ConfigError for a matcher without an entropy
     map.
     """
-    workdir = resolve_directory("--workdir", workdir)
-    out = resolve_directory("--out", out) if out else output_dir(workdir, split, ema=ema) / "explain"
-    require_local("--data_dir", data_dir)
-    evaluator, params, _ = load_checkpoint(workdir, step, ema)
+    folder = resolve_directory("--out", out) if out else run.output_dir(gallery.split) / "explain"
+    evaluator, params, _ = run.load()
     explanation.check_can_explain(evaluator)
     if (boxes or photos) and evaluator.config.image.arch != "regions":
         raise ConfigError(
             "--boxes and --photos are for precomputed regions; this model takes images, which need neither"
         )
-    _, opened_split = open_split(evaluator, data_dir, SPLIT_ALIASES.get(split, split))
-    region_sources = read_region_sources(boxes, photos, opened_split.num_images)
-    images, texts = evaluator.encode(params, opened_split)
-    captions = explanation.evenly_spaced(number, opened_split.num_captions)
-    explanations = explanation.explain_captions(
-        evaluator, params, opened_split, images, texts, captions, region_sources
-    )
-    return [save_explanation(x, out / f"{k:02}.png") for k, x in enumerate(explanations, 1)]
+    _, split = open_split(evaluator, gallery)
+    region_sources = read_region_sources(boxes, photos, split.num_images)
+    images, texts = evaluator.encode(params, split)
+    captions = explanation.evenly_spaced(number, split.num_captions)
+    explanations = explanation.explain_captions(evaluator, params, split, images, texts, captions, region_sources)
+    return [save_explanation(x, folder / f"{k:02}.png") for k, x in enumerate(explanations, 1)]
 
 
-def draw_image_file(workdir, step: str, file: str, caption: str, out="", ema=False) -> Path:
+def draw_image_file(run: TrainedRun, image: str, caption: str, out: str = "") -> Path:
     """Draws an image file with a caption, and returns the file: `out`, or one in `WORKDIR/eval/explain/`.
 
-    With `ema` the directory is `WORKDIR/eval/explain_ema/`. Raises DataError if the image cannot be read, ConfigError
+    With averaged parameters the directory is `WORKDIR/eval/explain_ema/`. Raises DataError if the image cannot be read, ConfigError
     for a caption without words, a model of precomputed regions, or a matcher without an entropy map.
     """
-    workdir = resolve_directory("--workdir", workdir)
     if out and not out.lower().endswith(".png"):
         raise ConfigError(f"--out={out}: give a .png file")
-    evaluator, params, _ = load_checkpoint(workdir, step, ema)
+    evaluator, params, _ = run.load()
     explanation.check_can_explain(evaluator)
     if evaluator.config.image.arch == "regions":
-        raise ConfigError("--explain_image: this model takes precomputed regions, not images")
-    texts = encode_captions(evaluator, params, [caption], "--explain_caption")
-    path = Path(file)
+        raise ConfigError("--image: this model takes precomputed regions, not images")
+    texts = encode_captions(evaluator, params, [caption], "--caption")
+    path = Path(image)
     try:
         data = path.read_bytes()
     except OSError as e:
-        raise DataError(f"--explain_image={file}: {e.strerror}") from None
+        raise DataError(f"--image={image}: {e.strerror}") from None
     result = explanation.explain_image(evaluator, params, data, path.name, caption, texts)
     name = re.sub(r"[^\w.-]+", "_", path.stem) or "image"
-    default = workdir / "eval" / ("explain" + "_ema" * ema) / f"{name}.png"
+    default = run.output_dir("explain") / f"{name}.png"
     return save_explanation(result, resolve_directory("--out", out) if out else default)
 
 
@@ -152,3 +159,30 @@ def save_explanation(x: Explanation, path) -> Path:
         raise ConfigError(f"--out={path}: cannot be written ({e})") from None
     print0(f"wrote {path}: {x.values['score']:.3f}  {x.caption[:80]}")
     return path
+
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    define_run_flags()
+    flags.DEFINE_integer("number", None, "Number of captions of the split to draw, evenly spaced.", lower_bound=1)
+    define_gallery_flags(with_folds=False)
+    flags.DEFINE_string("boxes", "", "Boxes of precomputed regions, a .npy file (images, regions, 4).")
+    flags.DEFINE_string("photos", "", "Photographs of precomputed regions, a folder of files named by image id.")
+    flags.DEFINE_string("image", None, "An image file to draw, in place of captions of the split.")
+    flags.DEFINE_string("caption", None, "The caption that is drawn with --image.")
+    flags.DEFINE_string(
+        "out", "", "Folder of the pictures, or a .png file for --image; default: in WORKDIR/eval/<split>/explain."
+    )
+    define_process_flags()
+
+
+def main() -> None:
+    """Runs the command."""
+    f = flags.FLAGS
+    if (f.image is None) != (f.caption is None) or (f.image is None) == (f.number is None):
+        raise ConfigError("give --number=N for captions of a split, or --image=FILE and --caption=TEXT for one pair")
+    initialize()
+    if f.number is not None:
+        draw_captions(run_from_flags(), gallery_from_flags(), f.number, f.out, f.boxes, f.photos)
+    else:
+        draw_image_file(run_from_flags(), f.image, f.caption, f.out)

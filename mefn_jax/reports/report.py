@@ -1,4 +1,6 @@
-"""Writes a page about an evaluated run, `report.html`, which needs no other file (`eval.py --report`).
+"""Evaluates a run and writes a page about it, `report.html`, which needs no other file.
+
+    python eval.py report --workdir=DIR [--split=test]
 
 I images, C captions.
 """
@@ -9,6 +11,7 @@ import re
 
 import jax
 import numpy as np
+from absl import flags
 from etils import epath
 from PIL import Image, ImageOps
 
@@ -17,10 +20,13 @@ from mefn_jax import metrics
 from mefn_jax.data.images import to_rgb
 from mefn_jax.data.split import Split
 from mefn_jax.errors import ConfigError
-from mefn_jax.evaluation.evaluate import EvaluationResult, evaluate, output_dir
+from mefn_jax.evaluation import evaluate
+from mefn_jax.evaluation.evaluate import EvaluationResult
+from mefn_jax.evaluation.run import Gallery, TrainedRun, gallery_from_flags, run_from_flags
 from mefn_jax.reports import charts, explanation, figures, pages
 from mefn_jax.runtime.console import print0
-from mefn_jax.runtime.storage import resolve_directory, write_atomic
+from mefn_jax.runtime.multihost import initialize
+from mefn_jax.runtime.storage import write_atomic
 
 QUERIES_SHOWN = 4  # best queries, and worst queries, of each direction
 RESULTS_SHOWN = 5  # results of each query
@@ -30,7 +36,7 @@ LENGTH_GROUPS = 5  # groups of captions by length, of about the same size
 
 
 def write_report(
-    workdir, data_dir: str, split: str, step: str, folds=(1,), out="", ema=False, save_scores="", rerank=""
+    run: TrainedRun, gallery: Gallery, out: str = "", save_scores: str = "", rerank: str = ""
 ) -> epath.Path:
     """Evaluates a run (see `evaluate.evaluate`), writes `report.html` beside `metrics.json`, and its figures in
     `report/`.
@@ -38,14 +44,14 @@ def write_report(
     Returns the path of the page. Raises ConfigError if ranks within folds would be mixed with results of the whole
     gallery.
     """
-    if len(folds) > 1 and folds[0] != 1:
-        raise ConfigError("--report is about the first of --folds: put 1 first, or give one number")
-    result = evaluate(workdir, data_dir, split, step, folds, out, ema, save_scores, rerank)
-    folder, pairs = output_dir(workdir, split, out, ema), explain_examples(result)
+    if len(gallery.folds) > 1 and gallery.folds[0] != 1:
+        raise ConfigError("the report is about the first of --folds: put 1 first, or give one number")
+    result = evaluate.evaluate(run, gallery, out, save_scores, rerank)
+    folder, pairs = run.output_dir(gallery.split, out), explain_examples(result)
     if jax.process_index():
         return folder / "report.html"
-    figure_files = draw_figures(result, pairs, read_metrics_log(resolve_directory("--workdir", workdir)))
-    page = render(result, figure_files, str(workdir))
+    figure_files = draw_figures(result, pairs, read_metrics_log(run.directory))
+    page = render(result, figure_files, str(run.workdir))
     try:
         for name, data in figure_files.items():
             write_atomic(folder / "report" / f"{name}.png", data)
@@ -204,7 +210,7 @@ def image_entry(split: Split, image: int, score: float | None, positive: bool) -
 
 def render(e: EvaluationResult, figure_files: dict[str, bytes], workdir: str) -> str:
     """Returns the page. jinja2 escapes every value."""
-    rows = {e.report["config"]["model"]: e.report} | e.report.get("baselines", {})
+    rows = {e.report["evaluated"]: e.report} | e.report.get("baselines", {})
     uris = {name: pages.data_uri("webp", to_webp(data)) for name, data in figure_files.items()}
     return pages.template("report.html").render(
         workdir=workdir,
@@ -224,3 +230,15 @@ def to_webp(png: bytes) -> bytes:
     out = io.BytesIO()
     Image.open(io.BytesIO(png)).convert("RGB").save(out, "WEBP", quality=90)
     return out.getvalue()
+
+
+def define_flags() -> None:
+    """Defines the flags of the command: those of an evaluation."""
+    evaluate.define_flags()
+
+
+def main() -> None:
+    """Runs the command."""
+    f = flags.FLAGS
+    initialize()
+    write_report(run_from_flags(), gallery_from_flags(), f.out, f.save_scores, f.rerank)

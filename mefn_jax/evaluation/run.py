@@ -1,0 +1,117 @@
+"""A trained run and a gallery: which checkpoint a command evaluates, and on which images and captions.
+
+The verbs of `eval.py` share the flags that name them.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from absl import flags
+from etils import epath
+
+from mefn_jax.config import require_local
+from mefn_jax.data.split import SPLIT_ALIASES
+from mefn_jax.errors import ConfigError
+from mefn_jax.evaluation.evaluator import load_checkpoint
+from mefn_jax.runtime.storage import resolve_directory
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A checkpoint of a training run.
+
+    Attributes:
+        workdir: the directory of the run, which may be gs://BUCKET/PATH.
+        step: "best" (by rSum on val), "latest" or the number of a step.
+        ema: whether the averaged parameters are taken (`train.ema_decay`).
+    """
+
+    workdir: str | Path
+    step: str = "best"
+    ema: bool = False
+
+    @property
+    def directory(self) -> epath.Path:
+        """Returns the workdir. Raises ConfigError for a URL that is not gs://, or a bucket that cannot be used."""
+        return resolve_directory("--workdir", self.workdir)
+
+    def load(self):
+        """Loads the checkpoint: `(Evaluator, params, step)`. Raises as `evaluator.load_checkpoint` does."""
+        return load_checkpoint(self.directory, str(self.step), self.ema)
+
+    def output_dir(self, split: str, out: str = "") -> epath.Path:
+        """Returns the directory of an evaluation's files: `out`, or `WORKDIR/eval/<split>/`.
+
+        Averaged parameters have `WORKDIR/eval/<split>_ema/`.
+        """
+        folder = self.directory / "eval" / (split + "_ema" * self.ema)
+        return resolve_directory("--out", out) if out else folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """Images and captions that a model ranks: a split of a data set, whole or cut into folds.
+
+    Attributes:
+        data_dir: a prepared data set; empty for the one that the model's configuration names.
+        split: "train", "val", "test" or "held_out".
+        folds: numbers of consecutive folds of the images, over which metrics are averaged; 1 is the whole gallery.
+
+    Raises ConfigError if `data_dir` is a URL.
+    """
+
+    data_dir: str = ""
+    split: str = "test"
+    folds: tuple[int, ...] = (1,)
+
+    def __post_init__(self):
+        require_local("--data_dir", self.data_dir)
+
+
+def define_run_flags() -> None:
+    """Defines the flags that name a trained run."""
+    flags.DEFINE_string("workdir", "runs/shapes", "Directory of the training run, may be gs://BUCKET/PATH.")
+    define_checkpoint_flags()
+
+
+def define_checkpoint_flags() -> None:
+    """Defines the flags that choose a checkpoint of a run."""
+    flags.DEFINE_string("step", "best", "Checkpoint: best (by val rSum), latest, or a step.")
+    flags.DEFINE_bool("ema", False, "Take the averaged parameters (train.ema_decay).")
+
+
+def define_split_flag() -> None:
+    """Defines the flag that names a split."""
+    flags.DEFINE_string("split", "test", "train, val (or dev), test or held_out.")
+
+
+def define_gallery_flags(with_folds: bool = True) -> None:
+    """Defines the flags that name a gallery."""
+    define_split_flag()
+    if with_folds:
+        flags.DEFINE_list(
+            "folds",
+            ["1"],
+            "Numbers of consecutive folds of the images to average over; 1,5: COCO's 5K and 1K at once.",
+        )
+    flags.DEFINE_string("data_dir", "", "Prepared data set; default: the one of the configuration.")
+
+
+def run_from_flags() -> TrainedRun:
+    """Returns the run that the flags of `define_run_flags` name."""
+    f = flags.FLAGS
+    return TrainedRun(f.workdir, f.step, f.ema)
+
+
+def split_from_flags() -> str:
+    """Returns the name of the split that `--split` names, by this name or by another accepted one."""
+    return SPLIT_ALIASES.get(flags.FLAGS.split, flags.FLAGS.split)
+
+
+def gallery_from_flags() -> Gallery:
+    """Returns the gallery that the flags of `define_gallery_flags` name. Raises ConfigError."""
+    f = flags.FLAGS
+    folds = f.folds if "folds" in f else ["1"]
+    if not folds or not all(number.isdigit() and int(number) for number in folds):
+        raise ConfigError(f"--folds={','.join(folds)}: give numbers of at least 1")
+    return Gallery(f.data_dir, split_from_flags(), tuple(map(int, folds)))
