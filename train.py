@@ -23,14 +23,20 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "workdir", "", "Directory of checkpoints and logs, may be gs://BUCKET/PATH; default: runs/NAME."
     )
+    flags.DEFINE_bool("print_config", False, "Print every option with its value, its origin and its comment, and exit.")
     flags.DEFINE_string("profile", "", "START:N: record a trace of N steps after step START in WORKDIR/profile.")
     define_process_flags()
     define_compile_flags()
 
 
 def main() -> None:
-    """Trains, or compiles the train step for a TPU slice."""
+    """Trains, or prints the configuration, or compiles the train step for a TPU slice."""
     f = flags.FLAGS
+    if f.print_config:
+        from mefn_jax.print_config import format_config
+
+        print(format_config(f.config, str(config_path()), sys.argv))
+        return
     if f.compile_for:
         from mefn_jax.aot import compile_train
 

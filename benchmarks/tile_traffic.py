@@ -3,10 +3,10 @@ pay off?
 
     python benchmarks/tile_traffic.py [--target=v5e:2x4] [--model=mefn,scan_t2i_lse]
 
-Compiles the scoring step of `eval.py` for `configs/flickr30k.py:image=vit_b16`, at XLA's default level. For the
-computation that scores a tile, it reports: the bytes that its operations read from and write to HBM and VMEM; the
-largest array in HBM; how often a regions x words block is read or written, in HBM and in total; and the least time that
-HBM and the tile's products take. The last line is JSON, one object for each model.
+Compiles the scoring step, as `eval.py compile` does, for `configs/flickr30k.py:image=vit_b16`, at XLA's default level.
+For the computation that scores a tile, it reports: the bytes that its operations read from and write to HBM and VMEM;
+the largest array in HBM; how often a regions x words block is read or written, in HBM and in total; and the least time
+that HBM and the tile's products take. The last line is JSON, one object for each model.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def list_moved_arrays(lines: list[str]) -> list[tuple[str, int, bool]]:
 
 def measure_tile(name: str, target: str) -> dict:
     """Returns the traffic of a score tile of the model `name`, compiled for `target`."""
-    config = aot.resolve_config(flickr30k.get_config(f"model={name},image=vit_b16"), "")
+    config = aot.resolve_config(flickr30k.get_config(f"model={name},image=vit_b16"))
     lowered, mesh, tile, _, flops = aot.lower_scoring(config, target)
     program = lowered.compile().as_text()
     chip = chip_of(mesh.devices.flat[0])

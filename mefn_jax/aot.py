@@ -1,4 +1,7 @@
-"""Compiles the real train step, or the scoring step, for a TPU slice on a machine without one (`--compile_for`).
+"""Compiles the scoring step, or the train step, for a TPU slice on a machine without one.
+
+    python eval.py compile --config=FILE.py --target=v5e:2x4 [--report=FILE]    # the scoring step
+    python train.py --config=FILE.py --compile_for=v5e:2x4 [--compile_report=FILE]    # the train step
 
 libtpu compiles for a topology given by name; nothing runs, and no data is read. The report says whether the program
 fits into memory, what it sends between chips, and the least time that it takes.
@@ -9,9 +12,11 @@ import json
 import math
 import os
 import re
+import sys
 import time
 
 import jax
+from absl import flags
 from etils import epath
 from jax.experimental import topologies
 
@@ -23,6 +28,7 @@ from mefn_jax.model import batch_shapes, build_model, dummy_inputs, split_consta
 from mefn_jax.resolve import check_options, resolve
 from mefn_jax.runtime import flops
 from mefn_jax.runtime.chips import GIB, chip_of
+from mefn_jax.runtime.cli import define_config_flag
 from mefn_jax.runtime.collectives import list_collectives
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.sharding import (
@@ -58,49 +64,46 @@ def use_cpu() -> None:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several processes may compile at once: none locks a TPU
 
 
-def topology_devices(target: str) -> list:
+def topology_devices(target: str, option: str = "--target") -> list:
     """Returns the devices of a topology such as "v5e:16x16", or of several slices of it, "v5e:16x16:2". Raises
-    ConfigError."""
+    ConfigError, naming the option."""
     use_cpu()
     match = re.fullmatch(r"(v\w+):(\d+(?:x\d+)+)(?::(\d+))?", target)
     if not match:
-        raise ConfigError(f"--compile_for={target}: give {TARGET_HELP}")
+        raise ConfigError(f"{option}={target}: give {TARGET_HELP}")
     name, slices = f"{match[1]}:{match[2]}", {"num_slices": int(match[3])} if match[3] else {}
     try:
         devices = list(topologies.get_topology_desc(platform="tpu", topology_name=name, **slices).devices)
     except Exception as e:  # JAX passes on any error of libtpu
         if "libtpu" in str(e) and "not" in str(e):
-            raise ConfigError(f"--compile_for needs libtpu: pip install 'jax[tpu]' ({e})") from None
-        raise ConfigError(
-            f"--compile_for={target}: libtpu knows no such slice ({reason(e)}); give {TARGET_HELP}"
-        ) from None
+            raise ConfigError(f"{option} needs libtpu: pip install 'jax[tpu]' ({e})") from None
+        raise ConfigError(f"{option}={target}: libtpu knows no such slice ({reason(e)}); give {TARGET_HELP}") from None
     if chip_of(devices[0]) is None:
         raise ConfigError(
-            f"--compile_for={target}: mefn_jax/runtime/chips.py does not list {devices[0].device_kind}; "
-            f"give {TARGET_HELP}"
+            f"{option}={target}: mefn_jax/runtime/chips.py does not list {devices[0].device_kind}; give {TARGET_HELP}"
         )
     return devices
 
 
-def resolve_config(config, report: str):
+def resolve_config(config, report: str = "", option: str = "--report"):
     """Returns the configuration with its towers' sizes filled in. Raises ConfigError for one that cannot be compiled,
-    or if the report cannot be written."""
+    or, naming the option, if the report cannot be written."""
     use_cpu()
     check_options(config)
     widths = {"image.regions.width": config.image.arch == "regions", "text.cached.width": config.text.arch == "cached"}
     for key, needed in widths.items():
         if needed and not configuration.get_dotted(config, key):
-            raise ConfigError(f"{key} is 0, and --compile_for reads no data to take it from: give --config.{key}=N")
+            raise ConfigError(f"{key} is 0, and compiling reads no data to take it from: give --config.{key}=N")
     if report and not epath.Path(report).parent.is_dir():
-        raise ConfigError(f"--compile_report={report}: no such directory")
+        raise ConfigError(f"{option}={report}: no such directory")
     return resolve(config).config
 
 
 def compile_train(config, target: str, report: str = "") -> bool:
     """Compiles the train step of `config` for `target`, prints the report and writes it as JSON to `report`. Returns
     whether the program fits. Raises ConfigError."""
-    config = resolve_config(config, report)
-    mesh = make_mesh(config.mesh, topology_devices(target))
+    config = resolve_config(config, report, "--compile_report")
+    mesh = make_mesh(config.mesh, topology_devices(target, "--compile_for"))
     check_divides(config.train.batch_size, config.train.grad_cache_chunks, mesh)
     model = build_model(config, config.text.vocab_size or DEFAULT_VOCABULARY)
     init, hyper = make_init(model, config, mesh), hyperparameters_from_config(config, steps=1000)
@@ -141,7 +144,7 @@ def lower_scoring(config, target: str):
     mesh = make_mesh(None, topology_devices(target))
     model = build_model(config, config.text.vocab_size or DEFAULT_VOCABULARY)
     if not model.has_tile:
-        raise ConfigError(f"--compile_for: the matcher of model={config.model} has no score_tile to compile")
+        raise ConfigError(f"model={config.model}: its matcher has no score_tile to compile")
     param_shapes = jax.eval_shape(model.init, jax.random.key(0), *dummy_inputs(config))
     params, batch, replicated_sharding = abstract_params(mesh, param_shapes), batch_shapes(config), replicated(mesh)
     images = with_batch_sharding(
@@ -318,3 +321,17 @@ def format_report(report_values: dict, mesh, title: str, advice: str) -> list[st
     for k, row in enumerate(report_values["largest"]):
         lines.append(f"{'largest' if k == 0 else '':12} {row['name']} {tuple(row['shape'])} {row['sharding']}")
     return lines
+
+
+def define_flags() -> None:
+    """Defines the flags of `eval.py compile`."""
+    define_config_flag(None)
+    flags.mark_flag_as_required("config")
+    flags.DEFINE_string("target", None, f"Slice to compile for: {TARGET_HELP}.", required=True)
+    flags.DEFINE_string("report", "", "File for the report, as JSON.")
+
+
+def main() -> None:
+    """Compiles the scoring step. The exit status is 1 if it does not fit."""
+    f = flags.FLAGS
+    sys.exit(0 if compile_scoring(f.config, f.target, f.report) else 1)

@@ -1,14 +1,18 @@
 """Trains and evaluates several models and seeds, one after the other; skips the runs that are finished.
 
     python -m mefn_jax.sweep --config=FILE.py --models=mefn,vsepp --seeds=0,1,2 --out=DIR [--split=val] \\
-        [--config.key=value ...]
+        [--grid=train.learning_rate=1e-3,5e-4] [--config.key=value ...]
 
-Each run calls `train.py` and `eval.py` as a user would, in DIR/<model>/<seed>/, and writes their output to `log.txt`
-there. If a run fails, its error is printed and the others go on; the same command tries it again from its latest
-checkpoint.
+Each run calls `train.py` and `eval.py` as a user would, in DIR/<model>/<seed>/ (with a grid in
+DIR/<model>,<key>=<value>/<seed>/), and writes their output to `log.txt` there. If a run fails, its error is printed and
+the others go on; the same command tries it again from its latest checkpoint. Runs that differ in seeds, learning rates
+and other hyperparameters share their compiled programs.
 """
 
+import dataclasses
+import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -22,45 +26,72 @@ from mefn_jax.runtime.cli import run_command
 from mefn_jax.runtime.console import format_duration
 
 ROOT = Path(__file__).resolve().parent.parent
+CACHE = "compiled"  # folder in --out for the compiled programs, which all runs share
 
 
-def sweep(config: str, models: list[str], seeds: list[int], out: Path, split: str, overrides: list[str]) -> int:
-    """Performs the missing runs and prints one line for each run. `config` is a file with arguments; `overrides` are
-    flags that `train.py` gets in addition. Returns the number of failed runs."""
-    failed = 0
-    for model in models:
-        for seed in seeds:
-            workdir = out / model / str(seed)
-            report, start = workdir / "eval" / split / "metrics.json", time.perf_counter()
-            name = f"{model} seed {seed}"
-            if report.is_file():
-                print(f"{name}: {recall_line(report, split)} (already done)", flush=True)
-                continue
-            workdir.mkdir(parents=True, exist_ok=True)
-            run_config = f"{config}{',' if ':' in config else ':'}model={model}"
-            commands = (
-                [
-                    "train.py",
-                    f"--config={run_config}",
-                    f"--workdir={workdir}",
-                    f"--config.train.seed={seed}",
-                    *overrides,
-                ],
-                ["eval.py", f"--workdir={workdir}", f"--split={split}"],
-            )
-            if all(_succeeds(command, workdir / "log.txt") for command in commands):
-                duration = format_duration(time.perf_counter() - start)
-                print(f"{name}: {recall_line(report, split)} ({duration})", flush=True)
-            else:
-                failed += 1
-                print(f"{name}: failed, {last_line(workdir / 'log.txt')}; see {workdir / 'log.txt'}", flush=True)
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Runs of models, options and seeds.
+
+    Attributes:
+        config: configuration file, with optional arguments after a colon.
+        models, seeds: names of models, and seeds.
+        grid: values of options by key, `{"train.learning_rate": ["1e-3", "5e-4"]}`; all combinations are run.
+        out: directory of the runs, which also keeps their compiled programs.
+        split: split to evaluate after training.
+        overrides: flags that `train.py` gets in addition.
+    """
+
+    config: str
+    models: list[str]
+    seeds: list[int]
+    grid: dict[str, list[str]]
+    out: Path
+    split: str
+    overrides: list[str]
+
+
+def sweep(plan: Sweep) -> int:
+    """Performs the missing runs and prints one line for each run. Returns the number of failed runs."""
+    failed, values = 0, [dict(zip(plan.grid, row, strict=True)) for row in itertools.product(*plan.grid.values())]
+    for model, options, seed in itertools.product(plan.models, values, plan.seeds):
+        setting = ",".join([model, *(f"{key}={value}" for key, value in options.items())])
+        workdir, name = plan.out / setting / str(seed), f"{setting} seed {seed}"
+        report, start = workdir / "eval" / plan.split / "metrics.json", time.perf_counter()
+        if report.is_file():
+            print(f"{name}: {recall_line(report, plan.split)} (already done)", flush=True)
+            continue
+        workdir.mkdir(parents=True, exist_ok=True)
+        flags_of_run = [f"--config.{key}={value}" for key, value in options.items()]
+        commands = (
+            [
+                "train.py",
+                f"--config={plan.config}{',' if ':' in plan.config else ':'}model={model}",
+                f"--workdir={workdir}",
+                f"--config.train.seed={seed}",
+                *flags_of_run,
+                *plan.overrides,
+            ],
+            ["eval.py", f"--workdir={workdir}", f"--split={plan.split}"],
+        )
+        if all(_succeeds(command, workdir / "log.txt", plan.out / CACHE) for command in commands):
+            duration = format_duration(time.perf_counter() - start)
+            print(f"{name}: {recall_line(report, plan.split)} ({duration})", flush=True)
+        else:
+            failed += 1
+            print(f"{name}: failed, {last_line(workdir / 'log.txt')}; see {workdir / 'log.txt'}", flush=True)
     return failed
 
 
-def _succeeds(command: list[str], log: Path) -> bool:
-    """Runs a command, appends its output to `log`, and returns whether it succeeded."""
+def _succeeds(command: list[str], log: Path, cache: Path) -> bool:
+    """Runs a command, appends its output to `log`, and returns whether it succeeded. Compiled programs are kept in
+    `cache`, or where JAX_COMPILATION_CACHE_DIR says."""
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
     with log.open("a", encoding="utf-8") as file:
-        return subprocess.run([sys.executable, *command], cwd=ROOT, stdout=file, stderr=file).returncode == 0
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, stdout=file, stderr=file, env=environment | os.environ
+        )
+    return done.returncode == 0
 
 
 def recall_line(report: Path, split: str) -> str:
@@ -83,6 +114,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_list("models", ["mefn"], "Names of models, separated by commas.")
     flags.DEFINE_list("seeds", ["0"], "Seeds, separated by commas.")
+    flags.DEFINE_multi_string(
+        "grid", [], "KEY=VALUE,VALUE,...: values of an option to run; may be given several times."
+    )
     flags.DEFINE_string("out", None, "Directory of the runs, in subdirectories <model>/<seed>/.")
     flags.DEFINE_string("split", "test", "Split to evaluate after training: val, test or held_out.")
 
@@ -99,8 +133,19 @@ def main(overrides: list[str]) -> None:
     # The commands run in the project's directory, so paths relative to the caller's are made absolute.
     path, colon, arguments = f.config.partition(":")
     config, out = f"{Path(path).resolve()}{colon}{arguments}", Path(f.out).resolve()
-    if sweep(config, f.models, list(map(int, seeds)), out, split, overrides):
+    if sweep(Sweep(config, f.models, list(map(int, seeds)), parse_grid(f.grid), out, split, overrides)):
         sys.exit(1)
+
+
+def parse_grid(texts: list[str]) -> dict[str, list[str]]:
+    """Parses the values of `--grid`. Raises ConfigError if one is not KEY=VALUE,VALUE."""
+    grid = {}
+    for text in texts:
+        key, _, values = text.partition("=")
+        grid[key] = [value for value in values.split(",") if value]
+        if not key or not grid[key]:
+            raise ConfigError(f"--grid={text}: give KEY=VALUE,VALUE, such as train.learning_rate=1e-3,5e-4")
+    return grid
 
 
 if __name__ == "__main__":

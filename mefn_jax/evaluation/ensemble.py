@@ -1,6 +1,8 @@
 """Evaluates several runs as one system, by the mean of their scores.
 
     python eval.py ensemble DIR DIR ... --out=DIR [--split=test] [--folds=1,5]
+
+All runs must have the same images and captions in the split (docs/evaluation.md).
 """
 
 import dataclasses

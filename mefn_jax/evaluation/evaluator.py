@@ -200,19 +200,14 @@ def load_checkpoint(workdir, step: str, ema: bool = False):
     """Loads a trained model from a workdir's checkpoint: `(Evaluator, params, step)`.
 
     The checkpoint alone is enough. `step` is "best", "latest" or a number; `ema` takes the averaged parameters. Raises
-    CheckpointError if there is no such checkpoint, if it cannot be read, if an earlier version wrote it, or if it has
-    no averaged parameters.
+    CheckpointError if there is no such checkpoint, if it or its format cannot be read, or if it has no averaged
+    parameters.
     """
     mesh = make_mesh()
     with Checkpoints(workdir) as checkpoints:
         step_number = checkpoints.resolve_step(step)
         meta = checkpoints.meta(step_number)
         config = ml_collections.ConfigDict(meta["config"])
-        if "score_tile_mib" not in config.eval:
-            raise CheckpointError(
-                f"{workdir}: was written by an earlier version (commit {meta['commit']}), whose configuration has no "
-                "eval.score_tile_mib; evaluate it with that version, or train again"
-            )
         tokenizer = make_tokenizer(config, meta["tokenizer"])
         model = build_model(config, tokenizer.vocab_size)
         shapes = jax.eval_shape(model.init, jax.random.key(0), *dummy_inputs(config))

@@ -1,7 +1,9 @@
-"""Draws explanations: entropy maps of captions of a split, or of any image and caption (docs/evaluation.md).
+"""Draws explanations: entropy maps of captions of a split, or of any image and caption.
 
     python eval.py explain --workdir=DIR --number=8 [--split=test] [--out=FOLDER] [--boxes=FILE.npy] [--photos=FOLDER]
     python eval.py explain --workdir=DIR --image=FILE --caption=TEXT [--out=FILE.png]
+
+Only MEFN and its ablations have entropy maps (docs/evaluation.md).
 """
 
 import dataclasses
@@ -99,8 +101,8 @@ def draw_captions(
 def draw_image_file(run: TrainedRun, image: str, caption: str, out: str = "") -> Path:
     """Draws an image file with a caption, and returns the file: `out`, or one in `WORKDIR/eval/explain/`.
 
-    With averaged parameters the directory is `WORKDIR/eval/explain_ema/`. Raises DataError if the image cannot be read, ConfigError
-    for a caption without words, a model of precomputed regions, or a matcher without an entropy map.
+    With averaged parameters the directory is `WORKDIR/eval/explain_ema/`. Raises DataError if the image cannot be
+    read, ConfigError for a caption without words, a model of precomputed regions, or a matcher without an entropy map.
     """
     if out and not out.lower().endswith(".png"):
         raise ConfigError(f"--out={out}: give a .png file")

@@ -60,7 +60,9 @@ class Retriever:
         Raises ConfigError for a matcher that has no entropy map, and for precomputed regions.
         """
         if self.config.image.arch == "regions":
-            raise ConfigError("explain: this model takes precomputed regions; eval.py --explain draws those of a split")
+            raise ConfigError(
+                "explain: this model takes precomputed regions; python eval.py explain draws those of a split"
+            )
         data, name = read_image(image, "the image")
         return explanation.explain_image(self.evaluator, self.params, data, name, caption, self.encode_texts([caption]))
 

@@ -1,4 +1,6 @@
-"""An index: a folder of images, encoded once, to be searched by captions (docs/evaluation.md).
+"""Makes an index: a folder of images, encoded once, to be searched by captions (docs/evaluation.md).
+
+    python eval.py index --workdir=DIR --images=FOLDER --out=INDEX
 
 `INDEX/` has one row for each image: `images.json` (names below the folder), `embeddings.npy` float32 `(I, D)` (the unit
 vectors by which candidates are found), and, if the matcher scores fragments, `pooled.npy` `(I, D)`, `fragments.npy`
@@ -18,16 +20,22 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from etils import epath
 from tqdm import tqdm
 
+from mefn_jax.config import require_local
 from mefn_jax.data import images
 from mefn_jax.data.parsing import read_json, require
 from mefn_jax.data.pipeline import pad_rows
 from mefn_jax.errors import ConfigError, DataError, TrainingError
 from mefn_jax.evaluation.evaluator import Evaluator
+from mefn_jax.evaluation.run import TrainedRun, define_run_flags, run_from_flags
 from mefn_jax.features import Features
+from mefn_jax.runtime.checkpoint import params_digest
+from mefn_jax.runtime.cli import define_process_flags
 from mefn_jax.runtime.console import print0, printable
+from mefn_jax.runtime.multihost import initialize
 from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, replicated, round_up
 from mefn_jax.runtime.storage import SAVE_SECONDS, write_atomic
 
@@ -62,6 +70,23 @@ class Index:
         return Features(*(np.array(x[rows]) for x in (self.fragments, self.mask, self.pooled)))
 
 
+def index_images(run: TrainedRun, folder, out) -> None:
+    """Makes an index of a folder of images for a run (see `build_index`). Raises ConfigError for a model of regions."""
+    require_local("--images", folder)
+    require_local("--out", out)
+    evaluator, params, checkpoint_id = load_model(run)
+    if evaluator.config.image.arch == "regions":
+        raise ConfigError("--images: this model takes precomputed regions, not images")
+    build_index(evaluator, params, checkpoint_id, folder, out)
+
+
+def load_model(run: TrainedRun):
+    """Loads a trained model: the Evaluator, its parameters, and a dict that identifies the checkpoint."""
+    evaluator, params, step_number = run.load()
+    checkpoint_id = {"workdir": str(run.directory), "step": step_number, "parameters": params_digest(params)}
+    return evaluator, params, checkpoint_id
+
+
 def build_index(evaluator: Evaluator, params, checkpoint_id: dict, folder, out) -> None:
     """Encodes all images below `folder` into the directory `out`; continues an index that was stopped.
 
@@ -70,7 +95,9 @@ def build_index(evaluator: Evaluator, params, checkpoint_id: dict, folder, out) 
     if features are not finite.
     """
     if jax.process_count() > 1:
-        raise ConfigError("--index_images: run it in one process, which may use several devices")
+        raise ConfigError(
+            "an index is made by one process, which may use several devices: run the command on one machine"
+        )
     folder, out = Path(folder).resolve(), Path(out)
     names = list_images(folder)
     metadata = open_or_create(out, {"checkpoint": checkpoint_id, "folder": str(folder), "images": len(names)}, names)
@@ -111,7 +138,7 @@ def print_summary(out: Path, folder: Path, number: int, skipped: list[str]) -> N
         examples = ", ".join(map(printable, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
         print0(f"left out {len(skipped)} images that cannot be decoded: {examples} (all in {out}/index.json)")
     if len(skipped) == number:
-        raise DataError(f"--index_images={folder}: no image in it can be decoded")
+        raise DataError(f"--images={folder}: no image in it can be decoded")
     print0(f"{out} has {number - len(skipped)} images")
 
 
@@ -129,11 +156,11 @@ def require_finite(values: np.ndarray, names: list[str], subject: str = "score i
 def list_images(folder: Path) -> list[str]:
     """Returns the images below a folder, sorted, as paths relative to it. Raises DataError if it has none."""
     if not folder.is_dir():
-        raise DataError(f"--index_images={folder}: no such directory")
+        raise DataError(f"--images={folder}: no such directory")
     paths = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     names = sorted(path.relative_to(folder).as_posix() for path in paths)
     if not names:
-        raise DataError(f"--index_images={folder}: no images in it ({', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(f"--images={folder}: no images in it ({', '.join(IMAGE_SUFFIXES)})")
     return names
 
 
@@ -145,12 +172,12 @@ def open_or_create(out: Path, metadata: dict, names: list[str]) -> dict:
     if not (out / "index.json").is_file():
         data = json.dumps(names, indent=0).encode()
         if out.exists() and not (out.is_dir() and all(is_leftover(path, data) for path in out.iterdir())):
-            raise ConfigError(f"--index={out} is not empty and holds no index.json; choose another")
+            raise ConfigError(f"--out={out} is not empty and holds no index.json; choose another")
         try:
             out.mkdir(parents=True, exist_ok=True)
             write_atomic(epath.Path(out / "images.json"), data)
         except OSError as e:
-            raise ConfigError(f"--index={out}: cannot be written ({e.strerror})") from None
+            raise ConfigError(f"--out={out}: cannot be written ({e.strerror})") from None
         metadata |= {"done": 0, "skipped": [], "arrays": []}
         write_progress(out, metadata, {})
         return metadata
@@ -158,11 +185,11 @@ def open_or_create(out: Path, metadata: dict, names: list[str]) -> dict:
     check_checkpoint(out, old_metadata, metadata["checkpoint"])
     old_folder = old_metadata["folder"]
     if old_folder != metadata["folder"]:
-        raise ConfigError(f"--index={out} is of other images, of {old_folder}; choose another, or remove it")
+        raise ConfigError(f"--out={out} is of other images, of {old_folder}; choose another, or remove it")
     if old_names != names:
         more, fewer = len(set(names) - set(old_names)), len(set(old_names) - set(names))
         raise ConfigError(
-            f"--index={out} is of other images: {old_folder} has {more} more and {fewer} fewer than when the index was "
+            f"--out={out} is of other images: {old_folder} has {more} more and {fewer} fewer than when the index was "
             "started; choose another, or remove it"
         )
     return old_metadata
@@ -196,7 +223,7 @@ def check_checkpoint(out, metadata: dict, checkpoint_id: dict) -> None:
     reason = (
         "with other parameters (trained again since, or --ema differs)" if maker == other else f"which is not {other}"
     )
-    raise ConfigError(f"--index={out} was made by {maker}, {reason}: give that checkpoint, or make the index again")
+    raise ConfigError(f"the index {out} was made by {maker}, {reason}: give that checkpoint, or make the index again")
 
 
 def load_batches(folder: Path, names: list[str], resize, size: int, start: int, config):
@@ -237,7 +264,7 @@ def create_array(path: Path, rows: int, first: np.ndarray, is_new: bool) -> np.n
         path.unlink()
         size = array.nbytes / 1e9
         raise ConfigError(
-            f"--index: {path} needs {size:.1f} GB, which the disk cannot hold ({e.strerror}); choose another disk"
+            f"--out: {path} needs {size:.1f} GB, which the disk cannot hold ({e.strerror}); choose another disk"
         ) from None
     return array
 
@@ -269,13 +296,14 @@ def open_index(path, checkpoint_id: dict | None = None) -> Index:
     """
     path = Path(path)
     if not (path / "index.json").is_file():
-        raise ConfigError(f"--index={path}: no index; make one with --index_images=DIR --index={path}")
+        raise ConfigError(f"--index={path}: no index; make one with python eval.py index --images=FOLDER --out={path}")
     metadata, names = read_index(path)
     if checkpoint_id:
         check_checkpoint(path, metadata, checkpoint_id)
     if metadata["done"] < metadata["images"]:
         raise ConfigError(
-            f"--index={path}: {metadata['done']} of {metadata['images']} images are encoded; run --index_images again"
+            f"--index={path}: {metadata['done']} of {metadata['images']} images are encoded; run python eval.py index "
+            "again"
         )
     skipped = set(metadata["skipped"])
     readable = np.array([name not in skipped for name in names])
@@ -321,3 +349,17 @@ def _find_top_k(query, vectors, mask, *, k: int):
     products = jnp.matmul(vectors, query, precision=jax.lax.Precision.HIGHEST)
     is_finite = jnp.all(jnp.isfinite(products) | ~mask)
     return *jax.lax.top_k(jnp.where(mask, products, -jnp.inf), k), is_finite
+
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    define_run_flags()
+    flags.DEFINE_string("images", None, "Folder of images; those in its subfolders are taken too.", required=True)
+    flags.DEFINE_string("out", None, "Directory of the index.", required=True)
+    define_process_flags()
+
+
+def main() -> None:
+    """Runs the command."""
+    initialize()
+    index_images(run_from_flags(), flags.FLAGS.images, flags.FLAGS.out)

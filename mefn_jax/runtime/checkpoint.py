@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -18,6 +19,10 @@ from mefn_jax.errors import CheckpointError, UnreadableCheckpointError, reason
 from mefn_jax.runtime.storage import absolute
 
 v1 = ocp.v1
+FORMAT = 1  # of the checkpoints that are written; increase it with each change of their layout, ...
+# ... and add the function that makes the meta of format k that of format k + 1. An option that is new gets the value
+# that the code had before the option.
+UPGRADES: dict[int, Callable[[dict], dict]] = {}
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy"),
     *("pillow", "simplejpeg", "opencv-python-headless"),  # these decode images
@@ -78,6 +83,25 @@ def code_digest() -> str:
     changes."""
     package = Path(__file__).resolve().parents[1]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))).hexdigest()[:12]
+
+
+def upgrade_meta(meta: dict, path) -> dict:
+    """Returns the meta of a checkpoint as FORMAT has it, through the UPGRADES one after the other. Raises
+    CheckpointError, naming the version, for a newer format and for checkpoints from before formats were numbered."""
+    number = meta.get("format")
+    if number is None:
+        raise CheckpointError(
+            f"{path}: was written by an earlier version (commit {meta.get('commit', 'unknown')}), before formats were "
+            "numbered; use it with that version, or train again"
+        )
+    if number > FORMAT:
+        raise CheckpointError(
+            f"{path}: has format {number}, written by a newer version (commit {meta.get('commit', 'unknown')}); this "
+            f"version reads up to format {FORMAT}: update it"
+        )
+    for older in range(number, FORMAT):
+        meta = UPGRADES[older](meta) | {"format": older + 1}
+    return meta
 
 
 class Checkpoints:
@@ -166,10 +190,12 @@ class Checkpoints:
                 pending.result(seconds)
 
     def meta(self, step: int) -> dict:
-        """Returns what was saved besides the state: step, config, tokenizer, preprocessing, commit, versions. Raises
-        UnreadableCheckpointError."""
+        """Returns what was saved besides the state: format, step, config, tokenizer, preprocessing, commit, versions, as
+        the current format has it. Raises UnreadableCheckpointError, and CheckpointError for a format that is not
+        read."""
         with self._read_errors(step):
-            return self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
+            meta = self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
+        return upgrade_meta(meta, self.directory / str(step))
 
     def restore(self, step: int, abstract_state):
         """Returns the state at `step` in the shapes and shardings of `abstract_state`. Subtrees that are left out there

@@ -1,7 +1,10 @@
 """Command-line entry: defines and parses flags, and prints an error of the user's in one line."""
 
+import inspect
 import os
+import re
 import sys
+import textwrap
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -9,33 +12,44 @@ from ml_collections import config_flags
 
 from mefn_jax.errors import ConfigError, UserError
 
+HELP_FLAGS = ("--help", "-help", "-h", "--helpshort")
 
-def run_command(main, define_flags) -> None:
-    """Runs a command: `define_flags()` defines its flags, `main()` does the work. A UserError or a flag that cannot be
-    parsed is printed in one line, without a traceback; the exit status is then 1 or 2."""
+
+def run_command(main, define_flags, description: str | None = None) -> None:
+    """Runs a command: `define_flags()` defines its flags, `main()` does the work. If `main` has a parameter, it is the
+    list of the arguments that are not flags; otherwise such an argument is an error.
+
+    `--help` prints `description`, or the docstring of the module of `main`, and the flags in the order of their
+    definition. A UserError or a flag that cannot be parsed is printed in one line, without a traceback; the exit status
+    is then 1 or 2."""
 
     def parse(argv):
         try:
+            flags_of_absl = set(flags.FLAGS)
             define_flags()
-            for flag in flags.FLAGS.get_flags_for_module(__name__):  # so that --help lists the flags of this module too
-                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+            if not set(HELP_FLAGS).isdisjoint(argv[1:]):
+                names = [name for name in flags.FLAGS if name not in flags_of_absl]
+                print(_format_help(description or sys.modules[main.__module__].__doc__, names), flush=True)
+                sys.exit(0)
             positional = flags.FLAGS(argv)
             if "config" in flags.FLAGS and flags.FLAGS.config is not None and not config_path().is_file():
                 raise ConfigError(f"--config={config_path()}: no such file")
             return positional
+        except BrokenPipeError:
+            _exit_without_reader()
         except (flags.Error, UserError, AttributeError, KeyError, FileNotFoundError, ValueError) as e:
-            _fail(_flag_message(e), 2)
+            fail(_flag_message(e), 2)
 
     def run_guarded(argv):
-        if len(argv) > 1:
-            _fail(f"unexpected argument {argv[1]!r}; options start with --", 2)
+        takes_arguments = bool(inspect.signature(main).parameters)
+        if len(argv) > 1 and not takes_arguments:
+            fail(f"unexpected argument {argv[1]!r}; options start with --", 2)
         try:
-            main()
+            main(argv[1:]) if takes_arguments else main()
         except UserError as e:
-            _fail(str(e), 1)
-        except BrokenPipeError:  # the reader of the output has closed it, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports it again at exit
-            sys.exit(1)
+            fail(str(e), 1)
+        except BrokenPipeError:
+            _exit_without_reader()
 
     logging.set_verbosity(logging.WARNING)
     app.run(run_guarded, flags_parser=parse)
@@ -69,9 +83,23 @@ def config_path() -> Path:
     return Path(getattr(flag, "config_filename", flag.value).partition(":")[0])  # `value` if the flag is a plain string
 
 
+def _format_help(description: str, names: list[str]) -> str:
+    """Returns the text of `--help`: the description of the command, and its flags with their defaults."""
+    lines = [description.strip(), "", "flags:"]
+    for name in names:
+        flag = flags.FLAGS[name]
+        title = f"  --{'[no]' * flag.boolean}{name}"
+        default = f" (default: {flag.default_as_str.strip(chr(39))})" if flag.default else ""
+        lines += textwrap.wrap(f"{title:<23} {' '.join(flag.help.split())}{default}", 120, subsequent_indent=" " * 24)
+    return "\n".join(lines)
+
+
 def _flag_message(error: Exception) -> str:
     """Returns the message of an error in the flags, on one line."""
     text = str(error.args[0] if error.args else error)
+    if missing := re.search(r"Flag --(\w+) must have a value other than None", text):
+        description = flags.FLAGS[missing[1]].help
+        return f"--{missing[1]} is missing: {description[0].lower()}{description[1:].rstrip('.')}"
     if not isinstance(error, AttributeError | KeyError):
         return " ".join(text.split("\n"))
     # ml_collections passes on the repr of a KeyError, whose second line holds the nearest name.
@@ -79,7 +107,13 @@ def _flag_message(error: Exception) -> str:
     return f"unknown configuration key {lines[0]!r}. {' '.join(lines[1:])}".strip()
 
 
-def _fail(message: str, status: int) -> None:
+def _exit_without_reader() -> None:
+    """Exits after the reader of the output has closed it, as `head` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports it again at exit
+    sys.exit(1)
+
+
+def fail(message: str, status: int) -> None:
     """Prints an error and exits with `status`."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
