@@ -190,8 +190,8 @@ class Checkpoints:
                 pending.result(seconds)
 
     def meta(self, step: int) -> dict:
-        """Returns what was saved besides the state: format, step, config, tokenizer, preprocessing, commit, versions, as
-        the current format has it. Raises UnreadableCheckpointError, and CheckpointError for a format that is not
+        """Returns what was saved besides the state: format, step, config, tokenizer, preprocessing, commit, versions,
+        in the current format. Raises UnreadableCheckpointError, and CheckpointError for a format that it cannot
         read."""
         with self._read_errors(step):
             meta = self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]

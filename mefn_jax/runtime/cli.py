@@ -1,5 +1,6 @@
 """Command-line entry: defines and parses flags, and prints an error of the user's in one line."""
 
+import importlib.util
 import inspect
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from mefn_jax.config import suggest
 from mefn_jax.errors import ConfigError, UserError
 
 HELP_FLAGS = ("--help", "-help", "-h", "--helpshort")
@@ -58,9 +60,32 @@ def run_command(main, define_flags, description: str | None = None) -> None:
 def define_config_flag(default: str | None) -> None:
     """Defines `--config=FILE.py[:arguments]` and its `--config.key=value` overrides. Without a default, the flag is
     optional and None if left out."""
-    config_flags.DEFINE_config_file(
-        "config", default, "Configuration file, with optional arguments after a colon: FILE.py:a=x,b.", lock_config=True
-    )
+    description = "Configuration file, with optional arguments after a colon: FILE.py:a=x,b."
+    try:
+        config_flags.DEFINE_config_file("config", default, description, lock_config=True)
+    except (AttributeError, KeyError) as e:  # an override of an option that does not exist
+        raise ConfigError(_describe_unknown(default) or str(e)) from e
+
+
+def _describe_unknown(default: str | None) -> str:
+    """Returns a message about the first override on the command line that the configuration lacks, with the names that
+    it has there; empty if there is none."""
+    chosen = [argument.removeprefix("--config=") for argument in sys.argv if argument.startswith("--config=")]
+    path, _, argument = (chosen or [default or ""])[-1].partition(":")
+    spec = importlib.util.spec_from_file_location("configuration", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    whole = module.get_config(argument)
+    for key in (match[1] for argument in sys.argv if (match := re.match(r"--config\.([\w.]+)", argument))):
+        config, parts = whole, key.split(".")
+        for k, part in enumerate(parts):
+            names = sorted(config.keys()) if hasattr(config, "keys") else []
+            if part not in names:
+                section = f"config.{'.'.join(parts[:k])}".removesuffix(".")
+                known = ", ".join(names) or "no parts"
+                return f"unknown option --config.{key}{suggest(part, names)}; {section} has {known}"
+            config = config[part]
+    return ""
 
 
 def define_process_flags() -> None:
@@ -100,11 +125,7 @@ def _flag_message(error: Exception) -> str:
     if missing := re.search(r"Flag --(\w+) must have a value other than None", text):
         description = flags.FLAGS[missing[1]].help
         return f"--{missing[1]} is missing: {description[0].lower()}{description[1:].rstrip('.')}"
-    if not isinstance(error, AttributeError | KeyError):
-        return " ".join(text.split("\n"))
-    # ml_collections passes on the repr of a KeyError, whose second line holds the nearest name.
-    lines = [line.strip("'\" ") for line in text.replace("\\n", "\n").replace("\\'", "'").split("\n")]
-    return f"unknown configuration key {lines[0]!r}. {' '.join(lines[1:])}".strip()
+    return " ".join(text.split("\n"))
 
 
 def _exit_without_reader() -> None:
