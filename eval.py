@@ -27,7 +27,7 @@ def define_flags() -> None:
     define_config_flag(None)
     flags.DEFINE_string("workdir", "", "Directory of the training run, may be gs://BUCKET/PATH; default: runs/shapes.")
     flags.DEFINE_string("data_dir", "", "Prepared data set; default: the one of the run.")
-    flags.DEFINE_string("split", "test", "train, val (or dev) or test.")
+    flags.DEFINE_string("split", "test", "train, val (or dev), test, or held_out (of data.held_out_images).")
     flags.DEFINE_string("step", "best", "Checkpoint: best (by val rSum), latest, or a step.")
     flags.DEFINE_list(
         "folds", ["1"], "Numbers of consecutive folds of the images to average over; 1,5: COCO's 5K and 1K at once."

@@ -25,7 +25,7 @@ def base():
     c.data.scenes = (4000, 500, 500)  # drawn scenes: numbers of scenes in train, val, test
     c.data.scene_seed = 0  # drawn scenes: seed they are drawn from
     c.data.pair_twins = False  # drawn scenes: put a caption and that of its twin into one batch, as hard negatives
-    c.data.held_out_images = 0  # the last N training images become the split held_out, which replaces val in training
+    c.data.held_out_images = 0  # the last N training images: split held_out; training evaluates on it instead of val
     c.data.cached_text = ""  # folder written by mefn_jax.precompute, read instead of running a text tower
     c.data.skip_undecodable = False  # leave out (and count) images that cannot be decoded, instead of stopping
     c.data.threads = 2  # threads that read and decode, each one batch ahead
@@ -40,8 +40,8 @@ def base():
     c.image.resample = "bilinear"  # bilinear, bicubic, lanczos or nearest
     c.image.mean = (0.485, 0.456, 0.406)  # mean of the pixels per channel, in [0, 1]
     c.image.std = (0.229, 0.224, 0.225)  # standard deviation of the pixels per channel
-    c.image.region_grids = (7,)  # (7, 7, 7): three 7 x 7 grids of regions, of a ResNet's last stages or a ViT's patches
-    c.image.pooling = "tower"  # pooled embedding: the tower's own (regions: mean), or mean, max or gpo of the regions
+    c.image.region_grids = (7,)  # n x n regions a scale: (7, 7, 7) of a ResNet's last stages; (7, 4, 2) of a ViT's grid
+    c.image.pooling = "tower"  # pooled embedding: tower (its own; arch=regions: mean of the regions), mean, max or gpo
     c.image.regions = ConfigDict()
     c.image.regions.width = 0  # channels of a precomputed region; 0: as in data.dir
     c.image.regions.projection = "linear"  # linear, or mlp: a two-layer MLP is added to it (VSE-infinity)
@@ -123,7 +123,7 @@ def base():
     c.matcher = ConfigDict()  # MEFN's options; its ablations are names of `model`
     c.matcher.entropy = "shannon"  # shannon, gaussian, bernoulli or none
     c.matcher.local = "both"  # local attention: both, t2i (words attend to regions) or i2t (regions attend to words)
-    c.matcher.global_input = "weighted"  # global branch: pooled plus weighted fragments, or pooled alone
+    c.matcher.global_input = "weighted"  # global branch: weighted (pooled plus the weighted fragments) or pooled
     c.matcher.init_lambda = 9.0  # initial lambda, the inverse temperature of entropy and attention
     c.matcher.init_kappa = 4.0  # initial kappa; larger values give low-entropy fragments more weight
     c.matcher.hub_vectors = 0  # hubness correction: learned vectors per side; 0: no correction, as in the paper
@@ -131,10 +131,10 @@ def base():
 
     c.loss = ConfigDict()
     c.loss.name = "triplet"  # triplet, info_nce (learned scale) or siglip (learned scale and bias)
-    c.loss.margin = 0.2  # triplet: margin in score units (Eq. 2's alpha is twice this)
-    c.loss.anchors = "both"  # triplet: both, image (Eq. 2 as printed) or text
+    c.loss.margin = 0.2  # triplet: margin in score units (alpha of the paper's Eq. 2 is twice this)
+    c.loss.anchors = "both"  # triplet: both, image (the paper's Eq. 2 as printed) or text
     c.loss.hard_negative_ramp = -1  # triplet: steps from all negatives to the hardest; 0: at once, -1: never
-    c.loss.negatives = "global"  # global: all texts of the batch; local: those on the same device
+    c.loss.negatives = "global"  # negatives come from: global (all devices) or local (the same device)
 
     c.mesh = ConfigDict()  # device mesh; one size may be -1: the remaining devices (runtime/sharding.py)
     c.mesh.data = -1  # copies of the parameters, each with its own rows of the batch
@@ -151,13 +151,14 @@ def base():
     c.train.warmup_fraction = 0.05  # fraction of the steps with a rising learning rate; then a cosine to 0
     c.train.weight_decay = 0.05  # on matrices; not on biases, norms and scalars
     c.train.clip_norm = 2.0  # largest global norm of the gradient
-    c.train.lr_multipliers = ()  # "regex:factor" of the learning rate; the first match in a path counts; 0 freezes
+    # Rules "regex:factor": the first that matches a parameter's path scales its learning rate; 0 freezes the parameter.
+    c.train.lr_multipliers = ()  # for example ("image/backbone:0.1", "text/backbone:0")
     c.train.dtype = "float32"  # of the towers, but not of the GRU: float32 or bfloat16; parameters stay float32
     c.train.remat = "none"  # activation checkpointing: none; dots (keep matrix products); blocks (keep blocks' inputs)
     c.train.score_tile_mib = 64.0  # MiB of one regions x words array while scoring; on a CPU 2 is fast
     c.train.grad_cache_chunks = 1  # encode the batch in N chunks (gradient caching); negatives come from all of it
     c.train.layer_decay = 1.0  # learning-rate factor for each Transformer layer away from the output
-    c.train.ema_decay = 0.0  # per step, of the averaged parameters, which are evaluated too; 0: no average
+    c.train.ema_decay = 0.0  # decay per step of the averaged parameters, which are evaluated too; 0: no average
     c.train.log_every = 50  # steps between log lines
     c.train.eval_every = 1000  # steps between evaluations on val; also evaluates at the end
     c.train.save_every = 1000  # steps between checkpoints; also saves after each evaluation and at the end
@@ -171,7 +172,7 @@ def base():
 
 
 def finish(c, arg):
-    """Applies the arguments after the colon to the overrides made so far, and locks the configuration."""
+    """Applies the arguments after the colon to the configuration, and locks it."""
     options = parse_arg(arg, model=c.model, smoke=False)
     c.model = options["model"]
     if c.model == "vsepp" or c.model.startswith("scan"):

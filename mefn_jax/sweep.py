@@ -58,9 +58,11 @@ def sweep(config: str, models: list[str], seeds: list[int], out: Path, split: st
 
 
 def _succeeds(command: list[str], log: Path) -> bool:
-    """Runs a command, appends its output to `log`, and returns whether it succeeded."""
+    """Runs a command of the checkout in the current directory, appends its output to `log`, and returns whether it
+    succeeded."""
+    script, *arguments = command
     with log.open("a", encoding="utf-8") as file:
-        return subprocess.run([sys.executable, *command], cwd=ROOT, stdout=file, stderr=file).returncode == 0
+        return subprocess.run([sys.executable, ROOT / script, *arguments], stdout=file, stderr=file).returncode == 0
 
 
 def recall_line(report: Path, split: str) -> str:
@@ -96,10 +98,7 @@ def main(overrides: list[str]) -> None:
     if not all(seed.isdigit() for seed in seeds):
         raise ConfigError(f"--seeds={','.join(seeds)}: give numbers separated by commas")
     split = SPLIT_ALIASES.get(f.split, f.split)
-    # The commands run in the project's directory, so paths relative to the caller's are made absolute.
-    path, colon, arguments = f.config.partition(":")
-    config, out = f"{Path(path).resolve()}{colon}{arguments}", Path(f.out).resolve()
-    if sweep(config, f.models, list(map(int, seeds)), out, split, overrides):
+    if sweep(f.config, f.models, list(map(int, seeds)), Path(f.out), split, overrides):
         sys.exit(1)
 
 

@@ -1,10 +1,10 @@
 """MEFN's scores of all pairs without attended vectors (docs/method.md, section 8): used by training, evaluation and
 retrieval.
 
-A cosine does not change with the length of a vector, so the attention needs no denominator; and it needs no vector,
-since `t_j . a_j = sum_i alpha_ij S_ij` and `|a_j|^2 = alpha_j' G alpha_j` with the Gram matrix G of an image's regions,
-made once for each image (Eqs. 29 and 30). The scores equal those of `score_pair` in `mefn.py`, which is the form to
-read first; tests hold both together. Letters and word axes W are those of `scoring/layouts.py`.
+A cosine does not change with the length of a vector, so the attention needs no denominator, and a_j itself is never
+formed: `t_j . a_j = sum_i alpha_ij S_ij` and `|a_j|^2 = alpha_j' G alpha_j` with the Gram matrix G of an image's
+regions, made once for each image (Eqs. 29 and 30). The scores equal those of `score_pair` in `mefn.py`, which is the
+form to read first; tests check that both agree. Letters and word axes W are those of `scoring/layouts.py`.
 """
 
 from typing import NamedTuple
@@ -17,21 +17,22 @@ from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock
 
 # Up to this lambda, exp(lambda S) and its square fit into float32, so that the softmax need not subtract a maximum.
 MAX_PLAIN_SCALE = 32.0
-MIN_LOG_WEIGHT = -20.0  # the smallest ln(weight / largest possible weight), for the same reason
+# The smallest ln(weight / largest possible weight): squares of smaller weights could vanish in float32.
+MIN_LOG_WEIGHT = -20.0
 TINY = 1e-36  # a vector whose squared length is at most this counts as zero
 
 
 class Attention(NamedTuple):
     """Unnormalized softmaxes of `lambda S`, `(I, N, W)` each, 0 at masked regions.
 
-    `over_words` is the exponential of `word_logits`: the attention of each region over the words of each text.
-    `over_regions` is the exponential of `region_logits`: the attention of each word over the regions of each image.
+    `over_words` is the exponential of `over_words_logits`: the attention of each region over the words of each text.
+    `over_regions` is that of `over_regions_logits`: the attention of each word over the regions of each image.
     """
 
     over_words: jax.Array
-    word_logits: jax.Array
+    over_words_logits: jax.Array
     over_regions: jax.Array
-    region_logits: jax.Array
+    over_regions_logits: jax.Array
 
 
 def score_all_pairs(
@@ -45,17 +46,19 @@ def score_all_pairs(
     global_input,
     stabilized: bool,
 ):
-    """Computes the local and the global scores of all pairs, float32 `(I, T)` each (docs/method.md, Eqs. 22 to 24 by
-    Eqs. 29 to 31). Arguments are those of `score_pair` in `mefn.py`. Without `stabilized`, which is right for `lam` up
-    to MAX_PLAIN_SCALE, one exponential serves both directions."""
+    """Computes the local and the global scores of all pairs, float32 `(I, T)` each (docs/method.md, Eqs. 22 to 24,
+    computed by Eqs. 29 to 31). Arguments are those of `score_pair` in `mefn.py`. `stabilized=False` is right only for
+    `lam` up to MAX_PLAIN_SCALE; then one exponential serves both directions."""
     if global_input == "weighted":
         S, regions_dot_pooled = words.products_with_pooled(regions.vectors)  # (I, N, W), (I, N, T)
     else:
         S, regions_dot_pooled = words.products(regions.vectors), None
     attention = compute_attention(S, regions, words, lam, stabilized)
-    h_v, h_t = ALL_PAIRS_ENTROPIES.get(entropy, entropy_by_text)(entropy, S, attention, regions, words, lam)
+    compute_entropies = ALL_PAIRS_ENTROPIES.get(entropy, entropy_by_text)
+    h_v, h_t = compute_entropies(entropy, S, attention, regions, words, lam)
     # h_v (I, N, T) and h_t (I, W) are h_i and h_j of Eqs. 13 and 14, or of 15 and 16.
     # Softmaxes of -kappa h without their denominators; no maximum is subtracted, since h lies in [0, 1].
+    # Only w is masked here: sums over regions are plain sums, but words.sum leaves out masked words, and so masks u.
     w = jnp.exp(jnp.maximum(-kappa * h_v, MIN_LOG_WEIGHT)) * regions.mask[..., None]  # (I, N, T)
     u = jnp.exp(jnp.maximum(-kappa * h_t, MIN_LOG_WEIGHT))  # (I, W)
     w_sum, u_sum = _replace_zeros(jnp.sum(w, 1)), _replace_zeros(words.sum(u))  # (I, T)
@@ -72,6 +75,7 @@ def score_all_pairs(
 
     global_score = regions.pooled @ words.pooled.T
     if global_input == "weighted":
+        # Unused columns of packed words belong to no text: words.broadcast gives them 0, which is replaced.
         w, u = w / w_sum[:, None], u / _replace_zeros(words.broadcast(u_sum))
         global_score = _compute_weighted_cosine(global_score, regions, words, S, regions_dot_pooled, w, u)
     return sum(directions) / len(directions), global_score
@@ -81,7 +85,8 @@ def compute_attention(S, regions: RegionBlock, words: PaddedTexts | PackedTexts,
     """Computes both softmaxes of `lam S`. If `stabilized`, a value close to each row's maximum is subtracted first, so
     that any `lam` is safe (docs/method.md, Eq. 33). It is a log-sum-exp rather than a maximum because packed words
     offer sums but no maxima."""
-    mask, plain_lam = regions.mask_for(words), jnp.minimum(lam, MAX_PLAIN_SCALE) if stabilized else lam
+    mask = regions.mask_for(words)
+    plain_lam = jnp.minimum(lam, MAX_PLAIN_SCALE) if stabilized else lam
     plain = jnp.where(mask, jnp.exp(plain_lam * S), 0.0)
     if not stabilized:
         return Attention(plain, lam * S, plain, lam * S)
@@ -89,11 +94,12 @@ def compute_attention(S, regions: RegionBlock, words: PaddedTexts | PackedTexts,
     # be the maximum itself, and it carries no gradient.
     word_shift = jax.lax.stop_gradient(jnp.log(_replace_zeros(words.sum(plain))) / plain_lam)
     region_shift = jax.lax.stop_gradient(jnp.log(_replace_zeros(jnp.sum(plain, 1))) / plain_lam)
-    # Only masked entries can exceed 0; without the limit their exponentials could become infinite.
-    word_logits = jnp.minimum(lam * (S - words.broadcast(word_shift)), 1.0)
-    region_logits = jnp.minimum(lam * (S - region_shift[:, None]), 1.0)
-    over_words, over_regions = (jnp.where(mask, jnp.exp(x), 0.0) for x in (word_logits, region_logits))
-    return Attention(over_words, word_logits, over_regions, region_logits)
+    # The limit is for masked entries, whose exponentials could become infinite. All others are at most 0 except for
+    # rounding, so that a limit of 1 never touches them.
+    over_words_logits = jnp.minimum(lam * (S - words.broadcast(word_shift)), 1.0)
+    over_regions_logits = jnp.minimum(lam * (S - region_shift[:, None]), 1.0)
+    over_words, over_regions = (jnp.where(mask, jnp.exp(x), 0.0) for x in (over_words_logits, over_regions_logits))
+    return Attention(over_words, over_words_logits, over_regions, over_regions_logits)
 
 
 def shannon_all_pairs(_, S, e: Attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
@@ -101,19 +107,18 @@ def shannon_all_pairs(_, S, e: Attention, regions: RegionBlock, words: PaddedTex
     `-sum p ln p = ln Z - (sum E l) / Z`, divided by the logarithm of the number of partners, and 0 for a single partner
     (docs/method.md, Eqs. 13, 14 and 32)."""
     Z = _replace_zeros(words.sum(e.over_words))  # (I, N, T)
-    h_v = jnp.log(Z) - words.sum(e.over_words * e.word_logits) / Z
+    h_v = jnp.log(Z) - words.sum(e.over_words * e.over_words_logits) / Z
     Z = _replace_zeros(jnp.sum(e.over_regions, 1))  # (I, W)
-    h_t = jnp.log(Z) - jnp.sum(e.over_regions * e.region_logits, 1) / Z
-    num_regions = jnp.sum(regions.mask, 1).reshape(-1, *[1] * words.word_axes)
-    return _normalize_entropy(h_v, words.lengths()), _normalize_entropy(h_t, num_regions)
+    h_t = jnp.log(Z) - jnp.sum(e.over_regions * e.over_regions_logits, 1) / Z
+    return _normalize_entropy(h_v, words.lengths()), _normalize_entropy(h_t, _count_regions(regions, words))
 
 
 def mean_of_cells(entropy, S, e: Attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
     """Computes the fragment entropies, regions `(I, N, T)` and words `(I, W)`, of an entropy in CELL_ENTROPIES: means
     of its per-cell values in [0, 1] (docs/method.md, Eqs. 15 and 16)."""
     cells = jnp.where(regions.mask_for(words), entropies.CELL_ENTROPIES[entropy](S, lam), 0.0)
-    num_regions = jnp.maximum(jnp.sum(regions.mask, 1), 1).reshape(-1, *[1] * words.word_axes)
-    return words.sum(cells) / jnp.maximum(words.lengths(), 1), jnp.sum(cells, 1) / num_regions
+    num_words, num_regions = jnp.maximum(words.lengths(), 1), jnp.maximum(_count_regions(regions, words), 1)
+    return words.sum(cells) / num_words, jnp.sum(cells, 1) / num_regions
 
 
 def no_entropy_all_pairs(_, S, e: Attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
@@ -123,19 +128,19 @@ def no_entropy_all_pairs(_, S, e: Attention, regions: RegionBlock, words: Padded
 
 def entropy_by_text(entropy, S, e: Attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
     """Computes the fragment entropies, regions `(I, N, T)` and words `(I, W)`, of an entropy without an all-pairs form:
-    calls the function of one pair for one text at a time, with all other words masked. T times slower for T texts;
-    write an all-pairs form above for an entropy that you keep."""
+    vmaps the function of one pair over the texts, each time with the words of all other texts masked. For T texts this
+    is T times slower and takes T times the memory of the largest array; write an all-pairs form above for an entropy
+    that you keep."""
     texts = len(words.pooled)
+    S_flat = S.reshape(*S.shape[:2], -1)
     word_mask = words.broadcast(jnp.eye(texts)) > 0  # (T, W)
     if isinstance(words, PaddedTexts):
         word_mask = word_mask & words.mask
-    S_flat, word_mask = (
-        S.reshape(*S.shape[:2], -1),
-        jnp.broadcast_to(word_mask, (texts, *S.shape[2:])).reshape(texts, -1),
-    )
+    word_mask = jnp.broadcast_to(word_mask, (texts, *S.shape[2:])).reshape(texts, -1)
     over_texts = jax.vmap(entropy, (None, None, 0, None), (0, 1, 0))
     _, h_v, h_t = jax.vmap(over_texts, (0, 0, None, None))(S_flat, regions.mask, word_mask, lam)
-    return h_v, jnp.sum(jnp.where(word_mask, h_t, 0.0), 1).reshape(len(S), *S.shape[2:])
+    h_t = jnp.sum(jnp.where(word_mask, h_t, 0.0), 1)  # keeps each word's value from its own text
+    return h_v, h_t.reshape(len(S), *S.shape[2:])
 
 
 ALL_PAIRS_ENTROPIES = {
@@ -162,9 +167,14 @@ def _compute_weighted_cosine(
     )
     left = jnp.sum(regions.pooled**2, -1)[:, None] + 2 * jnp.einsum("int,in->it", w, regions.pooled_products)
     right = jnp.sum(words.pooled**2, -1) + 2 * words.sum(u * words.pooled_products)
-    return normalize_product(
-        normalize_product(product, left + regions.squared_norms(w)), right + words.squared_norms(u)
-    )
+    # One length at a time: each is compared with TINY, and the two squares are never multiplied.
+    product = normalize_product(product, left + regions.squared_norms(w))
+    return normalize_product(product, right + words.squared_norms(u))
+
+
+def _count_regions(regions: RegionBlock, words: PaddedTexts | PackedTexts):
+    """Returns the number of regions of each image, `(I, 1...)`, which broadcasts to arrays `(I, W)`."""
+    return jnp.sum(regions.mask, 1).reshape(-1, *[1] * words.word_axes)
 
 
 def _normalize_entropy(entropy, count):
@@ -178,7 +188,7 @@ def _replace_zeros(x):
 
 
 def normalize_product(product, square):
-    """Returns `product / sqrt(square)`, and 0, with gradient 0, where the squared length of the vector is at most TINY
-    (docs/method.md, Eqs. 29 to 31)."""
+    """Returns `product / sqrt(square)`, and 0, with gradient 0, where `square`, the squared length of the vector, is at
+    most TINY (docs/method.md, Eqs. 29 to 31)."""
     nonzero = square > TINY
     return jnp.where(nonzero, product * jax.lax.rsqrt(jnp.where(nonzero, square, 1.0)), 0.0)
