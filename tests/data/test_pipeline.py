@@ -1,4 +1,4 @@
-"""The grain pipeline: what a batch follows from, in what order, and how it is read ahead."""
+"""The grain pipeline: the content of a batch, the order of batches, and reading ahead."""
 
 import dataclasses
 import itertools
@@ -8,10 +8,9 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-from conftest import write_flickr8k
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_data import OPTIONS, tokenizer_of
+from sample_data import PREPARE_OPTIONS, make_tokenizer
 
 from mefn_jax.data import images, pipeline
 from mefn_jax.data.augment import Augment
@@ -25,18 +24,18 @@ def same(a, b):
 
 
 @pytest.fixture(scope="module")
-def parts(prepared):
+def split_and_tokenizer(prepared):
     dataset = Dataset(prepared)
-    return dataset.split("train"), tokenizer_of(dataset)
+    return dataset.split("train"), make_tokenizer(dataset)
 
 
 AUGMENT = Augment(crop=0.5, flip=0.5, color_jitter=0.3, word_noise=0.4)
 
 
-def read_by_hosts(parts, hosts, seed, start, threads, workers, steps=2):
-    """The batches of `steps` steps from `start` on, as so many hosts read them, joined."""
+def read_by_hosts(split_and_tokenizer, hosts, seed, start, threads, workers, steps=2):
+    """The batches of `steps` steps from `start` on, each concatenated from the rows that `hosts` hosts read."""
     datasets = [
-        pipeline.training_dataset(*parts, images.Resize(16), 8, seed, rows, augment=AUGMENT)
+        pipeline.training_dataset(*split_and_tokenizer, images.Resize(16), 8, seed, rows, augment=AUGMENT)
         for rows in np.split(np.arange(8), hosts)
     ]
     iterators = [pipeline.iterate(d, start, threads, workers, lambda batch: batch) for d in datasets]
@@ -47,11 +46,11 @@ def read_by_hosts(parts, hosts, seed, start, threads, workers, steps=2):
             iterator.close()
 
 
-def check_reading(parts, hosts, seed, start, threads, workers):
-    """What hosts read from any step on is what one host has at these steps, by their numbers alone."""
-    whole = pipeline.training_dataset(*parts, images.Resize(16), 8, seed, augment=AUGMENT)
-    for k, batch in enumerate(read_by_hosts(parts, hosts, seed, start, threads, workers)):
-        assert same(batch, whole[start + k]), k
+def check_reading(split_and_tokenizer, hosts, seed, start, threads, workers):
+    """Checks that hosts that start at any step read the same batches as one host that looks them up by number."""
+    batches = pipeline.training_dataset(*split_and_tokenizer, images.Resize(16), 8, seed, augment=AUGMENT)
+    for k, batch in enumerate(read_by_hosts(split_and_tokenizer, hosts, seed, start, threads, workers)):
+        assert same(batch, batches[start + k]), k
 
 
 @settings(deadline=None, max_examples=40)
@@ -61,43 +60,45 @@ def check_reading(parts, hosts, seed, start, threads, workers):
     start=st.integers(0, 10**6),
     threads=st.integers(1, 4),
 )
-def test_a_batch_follows_from_seed_and_step_on_any_hosts_and_threads(parts, hosts, seed, start, threads):
-    check_reading(parts, hosts, seed, start, threads, 0)
+def test_training_batch_follows_seed_and_step_for_any_hosts_and_threads(
+    split_and_tokenizer, hosts, seed, start, threads
+):
+    check_reading(split_and_tokenizer, hosts, seed, start, threads, 0)
 
 
 @settings(deadline=None, max_examples=3)
 @given(hosts=st.sampled_from([1, 2]), start=st.integers(0, 60), workers=st.integers(1, 3))
-def test_a_batch_follows_from_seed_and_step_with_any_workers(parts, hosts, start, workers):
-    flags.FLAGS.mark_as_parsed()  # grain's processes take absl's flags along
-    check_reading(parts, hosts, 1, start, 2, workers)
+def test_training_batch_follows_seed_and_step_for_any_workers(split_and_tokenizer, hosts, start, workers):
+    flags.FLAGS.mark_as_parsed()  # grain passes absl's flags to its processes
+    check_reading(split_and_tokenizer, hosts, 1, start, 2, workers)
 
 
-def test_what_is_random_follows_from_seed_epoch_and_caption_alone(parts):
-    """Another batch size puts a pair into another row of another step, and changes nothing of it."""
+def test_augmentation_follows_seed_epoch_and_caption_alone(split_and_tokenizer):
+    """With another batch size, a pair is in another row of another step, but its augmentation is the same."""
     rows = {}
     for size in (8, 20):
-        dataset = pipeline.training_dataset(*parts, images.Resize(16), size, 5, augment=AUGMENT)
+        dataset = pipeline.training_dataset(*split_and_tokenizer, images.Resize(16), size, 5, augment=AUGMENT)
         batches = [dataset[k] for k in range(2 * 200 // size)]
         whole = jax.tree.map(lambda *xs: np.concatenate(xs), *batches)
         keys = zip(whole["epoch"].tolist(), whole["caption_index"].tolist(), strict=True)
         rows[size] = {key: (whole["images"][k].tobytes(), whole["text"][k].tobytes()) for k, key in enumerate(keys)}
     assert rows[8] == rows[20]
     assert len(rows[8]) == 400
-    again = [rows[8][0, c] != rows[8][1, c] for c in range(200)]
-    assert np.mean(again) > 0.9  # the next pass sees other changes
+    differs = [rows[8][0, c] != rows[8][1, c] for c in range(200)]
+    assert np.mean(differs) > 0.9  # the next epoch has other augmentations
 
 
-def test_batches_are_put_ahead_of_the_step(parts):
+def test_iterate_puts_batches_ahead_of_step(split_and_tokenizer):
     """While a step runs, the next two batches are put on the devices."""
-    put, enough = [], threading.Event()
+    put_batches, enough = [], threading.Event()
 
-    def watch(batch):
-        put.append(batch["caption_index"])
-        if len(put) == 3:
+    def put(batch):
+        put_batches.append(batch["caption_index"])
+        if len(put_batches) == 3:
             enough.set()
         return batch
 
-    iterator = pipeline.iterate(pipeline.training_dataset(*parts, images.Resize(16), 8, 0), 0, 1, 0, watch)
+    iterator = pipeline.iterate(pipeline.training_dataset(*split_and_tokenizer, images.Resize(16), 8, 0), 0, 1, 0, put)
     try:
         next(iterator)
         assert enough.wait(20)
@@ -105,8 +106,8 @@ def test_batches_are_put_ahead_of_the_step(parts):
         iterator.close()
 
 
-class Broken:
-    """Records of which one image cannot be decoded."""
+class BrokenRecords:
+    """Records with one image that cannot be decoded."""
 
     def __init__(self, records):
         self.records = records
@@ -116,10 +117,10 @@ class Broken:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_is_named_from_any_thread_and_process(parts, workers):
+def test_iterate_names_broken_image_from_threads_and_processes(split_and_tokenizer, workers):
     flags.FLAGS.mark_as_parsed()
-    split = dataclasses.replace(parts[0], records=Broken(parts[0].records))
-    dataset = pipeline.training_dataset(split, parts[1], images.Resize(16), 8, 0)
+    split = dataclasses.replace(split_and_tokenizer[0], records=BrokenRecords(split_and_tokenizer[0].records))
+    dataset = pipeline.training_dataset(split, split_and_tokenizer[1], images.Resize(16), 8, 0)
     iterator = pipeline.iterate(dataset, 0, 2, workers, lambda batch: batch)
     try:
         with pytest.raises(DataError, match=r"image 'train_7\.jpg' cannot be decoded"):
@@ -128,8 +129,8 @@ def test_a_broken_image_is_named_from_any_thread_and_process(parts, workers):
         iterator.close()
 
 
-def test_one_epoch_visits_every_pair_once(parts):
-    split, tokenizer = parts
+def test_training_epoch_visits_every_pair_once(split_and_tokenizer):
+    split, tokenizer = split_and_tokenizer
     dataset = pipeline.training_dataset(split, tokenizer, images.Resize(16), 8, 3)
     epochs = [np.concatenate([dataset[k]["caption_index"] for k in range(25 * e, 25 * (e + 1))]) for e in range(2)]
     for captions in epochs:
@@ -137,8 +138,8 @@ def test_one_epoch_visits_every_pair_once(parts):
     assert not np.array_equal(*epochs)
 
 
-def test_a_batch_row_is_the_image_and_caption_it_says(parts):
-    split, tokenizer = parts
+def test_training_batch_rows_match_their_indices(split_and_tokenizer):
+    split, tokenizer = split_and_tokenizer
     batch = pipeline.training_dataset(split, tokenizer, images.Resize(16), 8, 0)[2]
     for k in range(8):
         record = split.record(int(batch["image_index"][k]))
@@ -147,8 +148,8 @@ def test_a_batch_row_is_the_image_and_caption_it_says(parts):
         np.testing.assert_array_equal(batch["images"][k], images.decode(record["image"], images.Resize(16), ""))
 
 
-def test_evaluation_order_is_source_order_and_padded(parts):
-    split, tokenizer = parts
+def test_evaluation_batches_keep_order_and_pad_the_last(split_and_tokenizer):
+    split, tokenizer = split_and_tokenizer
     batches = list(pipeline.image_batches(split, images.Resize(16), 16, 2))
     assert [n for _, n in batches] == [16, 16, 8]
     assert all(pixels.shape == (16, 16, 16, 3) for pixels, _ in batches)
@@ -160,15 +161,15 @@ def test_evaluation_order_is_source_order_and_padded(parts):
     assert not texts[1][1][1:].any()  # padded rows have no words
 
 
-def test_twins_come_in_one_batch_and_every_pair_is_visited(tmp_path):
+def test_pair_twins_puts_twins_into_one_batch(tmp_path):
     out = tmp_path / "shapes"
-    prepare("shapes", "", out, **OPTIONS | {"scenes": (31, 4, 4)})
+    prepare("shapes", "", out, **PREPARE_OPTIONS | {"scenes": (31, 4, 4)})
     dataset = Dataset(out)
-    split, tokenizer = dataset.split("train"), tokenizer_of(dataset)
+    split, tokenizer = dataset.split("train"), make_tokenizer(dataset)
     twin = split.twins()
     assert (twin >= 0).sum() > 5
     batches = pipeline.training_dataset(split, tokenizer, images.Resize(16), 2, 0, pair_twins=True)
-    epoch = [batches[k] for k in range(78)]  # 155 captions in twos; one is visited twice
+    epoch = [batches[k] for k in range(78)]  # 155 captions in pairs, so one is visited twice
     captions = np.concatenate([b["caption_index"] for b in epoch])
     assert set(captions.tolist()) == set(range(155))
     for batch in epoch:
@@ -176,20 +177,3 @@ def test_twins_come_in_one_batch_and_every_pair_is_visited(tmp_path):
         assert twin[first] == (second if twin[first] >= 0 else -1)
         if twin[first] >= 0:
             assert (batch["caption_index"] % 5 == batch["caption_index"][0] % 5).all()
-
-
-def test_bad_images_can_be_left_out(tmp_path):
-    root = write_flickr8k(tmp_path / "source", numbers=(6, 4))
-    image = root / "Images" / "train_2.jpg"
-    image.write_bytes(image.read_bytes()[:500])
-    prepare("flickr8k", root, tmp_path / "out", **OPTIONS)
-    dataset = Dataset(tmp_path / "out")
-    tokenizer = tokenizer_of(dataset)
-    with pytest.raises(DataError, match=r"train_2.jpg"):
-        [pipeline.training_dataset(dataset.split("train"), tokenizer, images.Resize(16), 6, 0)[k] for k in range(5)]
-    split = Dataset(tmp_path / "out", skip_undecodable=True).split("train")
-    assert split.skipped == ["train_2.jpg"]
-    assert (split.num_images, split.num_captions) == (5, 25)
-    batches = [pipeline.training_dataset(split, tokenizer, images.Resize(16), 5, 0)[k] for k in range(5)]
-    np.testing.assert_array_equal(np.sort(np.concatenate([b["caption_index"] for b in batches])), np.arange(25))
-    assert [split.record(k)["image_id"] for k in range(5)] == [f"train_{k}.jpg" for k in (0, 1, 3, 4, 5)]

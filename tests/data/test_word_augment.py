@@ -1,4 +1,4 @@
-"""Random changes to captions: the shares of VSE-infinity, whole words, and nothing where nothing is asked for."""
+"""Word noise: the rates of VSE-infinity, whole words, and captions that name a side."""
 
 import numpy as np
 import pytest
@@ -12,30 +12,16 @@ TEXTS = ["a dog runs on the grass", "two children playing", "unbelievable", "red
 TOKENIZER = tok.Tokenizer(tok.train_tokenizer(TEXTS * 3, 60, True, "keep"), 20, True, "keep")
 
 
-def altered(caption, rate, seed, tokenizer=TOKENIZER):
-    ids, mask, numbered = (x[0] for x in tokenizer.encode([caption]))
-    return (
-        ids,
-        mask,
-        numbered,
-        *word_augment.add_word_noise(ids, mask, numbered, rate, np.random.default_rng(seed), tokenizer),
-    )
-
-
-def test_wordpieces_know_their_word():
-    pieces = TOKENIZER.pieces("dogs runs, so")
-    numbered = TOKENIZER.encode(["dogs runs, so"])[2][0]
-    assert numbered[0] == -1
-    assert (numbered[len(pieces) + 1 :] == -1).all()
-    starts = np.cumsum([not p.startswith("##") for p in pieces]) - 1
-    np.testing.assert_array_equal(numbered[1 : len(pieces) + 1], starts)
-    assert len(pieces) > numbered.max() + 1  # some word has several
+def add_noise(caption, rate, seed, tokenizer=TOKENIZER):
+    ids, mask, word_of_piece = (x[0] for x in tokenizer.encode([caption]))
+    noisy = word_augment.add_word_noise(ids, mask, word_of_piece, rate, np.random.default_rng(seed), tokenizer)
+    return ids, mask, word_of_piece, *noisy
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.sampled_from([*TEXTS, "zebra dog", ""]), st.floats(0.01, 0.99), st.integers(0, 2**31))
-def test_ends_stay_and_what_is_left_keeps_its_order(caption, rate, seed):
-    ids, mask, _, new, new_mask = altered(caption, rate, seed)
+def test_word_noise_keeps_ends_and_follows_seed(caption, rate, seed):
+    ids, mask, _, new, new_mask = add_noise(caption, rate, seed)
     number = int(new_mask.sum())
     assert new.shape == ids.shape
     assert new.dtype == ids.dtype
@@ -43,49 +29,49 @@ def test_ends_stay_and_what_is_left_keeps_its_order(caption, rate, seed):
     assert (new[number:] == TOKENIZER.pad).all()
     assert new[0] == TOKENIZER.cls
     assert new[number - 1] == TOKENIZER.sep
-    assert min(3, mask.sum()) <= number <= mask.sum()  # a caption is never emptied
-    again = altered(caption, rate, seed)
-    np.testing.assert_array_equal(new, again[3])
+    assert min(3, mask.sum()) <= number <= mask.sum()  # a caption never becomes empty
+    repeated = add_noise(caption, rate, seed)
+    np.testing.assert_array_equal(new, repeated[3])
 
 
-def test_the_shares_are_those_of_vse_infinity():
+def test_word_noise_has_rates_of_vse_infinity():
     rate, caption, counts = 0.2, "a dog runs on the grass two red car", np.zeros(3)
     for seed in range(3000):
-        ids, mask, _, new, new_mask = altered(caption, rate, seed)
+        ids, mask, _, new, new_mask = add_noise(caption, rate, seed)
         dropped = mask.sum() - new_mask.sum()
         masked = np.sum(new == TOKENIZER.mask)
         old = ids[mask].tolist()
-        foreign = sum(i not in old for i in new[new_mask].tolist()) - masked
-        counts += dropped, masked, foreign
+        inserted = sum(i not in old for i in new[new_mask].tolist()) - masked
+        counts += dropped, masked, inserted
     dropped, masked, replaced = counts / (3000 * (mask.sum() - 2))
     assert masked == pytest.approx(0.5 * rate, rel=0.06)
     assert dropped == pytest.approx(0.4 * rate, rel=0.06)
-    assert 0 < replaced <= 0.11 * rate  # a random wordpiece may be one of the caption's own
+    assert 0 < replaced <= 0.11 * rate  # a random wordpiece may also stand in the caption
 
 
-def test_words_change_whole():
+def test_word_noise_changes_whole_words():
     caption = "unbelievably dogs"
-    _, _, numbered, *_ = altered(caption, 0.5, 0)
-    lengths = np.bincount(numbered[numbered >= 0])
+    _, _, word_of_piece, *_ = add_noise(caption, 0.5, 0)
+    lengths = np.bincount(word_of_piece[word_of_piece >= 0])
     assert (lengths > 1).all()
     possible = {0, *lengths.tolist(), int(lengths.sum())}
     for seed in range(300):
-        _, mask, _, new, new_mask = altered(caption, 0.5, seed)
+        _, mask, _, new, new_mask = add_noise(caption, 0.5, seed)
         assert np.sum(new == TOKENIZER.mask) in possible
         assert mask.sum() - new_mask.sum() in possible
 
 
-def test_without_a_mask_token_words_are_dropped():
+def test_word_noise_drops_words_without_mask_token():
     class NoMask:
         mask, pad, ordinary = None, TOKENIZER.pad, TOKENIZER.ordinary
 
-    ids, mask, numbered = (x[0] for x in TOKENIZER.encode(["a dog runs on the grass"]))
-    lost = []
+    ids, mask, word_of_piece = (x[0] for x in TOKENIZER.encode(["a dog runs on the grass"]))
+    dropped = []
     for seed in range(1000):
-        new, new_mask = word_augment.add_word_noise(ids, mask, numbered, 0.2, np.random.default_rng(seed), NoMask)
+        new, new_mask = word_augment.add_word_noise(ids, mask, word_of_piece, 0.2, np.random.default_rng(seed), NoMask)
         assert TOKENIZER.mask not in new
-        lost.append(mask.sum() - new_mask.sum())
-    assert np.mean(lost) / (mask.sum() - 2) == pytest.approx(0.9 * 0.2, rel=0.1)
+        dropped.append(mask.sum() - new_mask.sum())
+    assert np.mean(dropped) / (mask.sum() - 2) == pytest.approx(0.9 * 0.2, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -99,21 +85,5 @@ def test_without_a_mask_token_words_are_dropped():
         ("copyright", False),
     ],
 )
-def test_sides(caption, expected):
+def test_mentions_side_finds_left_and_right(caption, expected):
     assert word_augment.mentions_side(caption) == expected
-
-
-def test_captions_are_encoded_once_and_the_same():
-    calls = []
-
-    class Counting(tok.Tokenizer):
-        def encode(self, captions):
-            calls.extend(captions)
-            return super().encode(captions)
-
-    encoded = tok.EncodedCaptions(Counting(TOKENIZER.json, 20, True, "keep"), 4)
-    for positions in ([2, 0], [0, 1, 2], [3, 3]):
-        texts = [TEXTS[k] for k in positions]
-        for found, expected in zip(encoded(np.array(positions), texts), TOKENIZER.encode(texts), strict=True):
-            np.testing.assert_array_equal(found, expected)
-    assert calls == [TEXTS[2], TEXTS[0], TEXTS[1], TEXTS[3], TEXTS[3]]

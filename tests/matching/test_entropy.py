@@ -1,4 +1,4 @@
-"""The entropy map: the paper's Figure 2, a naive loop, and finite gradients."""
+"""The entropy map: the paper's Figure 2, naive loops, and finite gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from mefn_jax.matching.entropy import ENTROPIES, shannon
 
-ALL = {name: jax.jit(f) for name, f in ENTROPIES.items()}
+COMPILED = {name: jax.jit(f) for name, f in ENTROPIES.items()}
 
 
-def test_figure_2():
+def test_shannon_reproduces_figure_2():
     S = np.random.default_rng(0).uniform(-0.02, 0.02, (8, 10)).astype(np.float32)
     cells = np.asarray(shannon(S, jnp.ones(8, bool), jnp.ones(10, bool), 1.0)[0])
     assert cells.min() >= 0.2265
@@ -24,7 +24,7 @@ def test_figure_2():
 
 
 def naive_shannon(S, regions, words, scale):
-    """Loops over the fragments that exist."""
+    """H (N, M), and the normalized entropies of regions and of words, by loops over the existing fragments."""
     H, H_v, H_t = np.zeros(S.shape), np.zeros(S.shape[0]), np.zeros(S.shape[1])
     for i in regions:
         z = sum(np.exp(scale * S[i, k]) for k in words)
@@ -59,17 +59,23 @@ def naive_bernoulli(S, regions, words, scale):
     return H, H.sum(1) / len(words) / np.log(2), H.sum(0) / len(regions) / np.log(2)
 
 
-NAIVE = {"shannon": naive_shannon, "gaussian": naive_gaussian, "bernoulli": naive_bernoulli}
-masks = st.lists(st.booleans(), min_size=5, max_size=5).filter(any)
+NAIVE_ENTROPIES = {"shannon": naive_shannon, "gaussian": naive_gaussian, "bernoulli": naive_bernoulli}
+mask_rows = st.lists(st.booleans(), min_size=5, max_size=5).filter(any)
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 2**32 - 1), masks, masks, st.sampled_from([0.5, 4.0]), st.sampled_from(sorted(NAIVE)))
-def test_equals_a_naive_loop(seed, region_mask, word_mask, scale, name):
+@given(
+    st.integers(0, 2**32 - 1),
+    mask_rows,
+    mask_rows,
+    st.sampled_from([0.5, 4.0]),
+    st.sampled_from(sorted(NAIVE_ENTROPIES)),
+)
+def test_entropy_equals_naive_loop(seed, region_mask, word_mask, scale, name):
     S = np.random.default_rng(seed).uniform(-1, 1, (5, 5)).astype(np.float32)
     region_mask, word_mask = np.array(region_mask), np.array(word_mask)
-    H, H_v, H_t = (np.asarray(x) for x in ALL[name](S, region_mask, word_mask, scale))
-    expected = NAIVE[name](S.astype(float), np.flatnonzero(region_mask), np.flatnonzero(word_mask), scale)
+    H, H_v, H_t = (np.asarray(x) for x in COMPILED[name](S, region_mask, word_mask, scale))
+    expected = NAIVE_ENTROPIES[name](S.astype(float), np.flatnonzero(region_mask), np.flatnonzero(word_mask), scale)
     np.testing.assert_allclose(H, expected[0], atol=2e-5)
     np.testing.assert_allclose(H_v[region_mask], expected[1][region_mask], atol=2e-5)
     np.testing.assert_allclose(H_t[word_mask], expected[2][word_mask], atol=2e-5)
@@ -80,8 +86,8 @@ def test_equals_a_naive_loop(seed, region_mask, word_mask, scale, name):
 
 @pytest.mark.parametrize("name", sorted(ENTROPIES))
 @pytest.mark.parametrize("words", [0, 1, 3])
-def test_gradients_are_finite(name, words):
-    S = jnp.ones((3, 4))  # identical fragments: rho = 1, P equal
+def test_entropy_gradients_are_finite(name, words):
+    S = jnp.ones((3, 4))  # identical fragments: all cosines are 1, all probabilities equal
     word_mask = jnp.arange(4) < words
 
     def total(S, scale):

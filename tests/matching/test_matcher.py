@@ -1,5 +1,5 @@
-"""The contract carries systems that are not here yet: several pooled views, and a Transformer over each pair. Both are
-tiny matchers, trained and evaluated by the unchanged commands' functions."""
+"""The contract of a matcher carries new systems: several pooled views, and a Transformer over each pair. Both are tiny
+matchers, trained and evaluated by the functions behind the commands."""
 
 import flax.linen as nn
 import jax
@@ -23,18 +23,18 @@ class TwoViews(nn.Module):
 
     @nn.compact
     def __call__(self, *inputs, **options):
-        found = self.encoder(*inputs, **options)
-        view = unit(nn.Dense(24, name="view")(max_pool(found.fragments, found.mask)))
-        return found.replace(extra={"view": view})
+        features = self.encoder(*inputs, **options)
+        view = unit(nn.Dense(24, name="view")(max_pool(features.fragments, features.mask)))
+        return features.replace(extra={"view": view})
 
 
 class Views(nn.Module):
-    """The learned mean of the views' cosines."""
+    """Scores a pair by a learned mean of the cosines of its views."""
 
     @nn.compact
     def __call__(self, images: Features, texts: Features):
-        share = nn.sigmoid(self.param("share", nn.initializers.zeros, ()))
-        return (1 - share) * images.pooled @ texts.pooled.T + share * images.extra["view"] @ texts.extra["view"].T
+        weight = nn.sigmoid(self.param("weight", nn.initializers.zeros, ()))
+        return (1 - weight) * images.pooled @ texts.pooled.T + weight * images.extra["view"] @ texts.extra["view"].T
 
 
 class Fusion(nn.Module):
@@ -42,12 +42,12 @@ class Fusion(nn.Module):
 
     @nn.compact
     def __call__(self, images: Features, texts: Features):
-        number = len(images.mask), len(texts.mask)
+        counts = len(images.mask), len(texts.mask)
 
-        def pairs(of_images, of_texts):
-            of_images = jnp.broadcast_to(of_images[:, None], (*number, *of_images.shape[1:]))
-            of_texts = jnp.broadcast_to(of_texts[None], (*number, *of_texts.shape[1:]))
-            return jnp.concatenate([of_images, of_texts], 2)
+        def pairs(v, t):
+            v = jnp.broadcast_to(v[:, None], (*counts, *v.shape[1:]))
+            t = jnp.broadcast_to(t[None], (*counts, *t.shape[1:]))
+            return jnp.concatenate([v, t], 2)
 
         x, mask = pairs(images.fragments, texts.fragments), pairs(images.mask, texts.mask)
         attended = nn.MultiHeadDotProductAttention(2, name="attention")(x, mask=mask[..., None, None, :])
@@ -57,18 +57,18 @@ class Fusion(nn.Module):
 
 @pytest.fixture
 def name(request, monkeypatch):
-    """A matcher put into the model's table, as one line there would."""
+    """The name of a matcher that is added to the tables of `model.py`, as one line there would do."""
     monkeypatch.setitem(model.MODELS, request.param.__name__, (request.param, {}))
     monkeypatch.setitem(model.MODEL_CHOICES, "model", tuple(model.MODELS))
     if request.param is Views:
-        for kind in ("image_encoder", "text_encoder"):
+        for kind in ("build_image_encoder", "build_text_encoder"):
             make = getattr(model, kind)
             monkeypatch.setattr(model, kind, lambda *args, make=make: TwoViews(make(*args)))
     return request.param.__name__
 
 
 @pytest.mark.parametrize("name", [Views, Fusion], indirect=True)
-def test_is_trained_and_evaluated_like_the_others(name, tmp_path):
+def test_new_matcher_is_trained_and_evaluated(name, tmp_path):
     config = shapes.get_config("smoke")
     with config.unlocked():
         config.model, config.train.steps, config.train.eval_every = name, 4, 4
@@ -83,7 +83,7 @@ def test_is_trained_and_evaluated_like_the_others(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [Views, Fusion], indirect=True)
-def test_every_parameter_of_the_matcher_is_trained(name):
+def test_new_matcher_has_gradients_for_every_parameter(name):
     config = shapes.get_config("smoke")
     with config.unlocked():
         config.model = name
@@ -104,5 +104,5 @@ def test_every_parameter_of_the_matcher_is_trained(name):
     assert flat
     for path, g in flat:
         assert np.all(np.isfinite(g)), path
-        # A softmax does not see what is added to all its logits: a key's bias has no gradient.
+        # A key's bias adds the same number to all logits of a softmax, so it has no gradient.
         assert np.any(np.abs(g) > 1e-9) or "key" in jax.tree_util.keystr(path), path

@@ -1,4 +1,4 @@
-"""The table of many runs: grouping, means, the bootstrap, and what it refuses."""
+"""The table of many runs: grouping, means, the bootstrap, and evaluations that cannot be compared."""
 
 import csv
 import json
@@ -10,41 +10,47 @@ from mefn_jax import metrics
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.reports import compare
 
-IMAGES, EACH = 40, np.tile([5, 6], 20)
-OWNER = np.repeat(np.arange(IMAGES), EACH)
+IMAGES, CAPTIONS_PER_IMAGE = 40, np.tile([5, 6], 20)
+IMAGE_INDEX = np.repeat(np.arange(IMAGES), CAPTIONS_PER_IMAGE)
 
 
 def write_run(folder, model, seed, skill, split="val", **config):
-    """An evaluated run whose scores are noise plus `skill` on the true pairs; returns its metrics."""
+    """Writes the evaluation of a run whose scores are noise, plus `skill` for positive pairs; returns its metrics."""
     rng = np.random.default_rng([seed, len(model)])
-    scores = rng.normal(size=(IMAGES, len(OWNER))) + skill * (np.arange(IMAGES)[:, None] == OWNER)
-    own = scores[OWNER, np.arange(len(OWNER))]
-    other = np.arange(IMAGES)[:, None] != OWNER
-    n_t2i = np.sum(other & (scores >= own), 0)
-    n_i2t = np.array([np.sum(other[i] & (scores[i] >= s)) for i, s in zip(OWNER, own, strict=True)])
-    result = metrics.retrieval_metrics(n_i2t, n_t2i, OWNER)
-    i2t, t2i = metrics.best_ranks(n_i2t, n_t2i, OWNER)
-    protocol = {"split": split, "images": IMAGES, "captions": len(OWNER), "folds": 1, "captions_per_image": "5 to 6"}
+    scores = rng.normal(size=(IMAGES, len(IMAGE_INDEX))) + skill * (np.arange(IMAGES)[:, None] == IMAGE_INDEX)
+    positive = scores[IMAGE_INDEX, np.arange(len(IMAGE_INDEX))]
+    negative = np.arange(IMAGES)[:, None] != IMAGE_INDEX
+    n_t2i = np.sum(negative & (scores >= positive), 0)
+    n_i2t = np.array([np.sum(negative[i] & (scores[i] >= s)) for i, s in zip(IMAGE_INDEX, positive, strict=True)])
+    result = metrics.retrieval_metrics(n_i2t, n_t2i, IMAGE_INDEX)
+    i2t, t2i = metrics.best_ranks(n_i2t, n_t2i, IMAGE_INDEX)
+    protocol = {
+        "split": split,
+        "images": IMAGES,
+        "captions": len(IMAGE_INDEX),
+        "folds": 1,
+        "captions_per_image": "5 to 6",
+    }
     settings = {"model": model, "train": {"seed": seed, "log_every": seed}, "matcher": {"entropy": "shannon"} | config}
     report = result | {"step": 1, "protocol": protocol | {"ties": "against the model"}, "config": settings}
     out = folder / "eval" / split
     out.mkdir(parents=True)
     (out / "metrics.json").write_text(json.dumps(report))
-    np.savez(out / "ranks.npz", i2t=i2t, t2i=t2i, caption_image=OWNER)
+    np.savez(out / "ranks.npz", i2t=i2t, t2i=t2i, caption_image=IMAGE_INDEX)
     return result
 
 
 @pytest.fixture
 def runs(tmp_path):
-    made = {}
+    metrics_of = {}
     for model, skill, options in (("mefn", 3.0, {}), ("mefn", 2.6, {"entropy": "none"}), ("vsepp", 2.0, {})):
         name = model + options.get("entropy", "")
-        made[name] = [write_run(tmp_path / name / str(s), model, s, skill, **options) for s in (0, 1, 2)]
-    return tmp_path, made
+        metrics_of[name] = [write_run(tmp_path / name / str(s), model, s, skill, **options) for s in (0, 1, 2)]
+    return tmp_path, metrics_of
 
 
-def test_runs_that_differ_in_the_seed_are_one_row(runs, capsys):
-    root, made = runs
+def test_compare_groups_runs_by_seed(runs, capsys):
+    root, metrics_of = runs
     compare.compare([f"{root}/mefn/*", f"{root}/*/*"], "val", root / "out")
     with (root / "out" / "compare.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -56,7 +62,7 @@ def test_runs_that_differ_in_the_seed_are_one_row(runs, capsys):
     for row, name in zip(rows, ("mefn", "mefnnone", "vsepp"), strict=True):
         assert row["seeds"] == "0 1 2"
         for key, value in (("rsum", "rsum"), ("t2i.r1", ("t2i", "r1")), ("i2t.map", ("i2t", "map"))):
-            found = [r[value] if key == "rsum" else r[value[0]][value[1]] for r in made[name]]
+            found = [r[value] if key == "rsum" else r[value[0]][value[1]] for r in metrics_of[name]]
             assert float(row[f"{key}.mean"]) == pytest.approx(np.mean(found), rel=1e-5)
             assert float(row[f"{key}.std"]) == pytest.approx(np.std(found, ddof=1), rel=1e-5)
     text = (root / "out" / "compare.md").read_text()
@@ -65,12 +71,12 @@ def test_runs_that_differ_in_the_seed_are_one_row(runs, capsys):
     assert field.splitlines()[0].startswith("| model | seeds | i2t R@1 | i2t R@5 | i2t R@10 | t2i R@1")
     assert paper.splitlines()[0] == ("| model | seeds | i2t R@1 | i2t R@5 | i2t mAP | t2i R@1 | t2i R@5 | t2i mAP |")
     assert "95 % interval" in text
-    difference = np.mean([r["rsum"] for r in made["vsepp"]]) - np.mean([r["rsum"] for r in made["mefn"]])
+    difference = np.mean([r["rsum"] for r in metrics_of["vsepp"]]) - np.mean([r["rsum"] for r in metrics_of["mefn"]])
     assert f"| {difference:+.1f} [" in field.splitlines()[-1]
 
 
-def test_the_interval_is_that_of_a_plain_bootstrap(runs):
-    """Images are drawn one by one, with their captions, and a row's seeds are averaged inside a resample."""
+def test_bootstrap_intervals_equal_plain_bootstrap(runs):
+    """Images are drawn one by one with their captions, and the seeds of a row are averaged within a resample."""
     root, _ = runs
     rows = compare.group_by_seed(
         [compare.read_evaluation(p, "val") for p in compare.expand_patterns([f"{root}/mefn/*", f"{root}/vsepp/*"])]
@@ -83,7 +89,7 @@ def test_the_interval_is_that_of_a_plain_bootstrap(runs):
         for run in row.runs:
             with np.load(run.path / "eval" / "val" / "ranks.npz") as file:
                 i2t = file["i2t"][drawn]
-                t2i = np.concatenate([file["t2i"][k == OWNER] for k in drawn])
+                t2i = np.concatenate([file["t2i"][k == IMAGE_INDEX] for k in drawn])
             totals.append(sum(100 * np.mean(ranks <= k) for ranks in (i2t, t2i) for k in (1, 5, 10)))
         return np.mean(totals)
 
@@ -94,17 +100,17 @@ def test_the_interval_is_that_of_a_plain_bootstrap(runs):
     assert compare.bootstrap_intervals(rows)[0]["rsum"] == (0.0, 0.0)
 
 
-def test_an_evaluation_folder_is_a_row_of_its_own(runs):
-    root, made = runs
+def test_compare_reads_evaluation_folder_as_row(runs):
+    root, metrics_of = runs
     rows = compare.group_by_seed(
         [compare.read_evaluation(p, "val") for p in compare.expand_patterns([f"{root}/vsepp/0/eval/val"])]
     )
     assert (rows[0].name, len(rows[0].runs)) == ("vsepp", 1)
     assert np.isnan(rows[0].spread("rsum"))
-    assert rows[0].mean("rsum") == made["vsepp"][0]["rsum"]
+    assert rows[0].mean("rsum") == metrics_of["vsepp"][0]["rsum"]
 
 
-def test_what_cannot_be_compared_is_refused(runs):
+def test_compare_refuses_evaluations_that_do_not_match(runs):
     root, _ = runs
     with pytest.raises(ConfigError, match="nowhere: no such directory"):
         compare.expand_patterns([f"{root}/nowhere"])

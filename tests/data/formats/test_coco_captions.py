@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from conftest import SMOKE
+from commands import SMOKE_FLICKR8K
 from PIL import Image
 
 from mefn_jax.data.dataset import Dataset
@@ -15,7 +15,7 @@ NUMBERS = {"train": 20, "restval": 2, "val": 4, "test": 3}
 
 
 class CocoCaptions(tfds.core.GeneratorBasedBuilder):
-    """The builder of TFDS, with its features but without its downloads."""
+    """TFDS's builder with its features, but without its downloads."""
 
     VERSION = tfds.core.Version("1.1.0")
     name = "coco_captions"
@@ -63,7 +63,7 @@ def directory(tmp_path_factory):
     return builder.data_path
 
 
-def test_five_captions_an_image_and_restval_is_training_data(directory):
+def test_coco_captions_keeps_five_captions_and_trains_on_restval(directory):
     dataset = Dataset(directory)
     assert dataset.splits == ("train", "val", "test")
     assert dataset.tokenizer_json is None
@@ -80,7 +80,7 @@ def test_five_captions_an_image_and_restval_is_training_data(directory):
         assert Image.open(io.BytesIO(record["image"])).size == (40, 30)
 
 
-def test_images_with_fewer_captions_and_other_forms_are_refused(tmp_path, directory, monkeypatch):
+def test_coco_captions_refuses_fewer_captions_and_other_file_formats(tmp_path, directory, monkeypatch):
     monkeypatch.setattr(CocoCaptions, "captions", 4)
     builder = CocoCaptions(file_format="array_record", data_dir=tmp_path)
     builder.download_and_prepare()
@@ -92,8 +92,10 @@ def test_images_with_fewer_captions_and_other_forms_are_refused(tmp_path, direct
         Dataset(builder.data_path)
 
 
-def test_it_trains_and_evaluates(directory, tmp_path, command):
-    text = command("train.py", *SMOKE, f"--config.data.dir={directory}", f"--workdir={tmp_path / 'run'}").stdout
+def test_coco_captions_trains_and_evaluates(directory, tmp_path, command):
+    text = command(
+        "train.py", *SMOKE_FLICKR8K, f"--config.data.dir={directory}", f"--workdir={tmp_path / 'run'}"
+    ).stdout
     assert "training a tokenizer on the 110 training captions" in text
     table = command("eval.py", f"--workdir={tmp_path / 'run'}", "--split=test").stdout
-    assert "test: 3 images, 15 captions (5 an image)" in table
+    assert "test: 3 images, 15 captions (5 per image)" in table
