@@ -114,10 +114,10 @@ def select_trainable(tree, factors):
 
 
 def select_frozen(tree, factors):
-    """Returns `tree` with None at the trainable parameters: the counterpart of `trainable`."""
+    """Returns `tree` with None at the trainable parameters: the counterpart of `select_trainable`."""
     return jax.tree.map(lambda value, f: None if f > 0 else value, tree, factors)
 
 
 def merge(first, second):
-    """Returns the whole tree from the two parts of `trainable` and `frozen`."""
+    """Returns the whole tree from the two parts of `select_trainable` and `select_frozen`."""
     return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None)

@@ -123,7 +123,7 @@ def precompute(frozen_towers: FrozenTowers, out: Path, splits: list[str]) -> Non
 
 def feature_settings(frozen_towers: FrozenTowers) -> dict:
     """Returns the settings that determine the features: a command resumes only with the same ones. Weights are
-    identified by their digest, wherever they were loaded from."""
+    identified by their digest, so a checkpoint may move to another directory."""
     config = frozen_towers.config
     sections = {kind: config[kind].to_dict() | {"pretrained": ""} for kind in ("image", "text")}
     return {

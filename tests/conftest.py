@@ -1,35 +1,31 @@
-"""What the tests share: small data made here, and the commands run as a user runs them."""
+"""Fixtures that the tests share: small data, trained runs, and the commands as a user runs them."""
 
+import fcntl
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from pathlib import Path
 
-os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before JAX's first call; what does not ask for more runs on the first
-# What tests compile runs a few times: nearly all the time is compilation, and so a third less.
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before JAX's first call; most tests run on the first device
+# The tests run a compiled program few times, so compilation takes nearly all of their time: this saves a third of it.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu is installed, but there is no TPU
 
 import numpy as np
 import pytest
 import tokenizers
+from commands import ROOT, SMOKE, environment, is_same_environment
+from fake_gcs import FakeGcs
 from forks import Forks
 from PIL import Image
-
-ROOT = Path(__file__).resolve().parent.parent
-ASIDE = ("PYTEST_CURRENT_TEST",)  # of the environment, what no command looks at
-CAPTIONS = ("a dog runs on grass .", "two children play", "a red car", "someone climbs a rock", "Water, and a boat .")
-
-
-# One size of vocabulary, so that the commands on all data sets share their compiled programs.
-SMOKE = ("--config=configs/flickr8k.py:smoke", "--config.text.vocab_size=400", "--config.train.steps=2")
+from sample_data import write_cached_text, write_flickr8k, write_precomputed
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """Where drawn scenes and compiled programs are kept between the commands of a test session, of all workers."""
+    """A folder of the test session that all workers share, for drawn scenes, compiled programs and trained runs."""
     folder = tmp_path_factory.getbasetemp()
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"
     folder.mkdir(exist_ok=True)
@@ -37,8 +33,26 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def once(cache):
+    """`once(name, make)` returns the folder `name` of the cache; the first worker that asks for it calls `make(it)`."""
+
+    def run(name, make):
+        folder, done = cache / name, cache / f"{name}.done"
+        with (cache / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def forks(cache):
-    """Where commands without wishes of their own are run."""
+    """The process from which commands are forked."""
     started = Forks(ROOT, environment(cache))
     yield started
     started.close()
@@ -47,17 +61,17 @@ def forks(cache):
 @pytest.fixture(scope="session")
 def command(cache, forks, tmp_path_factory):
     """`command("train.py", "--flag", ..., devices=1)` runs a script of the project and returns the finished process."""
-    folder = tmp_path_factory.mktemp("said")
+    folder = tmp_path_factory.mktemp("output")
 
     def run(script, *args, devices=1, check=True, **kwargs):
         words = script.split() if script.startswith("-m") else [str(ROOT / script)]
         words += map(str, args)
         env = environment(cache, devices)
-        if not kwargs and same(env, forks.env):
+        if not kwargs and is_same_environment(env, forks.env):
             result = forks.run(words, folder)
         else:
-            told = {"capture_output": True, "text": True, "cwd": ROOT, "env": env}
-            result = subprocess.run([sys.executable, *words], **told, **kwargs)
+            options = {"capture_output": True, "text": True, "cwd": ROOT, "env": env}
+            result = subprocess.run([sys.executable, *words], **options, **kwargs)
         if check:
             assert result.returncode == 0, result.stdout + result.stderr
         return result
@@ -65,56 +79,126 @@ def command(cache, forks, tmp_path_factory):
     return run
 
 
-def same(env: dict, other: dict) -> bool:
-    """Whether a process sees the same in two environments."""
-    return {k: v for k, v in env.items() if k not in ASIDE} == {k: v for k, v in other.items() if k not in ASIDE}
+@pytest.fixture(scope="module")
+def start_training(cache):
+    """`start_training(workdir, processes, *flags)` starts `train.py` in this number of processes and returns them. Each
+    has two devices by default; `each(k)` returns further flags of process k."""
+    running = []
+    every_step = [f"--config.train.{key}" for key in ("log_every=1", "eval_every=1000", "save_every=1000")]
+
+    def start(workdir, processes, *flags, each=lambda k: (), devices=2):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        started = []
+        for k in range(processes):
+            words = [sys.executable, str(ROOT / "train.py"), SMOKE, *every_step, f"--workdir={workdir}"]
+            words += [*flags, *each(k)]
+            if processes > 1:
+                words += [f"--coordinator_address=localhost:{port}", f"--num_processes={processes}"]
+                words += [f"--process_id={k}"]
+            output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            started.append(subprocess.Popen(words, env=environment(cache, devices), cwd=ROOT, **output))
+        running.extend(started)
+        return started
+
+    yield start
+    for process in running:
+        process.kill()
 
 
-def environment(cache, devices=1) -> dict:
-    """The environment of a command: CPU, simulated devices, and compiled programs kept in `cache`."""
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "MEFN_CACHE": str(cache / "data"),
-        "JAX_COMPILATION_CACHE_DIR": str(cache / f"compiled-{devices}"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
+@pytest.fixture(scope="session")
+def trained(once, command):
+    """The workdir of a finished smoke run on drawn scenes, and what the run printed."""
+
+    def train(folder):
+        (folder / "output.txt").write_text(command("train.py", SMOKE, f"--workdir={folder / 'run'}").stdout)
+
+    folder = once("trained", train)
+    return folder / "run", (folder / "output.txt").read_text()
 
 
-def write_flickr8k(root: Path, numbers=(12, 6), seed=0) -> Path:
-    """A folder in Flickr8k's own format, with photographs of noise; returns it."""
-    rng = np.random.default_rng(seed)
-    (root / "Images").mkdir(parents=True)
-    lines = []
-    for split, number in zip(("train", "dev"), numbers, strict=True):
-        names = [f"{split}_{k}.jpg" for k in range(number)]
-        for name in names:
-            pixels = rng.integers(0, 256, (20, 30, 3), np.uint8)
-            Image.fromarray(pixels).resize((120, 80)).save(root / "Images" / name)
-            lines += [f"{name}#{k}\t{rng.choice(CAPTIONS)}" for k in range(5)]
-        (root / f"Flickr_8k.{split}Images.txt").write_text("\n".join(names) + "\n")
-    lines.append("2258277193_586949ec62.jpg.1#0\tA stray line of no listed image .")
-    (root / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
+def train_two_steps(workdir, model) -> None:
+    """Trains a model on drawn scenes, in this process."""
+    from configs import shapes
+    from mefn_jax.training import loop
+
+    config = shapes.get_config(f"smoke,model={model}")
+    with config.unlocked():
+        config.train.steps = config.train.eval_every = 2
+        config.eval.batch_size = 4
+        config.eval.explained_pairs = 2
+    loop.train(config, workdir)
+
+
+@pytest.fixture(scope="session")
+def mefn_run(once):
+    """The workdir of an MEFN trained for two steps, whose evaluations draw two pairs."""
+    return once("mefn_run", lambda folder: train_two_steps(folder / "run", "mefn")) / "run"
+
+
+@pytest.fixture(scope="session")
+def runs(once, mefn_run):
+    """The workdirs of two trained models: MEFN, and VSE++, whose score is the cosine of its embeddings."""
+    vsepp = once("vsepp_run", lambda folder: train_two_steps(folder / "run", "vsepp"))
+    return {"mefn": mefn_run, "vsepp": vsepp / "run"}
+
+
+@pytest.fixture(scope="session")
+def loaded(mefn_run):
+    """The model of `mefn_run` and its parameters, the val split, and the Features of its images and captions."""
+    from mefn_jax.data import from_config
+    from mefn_jax.evaluation import evaluator
+
+    model, params, _ = evaluator.load_checkpoint(mefn_run, "latest")
+    split = from_config.open_dataset(model.config).split("val")
+    return model, params, split, *model.encode(params, split)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A folder of 11 images, half of them in a subfolder, one more image that is broken, and a text file."""
+    root, rng = tmp_path_factory.mktemp("folder"), np.random.default_rng(0)
+    (root / "below").mkdir()
+    for k in range(11):
+        pixels = rng.integers(0, 256, (3, 4, 3), np.uint8)
+        Image.fromarray(pixels).resize((70 + k, 50)).save(root / f"{'below/' if k % 2 else ''}{k}.png")
+    (root / "broken.jpg").write_bytes(b"\xff\xd8nothing")
+    (root / "notes.txt").write_text("no image")
     return root
 
 
 @pytest.fixture
 def flickr8k(tmp_path):
+    """A folder in Flickr8k's format."""
     return write_flickr8k(tmp_path / "flickr8k")
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory, command):
-    """A prepared data set made from a Flickr8k folder by the command."""
-    root = tmp_path_factory.mktemp("prepared")
-    write_flickr8k(root / "source", numbers=(40, 12))
-    command("-m mefn_jax.data.prepare", "--source=flickr8k", f"--path={root / 'source'}", f"--out={root / 'out'}")
-    return root / "out"
+def prepared(once, command):
+    """A prepared data set; the Flickr8k folder that it was made from is `source` beside it."""
+
+    def prepare(root):
+        write_flickr8k(root / "source", numbers=(40, 12))
+        command("-m mefn_jax.data.prepare", "--source=flickr8k", f"--path={root / 'source'}", f"--out={root / 'out'}")
+
+    return once("prepared", prepare) / "out"
+
+
+@pytest.fixture
+def regions_and_words(tmp_path):
+    """A folder with precomputed regions of 20 images in `regions` and cached text of their captions in `words`, and the
+    cached vectors by caption."""
+    from mefn_jax.data.dataset import Dataset
+
+    write_precomputed(tmp_path / "regions", "train", 20, shape=(9, 7))
+    captions = Dataset(tmp_path / "regions").split("train").all_captions()
+    return tmp_path, write_cached_text(tmp_path / "words", "train", captions)
 
 
 @pytest.fixture
 def towers(tmp_path):
-    """Checkpoints of a tiny BERT, with a tokenizer, and a tiny ViT with its own normalisation of pixels."""
+    """Checkpoints of a tiny BERT, with a tokenizer, and of a tiny ViT with its own normalization of pixels."""
     for name in ("bert", "vit"):
         shutil.copytree(ROOT / "tests" / "fixtures" / name, tmp_path / name)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "circle", "square", "left", "of"]
@@ -144,3 +228,13 @@ def clip(tmp_path):
     pixels |= {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}, "do_center_crop": True}
     (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(pixels))
     return tmp_path / "clip"
+
+
+@pytest.fixture
+def gcs(monkeypatch):
+    """A storage server with one bucket, which the clients of this process and of the commands take for Google's."""
+    with FakeGcs("bucket") as fake:
+        for name, value in fake.environment().items():
+            monkeypatch.setenv(name, value)
+        yield fake
+        assert not fake.unknown

@@ -1,4 +1,4 @@
-"""A Google Cloud Storage of one process's memory: as much of its JSON API as gcsfs, TensorStore and Google's own client
+"""A Google Cloud Storage server in memory: the part of its JSON API that gcsfs, TensorStore and Google's own client
 use, without TLS or credentials."""
 
 import contextlib
@@ -9,14 +9,14 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-PAGE = 5  # names a listing returns at once: few, so that every client has to ask for more
+PAGE = 5  # names per page of a listing: few, so that every client has to ask for more
 
 
 class FakeGcs:
-    """Buckets `{bucket: {name: (bytes, generation)}}`, served at `url` between `with` and its end.
+    """Buckets `{bucket: {name: (bytes, generation)}}`, served at `url` inside a `with` block.
 
-    `before(method, name)` is called before an object is read (GET), written (PUT) or deleted (DELETE); an HTTP status
-    that it returns refuses that.
+    `before(method, name)` is called before an object is read (GET), written (PUT) or deleted (DELETE). If it returns an
+    HTTP status, the request fails with it.
     """
 
     def __init__(self, *buckets: str):
@@ -25,11 +25,11 @@ class FakeGcs:
         self.lock = threading.RLock()
         self.generations = itertools.count(1)
         self.uploads = {}
-        self.unknown = []  # requests that nothing here answers
+        self.unknown = []  # requests that this server cannot answer
         methods = {f"do_{method}": _Handler.answer for method in ("GET", "POST", "PUT", "DELETE")}
         handler = type("Handler", (_Handler,), {"gcs": self} | methods)
         self._server = ThreadingHTTPServer(("localhost", 0), handler)
-        self._server.handle_error = lambda *_: None  # clients that are killed hang up
+        self._server.handle_error = lambda *_: None  # killed clients close their connections
         self.url = f"http://localhost:{self._server.server_address[1]}"
 
     def __enter__(self):
@@ -41,28 +41,28 @@ class FakeGcs:
         self._server.server_close()
 
     def environment(self) -> dict:
-        """What makes clients in a subprocess come here, anonymously and without looking for Google's machines."""
+        """Returns environment variables that make clients use this server, without credentials or metadata servers."""
         return {
             "STORAGE_EMULATOR_HOST": self.url,
             "TENSORSTORE_GCS_HTTP_URL": self.url,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "nobody",
             "GOOGLE_CLOUD_PROJECT": "nothing",
             "NO_GCE_CHECK": "true",
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks by gRPC for the kind of bucket
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # would ask by gRPC for the kind of bucket
         }
 
     def text(self, bucket: str, name: str) -> str:
-        """An object's content."""
+        """Returns the text of an object."""
         return self.buckets[bucket][name][0].decode()
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # headers and body leave together
+    wbufsize = -1  # sends headers and body together
     gcs: FakeGcs
 
     def log_message(self, *_):
-        """Says nothing of each request, as the class above would."""
+        """Prints nothing for a request, unlike the base class."""
 
     def answer(self):
         split = urlsplit(self.path)
@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json(answer(about))
 
     def _unmet(self, bucket, name) -> int:
-        """The status of a condition on the generation that does not hold, or 0; 0 stands for no such object."""
+        """Returns the status of a failed condition on the generation, or 0. Generation 0 means no object."""
         generation = self.gcs.buckets[bucket].get(name, (b"", 0))[1]
         if int(self.query.get("ifGenerationMatch", generation)) != generation:
             return 412
@@ -214,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
         if status != 204:
             self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        with contextlib.suppress(ConnectionError):  # clients hang up on answers that they no longer need
+        with contextlib.suppress(ConnectionError):  # clients close the connection when they no longer need the answer
             self.wfile.write(data)
             self.wfile.flush()
 

@@ -1,5 +1,5 @@
-"""Runs the project's scripts as forks of a process that has imported what they need: importing takes longer than many
-of them run. What a script sees is what it would see if started by itself."""
+"""Runs the project's scripts as forks of a process that has imported their modules, because importing takes longer than
+many of them run. A script sees the same as if it was started by itself."""
 
 import importlib
 import json
@@ -20,7 +20,7 @@ IMPORTED = (
 
 
 class Forks:
-    """A process from which scripts are forked, one after the other, in `cwd`, with the environment `env`."""
+    """A process that forks scripts, one after the other, in `cwd`, with the environment `env`."""
 
     def __init__(self, cwd, env: dict):
         self.env = env
@@ -30,21 +30,24 @@ class Forks:
         self._process = subprocess.Popen(words, cwd=cwd, env=env, text=True, **pipes)
 
     def run(self, words: list[str], folder) -> subprocess.CompletedProcess:
-        """Runs a script, `["FILE.py", ...]` or `["-m", "MODULE", ...]`; its output passes through files in `folder`."""
+        """Runs a script, `["FILE.py", ...]` or `["-m", "MODULE", ...]`, to its end. Its output passes through files in
+        `folder`."""
         out, err = str(folder / "stdout"), str(folder / "stderr")
         self._process.stdin.write(json.dumps([words, out, err]) + "\n")
         self._process.stdin.flush()
         code = self._process.stdout.readline()
-        assert code, f"the process that forks has ended, with {self._process.wait()}"
+        assert code, f"the forking process has ended with {self._process.wait()}"
         texts = [Path(path).read_text(encoding="utf-8") for path in (out, err)]
         return subprocess.CompletedProcess(words, int(code), *texts)
 
     def close(self):
+        """Ends the process."""
         self._process.stdin.close()
         self._process.wait()
 
 
 def serve() -> None:
+    """Forks a script for each line of stdin, and writes its exit code."""
     for name in IMPORTED:
         importlib.import_module(f"mefn_jax.{name}")
     for line in sys.stdin:
@@ -52,7 +55,7 @@ def serve() -> None:
         child = os.fork()
         if not child:
             become(words, out, err)
-            return  # and end as a script does
+            return  # ends as a script does
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 

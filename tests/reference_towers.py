@@ -1,4 +1,4 @@
-"""PyTorch's towers with random weights, and what they compute: the reference for `test_pretrained.py`.
+"""PyTorch's towers with random weights and their outputs: the reference of `encoders/pretrained/test_huggingface.py`.
 
     python tests/reference_towers.py     # needs torch and transformers; writes tests/fixtures/<name>/
 
@@ -17,7 +17,7 @@ TEXT = SMALL | {"vocab_size": 40, "max_position_embeddings": 12}
 IMAGE = SMALL | {"image_size": 16, "patch_size": 8}
 CLIP_IDS = {"bos_token_id": 38, "eos_token_id": 39, "pad_token_id": 0}
 RESNET = {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 2]}
-# name: (architecture, options, height and width of the input where it has pixels)
+# name: (architecture, options, height and width of the input if it has pixels)
 TOWERS = {
     "bert": ("bert", TEXT, None),
     "bert_relu": ("bert", TEXT | {"hidden_act": "relu", "type_vocab_size": 1, "layer_norm_eps": 1e-5}, None),
@@ -41,7 +41,7 @@ TOWERS = {
 
 
 def write(name: str, directory: Path, seed: int = 0) -> None:
-    """Writes one tower of `TOWERS` and what it computes."""
+    """Writes one tower of `TOWERS` and its outputs."""
     import torch
     import transformers as hf
 
@@ -56,13 +56,13 @@ def write(name: str, directory: Path, seed: int = 0) -> None:
     }[kind]
     torch.manual_seed(seed)
     tower = model(config(**options)).eval()
-    randomise(tower)
+    randomize(tower)
     tower.save_pretrained(directory)
     np.savez(directory / "expected.npz", **compute(kind, tower, size, seed))
 
 
-def randomise(tower) -> None:
-    """Every parameter and statistic away from its beginning, so that none can be mistaken for another."""
+def randomize(tower) -> None:
+    """Changes every parameter and statistic from its initial value, so that none can be mistaken for another."""
     import torch
 
     with torch.no_grad():
@@ -77,7 +77,7 @@ def randomise(tower) -> None:
 
 
 def compute(kind: str, tower, size, seed: int) -> dict[str, np.ndarray]:
-    """Inputs and outputs of a tower: `hidden_0 ...`, `last`, `pooled`."""
+    """Returns inputs and outputs of a tower: `hidden_0 ...`, `last`, `pooled`."""
     import torch
 
     inputs = {}
@@ -85,20 +85,20 @@ def compute(kind: str, tower, size, seed: int) -> dict[str, np.ndarray]:
         inputs |= captions(tower.config.get_text_config().vocab_size, seed)
     if size:
         inputs["pixel_values"] = np.random.default_rng(seed).normal(size=(2, 3, *size)).astype(np.float32)
-    given = {k: torch.from_numpy(v) for k, v in inputs.items()}
+    tensors = {k: torch.from_numpy(v) for k, v in inputs.items()}
     with torch.no_grad():
         if kind == "clip":
-            out = tower(**given)
+            out = tower(**tensors)
             return inputs | {"pooled": out.image_embeds.numpy(), "pooled_text": out.text_embeds.numpy()}
         if kind in ("vit", "clip_vision"):
-            given["interpolate_pos_encoding"] = True
-        out = tower(**given, output_hidden_states=True)
+            tensors["interpolate_pos_encoding"] = True
+        out = tower(**tensors, output_hidden_states=True)
     hidden = {f"hidden_{k}": h.numpy() for k, h in enumerate(out.hidden_states)}
     return inputs | hidden | {"last": out.last_hidden_state.numpy(), "pooled": out.pooler_output.numpy()}
 
 
 def captions(vocabulary: int, seed: int) -> dict[str, np.ndarray]:
-    """Three texts of different length, padded; the last token of each is the largest id, CLIP's end of text."""
+    """Returns three padded texts of different lengths. Each ends with the largest id, CLIP's end of text."""
     ids = np.random.default_rng(seed).integers(1, vocabulary - 2, (3, 9))
     mask = np.arange(9) < np.array([[9], [5], [2]])
     ids[np.arange(3), mask.sum(1) - 1] = vocabulary - 1

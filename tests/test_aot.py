@@ -1,15 +1,14 @@
-"""The real train step and scoring step, compiled for TPU slices that are not there."""
+"""The real train step and scoring step, compiled for TPU slices that are not present."""
 
 import functools
 import json
 import re
-from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT
+from commands import ROOT
 
 import configs.shapes
 from mefn_jax import optim
@@ -20,22 +19,26 @@ from mefn_jax.training import state
 
 pytest.importorskip("libtpu")
 
+
 TARGET = "v5e:2x4"
-GOLDEN = Path(__file__).parent / "fixtures" / "shardings.txt"
+GOLDEN = ROOT / "tests" / "fixtures" / "shardings.txt"
 
 
 @pytest.fixture(scope="module")
 def report(command, tmp_path_factory):
+    """What the command of docs/tpu.md prints and writes for a train step."""
     path = tmp_path_factory.mktemp("aot") / "report.json"
     mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
-    readmes = re.search(rf"    python (train\.py .*--compile_for={TARGET} .*)", (ROOT / "README.md").read_text())[1]
-    said = command(*readmes.split(), f"--compile_report={path}", *mesh).stdout
-    return said, json.loads(path.read_text())
+    documented = re.search(
+        rf"    python (train\.py .*--compile_for={TARGET} .*)", (ROOT / "docs" / "tpu.md").read_text()
+    )[1]
+    output = command(*documented.split(), f"--compile_report={path}", *mesh).stdout
+    return output, json.loads(path.read_text())
 
 
-def test_the_train_step_is_compiled_and_described(report):
-    said, facts = report
-    assert set(facts) >= {
+def test_compile_for_reports_train_step(report):
+    output, report_values = report
+    assert set(report_values) >= {
         "topology",
         "chips",
         "hbm_bytes",
@@ -47,18 +50,23 @@ def test_the_train_step_is_compiled_and_described(report):
         "parameters",
         "largest",
     }
-    assert (facts["topology"], facts["chips"], facts["hbm_bytes"], facts["fits"]) == (TARGET, 8, 16 * 2**30, True)
-    sizes = facts["bytes_per_chip"]
+    assert (report_values["topology"], report_values["chips"], report_values["hbm_bytes"], report_values["fits"]) == (
+        TARGET,
+        8,
+        16 * 2**30,
+        True,
+    )
+    sizes = report_values["bytes_per_chip"]
     assert sizes["total"] >= sizes["arguments"] + sizes["temporaries"] > 0
-    kinds = {c["kind"]: c for c in facts["collectives"]}
-    assert kinds["collective-permute"]["count"] >= 8 * 3  # fragments, masks and pooled vectors go round
-    assert facts["flops_per_step"] > 6 * 1024 * 20 * 150_000  # at least the text tower's own matrices
+    kinds = {c["kind"]: c for c in report_values["collectives"]}
+    assert kinds["collective-permute"]["count"] >= 8 * 3  # fragments, masks and pooled vectors go around the ring
+    assert report_values["flops_per_step"] > 6 * 1024 * 20 * 150_000  # at least the products of the text tower
     for word in ("fits", "collective-permute", "ms of arithmetic", "largest"):
-        assert word in said
-    assert len(said.splitlines()) < 25
+        assert word in output
+    assert len(output.splitlines()) < 25
 
 
-def test_what_does_not_fit_says_what_to_change(command, tmp_path):
+def test_compile_for_explains_step_that_does_not_fit(command, tmp_path):
     path = tmp_path / "report.json"
     done = command(
         "train.py",
@@ -73,29 +81,29 @@ def test_what_does_not_fit_says_what_to_change(command, tmp_path):
     assert json.loads(path.read_text())["fits"] is False
 
 
-def test_the_scoring_step_is_compiled(command, tmp_path):
+def test_compile_for_reports_scoring_step(command, tmp_path):
     path = tmp_path / "report.json"
-    said = command(
+    output = command(
         "eval.py", "--config=configs/shapes.py", f"--compile_for={TARGET}", f"--compile_report={path}"
     ).stdout
-    facts = json.loads(path.read_text())
+    report_values = json.loads(path.read_text())
     c, regions = configs.shapes.get_config(), 9
-    tile = facts["tile"]
-    assert f"tiles of {tile['images']} images by {tile['words']} words, {tile['tiles']} a chip" in said
+    tile = report_values["tile"]
+    assert f"tiles of {tile['images']} images by {tile['words']} words, {tile['tiles']} a chip" in output
     products = 2 * tile["images"] * regions * tile["words"] * c.embed_dim * tile["tiles"] * 8
-    assert products <= facts["flops_per_step"] <= 5 * products  # sums over words are products too
-    assert facts["fits"] is True
+    assert products <= report_values["flops_per_step"] <= 5 * products  # sums over words are computed as products, too
+    assert report_values["fits"] is True
 
 
 @pytest.mark.parametrize("target", ["v5e", "v5e:3x5", "v99:2x2", "a100:8"])
-def test_unknown_slices_are_refused(target, command):
+def test_compile_for_refuses_unknown_target(target, command):
     done = command("train.py", f"--compile_for={target}", check=False)
     assert done.returncode == 1
     assert f"error: --compile_for={target}: " in done.stderr.splitlines()[-1]
     assert "give v4, v5e, v5p or v6e" in done.stderr
 
 
-def test_lists_of_the_nearest_are_approximate_on_tpus_alone():
+def test_reranker_uses_approximate_top_k_on_tpus_alone():
     from mefn_jax.aot import compile_lowered, topology_devices
 
     def lowered(mesh):
@@ -104,17 +112,17 @@ def test_lists_of_the_nearest_are_approximate_on_tpus_alone():
         captions = jax.ShapeDtypeStruct((32, 16), np.int32, sharding=rows)
         return rerank.compile_reranker(None, mesh)[2].lower(vectors, vectors, captions, 100)
 
-    here, there = lowered(make_mesh()), lowered(make_mesh(None, topology_devices(TARGET)))
-    assert ["ApproxTopK" in x.as_text() for x in (here, there)] == [False, True]
-    assert compile_lowered(there).memory_analysis().output_size_in_bytes >= 4 * 32 * 100
+    cpu, tpu = lowered(make_mesh()), lowered(make_mesh(None, topology_devices(TARGET)))
+    assert ["ApproxTopK" in x.as_text() for x in (cpu, tpu)] == [False, True]
+    assert compile_lowered(tpu).memory_analysis().output_size_in_bytes >= 4 * 32 * 100
 
 
-def test_where_everything_lies():
-    """A text golden of the state's shardings on v5e:2x4: `python tests/test_aot.py` writes it anew."""
-    assert listing() == GOLDEN.read_text()
+def test_param_shardings_equal_golden_file():
+    """Compares the state's shardings on v5e:2x4 with a text file; `python tests/test_aot.py` writes it again."""
+    assert list_shardings() == GOLDEN.read_text()
 
 
-def listing() -> str:
+def list_shardings() -> str:
     from mefn_jax.aot import topology_devices
 
     config = configs.shapes.get_config()
@@ -131,7 +139,7 @@ def listing() -> str:
     return "".join(f"{name:70} {shape!s:18} {spec}\n" for name, shape, spec in named)
 
 
-def test_slices_are_joined_along_data():
+def test_make_mesh_joins_slices_along_data():
     from mefn_jax.aot import topology_devices
 
     devices = topology_devices("v5e:2x2:2")
@@ -140,4 +148,4 @@ def test_slices_are_joined_along_data():
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(listing())
+    GOLDEN.write_text(list_shardings())

@@ -1,4 +1,4 @@
-"""Benchmarks that README names run, as small as they go; what they time is not looked at."""
+"""Each benchmark that README names runs at its smallest size; its timings are not checked."""
 
 import importlib.util
 import json
@@ -8,52 +8,52 @@ def last_line(result):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_the_step_on_an_accelerator(command):
+def test_gpu_step_benchmark_runs(command):
     rows = last_line(command("benchmarks/gpu_step.py", "--tiny", "--batch=8", "--steps=1"))
     assert [row["step"] for row in rows][:2] == ["ours, clip", "ours, mefn"]
     assert all(row["pairs_per_s"] > 0 and row["batch"] == 8 for row in rows)
     assert 0 < rows[1]["scores"] < 1
 
 
-def test_scoring(command):
+def test_scoring_benchmark_runs(command):
     sizes = "--sizes=6x20,300x40"
     seconds = last_line(command("benchmarks/scoring.py", sizes, "--regions=4", "--width=16", "--skip_torch"))
     assert set(seconds) == {"6x20", "300x40"}
     assert all(seconds["300x40"][name] > 0 for name in ("gemm", "scan", "mefn"))
 
 
-def test_what_doubling_costs(command):
-    found = last_line(command("benchmarks/scoring.py", "--growth", "--sizes=6x20", "--regions=4", "--width=16"))
-    assert found["mefn images"]["arithmetic"] == 2
-    assert all(1 < factors["arithmetic"] < 5 for factors in found.values())
-    assert all(factors["time"] > 0 for factors in found.values())
+def test_scoring_benchmark_reports_growth(command):
+    result_of = last_line(command("benchmarks/scoring.py", "--growth", "--sizes=6x20", "--regions=4", "--width=16"))
+    assert result_of["mefn images"]["arithmetic"] == 2
+    assert all(1 < factors["arithmetic"] < 5 for factors in result_of.values())
+    assert all(factors["time"] > 0 for factors in result_of.values())
 
 
-def test_a_gallery_of_cocos_form(command):
+def test_coco5k_benchmark_runs(command):
     small = ("--images=40", "--regions=4", "--width=16", "--model=scan_t2i_lse")
-    found = last_line(command("benchmarks/coco5k.py", *small))
-    assert (found["images"], found["captions"]) == (40, 200)
-    assert 0 < found["rsum"] < found["rsum_folds"]  # chance, among 40 images and among 8
+    result_of = last_line(command("benchmarks/coco5k.py", *small))
+    assert (result_of["images"], result_of["captions"]) == (40, 200)
+    assert 0 < result_of["rsum"] < result_of["rsum_folds"]  # chance among 40 images, and among 8
 
 
-def test_reading(command):
-    found = last_line(command("benchmarks/data.py", "--number=32", "--repeats=1", "--rows=128"))
-    assert found["vs_decoder"] > 0
-    assert found["precomputed"] > 0
+def test_data_benchmark_runs(command):
+    result_of = last_line(command("benchmarks/data.py", "--number=32", "--repeats=1", "--rows=128"))
+    assert result_of["vs_decoder"] > 0
+    assert result_of["precomputed"] > 0
 
 
-def test_an_epoch_of_cocos_size(command, tmp_path):
+def test_coco_epoch_benchmark_visits_every_caption_once(command, tmp_path):
     few = ("--images=60", "--steps=2", "--region_steps=2", f"--dir={tmp_path}")
-    found = last_line(command("benchmarks/coco_epoch.py", *few))
-    assert set(found) == {"prepared", "regions"}
-    for kind in found.values():
+    result_of = last_line(command("benchmarks/coco_epoch.py", *few))
+    assert set(result_of) == {"prepared", "regions"}
+    for kind in result_of.values():
         assert (kind["images"], kind["steps"], kind["no_caption_twice"]) == (60, 2, True)
         assert kind["resident_mb"] > 0
     assert not list(tmp_path.iterdir())
 
 
-def test_encoders(command):
-    """Where torch is not installed the command says so."""
+def test_encoders_benchmark_runs_or_asks_for_torch(command):
+    """Without torch, the command asks for it."""
     result = command("benchmarks/encoders.py", "--models=vit_s16", "--batch=1", "--repeats=1", check=False)
     if importlib.util.find_spec("torch"):
         assert result.returncode == 0, result.stderr
@@ -63,16 +63,16 @@ def test_encoders(command):
         assert "pip install torch" in result.stderr
 
 
-def test_a_large_index(command, tmp_path):
-    found = last_line(command("benchmarks/retrieval.py", "--images=3000", "--width=16", f"--dir={tmp_path}"))
-    assert found["query"] > 0
+def test_retrieval_benchmark_runs(command, tmp_path):
+    result_of = last_line(command("benchmarks/retrieval.py", "--images=3000", "--width=16", f"--dir={tmp_path}"))
+    assert result_of["query"] > 0
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_tile_moves(command):
+def test_tile_traffic_benchmark_keeps_blocks_on_chip(command):
     """Compiled for a TPU: no array of regions by words leaves the chip's memory."""
-    (found,) = last_line(command("benchmarks/tile_traffic.py", "--model=scan_t2i_lse"))
-    assert found["blocks"] > 0
-    assert found["blocks_in_hbm"] == 0
-    assert found["largest_in_hbm"]
-    assert found["least_us"]["hbm"] > 0
+    (result_of,) = last_line(command("benchmarks/tile_traffic.py", "--model=scan_t2i_lse"))
+    assert result_of["blocks"] > 0
+    assert result_of["blocks_in_hbm"] == 0
+    assert result_of["largest_in_hbm"]
+    assert result_of["least_us"]["hbm"] > 0

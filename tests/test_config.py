@@ -1,17 +1,16 @@
-"""Configuration: every key is known and checked, arguments are a closed set, messages name what to do."""
+"""Configurations: every key is checked, arguments are a closed set, messages name what to do."""
 
 import importlib
 import re
-from pathlib import Path
 
 import pytest
+from commands import ROOT
 
 from mefn_jax import config as configuration
 from mefn_jax import losses
 from mefn_jax.errors import ConfigError
 from mefn_jax.model import MODEL_CHOICES, MODELS
 
-ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
 
 
@@ -21,7 +20,7 @@ def load(name, arg=""):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("model", sorted(MODELS))
-def test_shipped_configurations_are_valid(name, model):
+def test_shipped_configs_are_valid(name, model):
     for smoke in ("", ",smoke"):
         config = load(name, f"model={model}{smoke}")
         configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
@@ -39,12 +38,12 @@ def test_every_option_has_a_comment():
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
-        ("mdoel=mefn", "unknown configuration argument 'mdoel', did you mean 'model'?; there are model, smoke"),
+        ("mdoel=mefn", "unknown configuration argument 'mdoel', did you mean 'model'?; known are model, smoke"),
         ("smoke=1", "'smoke' takes no value"),
         ("model", "'model' needs a value"),
     ],
 )
-def test_arguments_are_a_closed_set(arg, message):
+def test_get_config_refuses_unknown_argument(arg, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         load("default", arg)
 
@@ -80,7 +79,7 @@ def test_arguments_are_a_closed_set(arg, message):
         ("text.max_tokens", 600, "exceeds text.bert.max_positions=512"),
     ],
 )
-def test_impossible_values_are_named(key, value, message):
+def test_check_config_names_impossible_value(key, value, message):
     config = load("default").unlock()
     section, _, name = key.rpartition(".")
     target = configuration.get_dotted(config, section) if section else config
@@ -96,16 +95,16 @@ def test_impossible_values_are_named(key, value, message):
         ("vit.heads", 7, r"image.vit.width=384 is not a multiple of image.vit.heads=7"),
     ],
 )
-def test_sizes_must_divide(key, value, message):
+def test_check_config_names_sizes_that_do_not_divide(key, value, message):
     config = load("default")
     config.update_from_flattened_dict({"image.arch": "vit", f"image.{key}": value})
     with pytest.raises(ConfigError, match=message):
         configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
-    config.image.pretrained = "somewhere"  # the checkpoint's own sizes will count
+    config.image.pretrained = "somewhere"  # the checkpoint's own sizes will be used
     configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
 
 
-def test_differences_are_named_by_dotted_key():
+def test_diff_configs_names_dotted_keys():
     old, new = load("default").to_dict(), load("default", "model=vsepp").to_dict()
     assert configuration.diff_configs(old, new) == {"model": ("mefn", "vsepp"), "loss.hard_negative_ramp": (-1, 500)}
     assert configuration.diff_configs({"a": (1, 2)}, {"a": [1, 2]}) == {}
@@ -120,19 +119,26 @@ def test_differences_are_named_by_dotted_key():
         ("color_jitter", 0.1, "augment.color_jitter=0.1 changes pixels, but image.arch=regions has none"),
     ],
 )
-def test_augmentation_is_checked(key, value, message):
+def test_check_config_names_impossible_augmentation(key, value, message):
     config = load("flickr30k", "image=regions")
     config.augment[key] = value
     with pytest.raises(ConfigError, match=message):
         configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
 
 
+def test_check_config_refuses_pretrained_image_tower_for_regions():
+    config = load("flickr30k", "image=regions").unlock()
+    config.image.pretrained = "somewhere"
+    with pytest.raises(ConfigError, match=r"image.pretrained=somewhere is an image tower, but image.arch=regions"):
+        configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
+
+
 @pytest.mark.parametrize("name", ["resnet50", "vit_b16", "clip_vit_b32", "resnet101", "regions"])
-def test_full_size_towers_are_one_argument(name):
+def test_config_argument_selects_full_size_towers(name):
     text = "clip" if name.startswith("clip") else "bert"
     config = load("flickr30k", f"image={name},text={text}")
     configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
     assert config.image.arch == name.partition("_")[0].replace("clip", "vit").rstrip("0123456789")
     assert config.text.arch == text
-    with pytest.raises(ConfigError, match="image=vgg19 is none of resnet101, resnet50, vit_b16, clip_vit_b32"):
+    with pytest.raises(ConfigError, match="image=vgg19 is not one of resnet101, resnet50, vit_b16, clip_vit_b32"):
         load("flickr30k", "image=vgg19")

@@ -174,8 +174,8 @@ NO_FILES = {"FILE.py", "NAME.py", "configs/NAME.py", "compare.md"}  # placeholde
 
 
 def is_file(path, folder):
-    """Whether a file that a text in `folder` names exists: a path from the root, from the package or from `folder`, or a
-    bare name of any file of the project."""
+    """Whether a file that a text in `folder` names exists: a path from the root, from the package or from `folder`, or
+    a bare name of any file of the project."""
     if any((base / path).is_file() for base in (ROOT, PACKAGE, folder)):
         return True
     return "/" not in path and any(list((ROOT / name).rglob(path)) for name in FOLDERS)

@@ -15,11 +15,11 @@ from mefn_jax.features import make_features
 from mefn_jax.model import MODELS
 
 
-def naive(scores, positives, margin, hardest, anchors):
+def naive_triplet(scores, positives, margin, hardest, anchors):
     size, total = len(scores), 0.0
     for a in range(size):
-        for matrix, wanted in ((scores, "image"), (scores.T, "text")):
-            if anchors in ("both", wanted):
+        for matrix, anchor in ((scores, "image"), (scores.T, "text")):
+            if anchors in ("both", anchor):
                 costs = [
                     max(0.0, margin + matrix[a, b] - matrix[a, a]) for b in range(size) if not positives[a, b]
                 ] or [0.0]
@@ -37,15 +37,15 @@ triplet = jax.jit(losses.triplet, static_argnames=("anchors",))
     st.sampled_from([0.0, 0.3, 1.0]),
     st.sampled_from(losses.LOSS_CHOICES["loss.anchors"]),
 )
-def test_equals_a_naive_loop(seed, ids, hardest, anchors):
+def test_triplet_equals_naive_loop(seed, ids, hardest, anchors):
     scores = np.random.default_rng(seed).uniform(-1, 1, (6, 6)).astype(np.float32)
     positives = np.asarray(losses.positives_mask(np.array(ids)))
     ours = triplet(scores, positives, None, None, margin=0.2, hardest=hardest, anchors=anchors)
-    assert float(ours) == pytest.approx(naive(scores, positives, 0.2, hardest, anchors), abs=1e-5)
+    assert float(ours) == pytest.approx(naive_triplet(scores, positives, 0.2, hardest, anchors), abs=1e-5)
 
 
 @pytest.mark.parametrize("hardest", [0.0, 1.0])
-def test_two_captions_of_one_image_are_never_negatives_of_each_other(hardest):
+def test_triplet_never_contrasts_captions_of_one_image(hardest):
     positives = losses.positives_mask(np.array([7, 7, 3]))
 
     def loss(scores):
@@ -54,52 +54,55 @@ def test_two_captions_of_one_image_are_never_negatives_of_each_other(hardest):
     scores = np.array([[0.1, 0.9, 0.0], [0.9, 0.1, 0.0], [0.0, 0.0, 0.9]], np.float32)
     gradient = np.asarray(jax.grad(loss)(scores))
     assert gradient[0, 1] == gradient[1, 0] == 0
-    assert gradient[0, 2] > 0  # the other image's caption is pushed away
+    assert gradient[0, 2] > 0  # the other image's caption is a negative
     raised = scores.copy()
     raised[0, 1] = raised[1, 0] = 1.0
     assert float(loss(raised)) == float(loss(scores))
 
 
-def test_all_positive_batch_has_no_loss():
+def test_triplet_is_zero_for_all_positive_batch():
     scores = np.random.default_rng(0).uniform(-1, 1, (4, 4)).astype(np.float32)
     positives = losses.positives_mask(np.zeros(4))
     for hardest in (0.0, 1.0):
         assert float(triplet(scores, positives, None, None, margin=0.2, hardest=hardest, anchors="both")) == 0
 
 
-def test_collapsed_hardest_negatives_sit_at_twice_the_margin():
+def test_triplet_of_equal_scores_is_twice_the_margin():
     value = losses.triplet(
         np.zeros((5, 5), np.float32), np.eye(5, dtype=bool), None, None, margin=0.2, hardest=1.0, anchors="both"
     )
-    assert float(value) == pytest.approx(0.4)  # PEERS.md 3: 2 m an anchor
+    assert float(value) == pytest.approx(0.4)  # the margin, once for each direction
 
 
-def test_hardest_share_rises_from_the_sum_to_the_hardest():
+def test_hard_negative_weight_ramps_from_zero_to_one():
     assert [float(losses.hard_negative_weight(s, 10)) for s in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
     assert float(losses.hard_negative_weight(99, -1)) == 0
     assert float(losses.hard_negative_weight(0, 0)) == 1
 
 
+info_nce = jax.jit(losses.info_nce)
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 3), min_size=5, max_size=5), st.sampled_from([0.0, 2.7, 9.0]))
-def test_info_nce_equals_a_naive_loop(seed, ids, scale):
+def test_info_nce_equals_naive_loop(seed, ids, scale):
     scores = np.random.default_rng(seed).uniform(-1, 1, (5, 5)).astype(np.float32)
     positives = np.asarray(losses.positives_mask(np.array(ids)))
     logits, total = min(np.exp(scale), 100.0) * scores.astype(float), 0.0
     for matrix in (logits, logits.T):
         for a in range(5):
-            there = [matrix[a, b] for b in range(5) if a == b or not positives[a, b]]
-            total += np.log(np.sum(np.exp(there))) - matrix[a, a]
+            logits_of_anchor = [matrix[a, b] for b in range(5) if a == b or not positives[a, b]]
+            total += np.log(np.sum(np.exp(logits_of_anchor))) - matrix[a, a]
     assert float(info_nce(scores, positives, scale, None)) == pytest.approx(total / 10, rel=1e-4, abs=1e-5)
 
 
-info_nce = jax.jit(losses.info_nce)
-
-
-def test_a_scale_beyond_its_limit_finds_its_way_back():
-    scores = np.array([[0.5, 0.6], [0.1, 0.4]], np.float32)  # a pair that is confidently wrong
+def test_info_nce_has_gradient_beyond_scale_limit():
+    scores = np.array([[0.5, 0.6], [0.1, 0.4]], np.float32)  # the first image prefers the other caption
     positives = np.eye(2, dtype=bool)
     assert float(jax.grad(losses.info_nce, 2)(scores, positives, 6.0, None)) > 0
+
+
+siglip = jax.jit(losses.siglip)
 
 
 @settings(deadline=None, max_examples=30)
@@ -109,7 +112,7 @@ def test_a_scale_beyond_its_limit_finds_its_way_back():
     st.sampled_from([0.0, 2.3, 9.0]),
     st.sampled_from([-10.0, 0.5]),
 )
-def test_siglip_equals_a_naive_loop(seed, ids, scale, bias):
+def test_siglip_equals_naive_loop(seed, ids, scale, bias):
     scores = np.random.default_rng(seed).uniform(-1, 1, (5, 5)).astype(np.float32)
     positives, total = np.asarray(losses.positives_mask(np.array(ids))), 0.0
     for a in range(5):
@@ -120,15 +123,12 @@ def test_siglip_equals_a_naive_loop(seed, ids, scale, bias):
     assert float(siglip(scores, positives, scale, bias)) == pytest.approx(total / 5, rel=1e-4, abs=1e-5)
 
 
-siglip = jax.jit(losses.siglip)
-
-
-def test_the_losses_begin_where_their_authors_began():
+def test_initial_params_are_the_published_ones():
     config = types.SimpleNamespace(name="info_nce")
     assert np.exp(losses.initial_params(config)["scale"]) == pytest.approx(1 / 0.07)
     assert losses.make_loss(config)(0) is losses.info_nce
-    found = losses.initial_params(types.SimpleNamespace(name="siglip"))
-    assert (np.exp(found["scale"]), found["bias"]) == (pytest.approx(10.0), -10.0)
+    values = losses.initial_params(types.SimpleNamespace(name="siglip"))
+    assert (np.exp(values["scale"]), values["bias"]) == (pytest.approx(10.0), -10.0)
     assert losses.initial_params(types.SimpleNamespace(name="triplet")) == {}
 
 
@@ -142,16 +142,16 @@ LOSSES = {
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("model", ["vsepp", "scan_t2i_avg", "mefn"])
-def test_recall_rises_on_easy_data(name, model):
-    """A loss that collapses (all scores equal, PEERS.md 3) leaves recall at chance, 1 in 24."""
+def test_losses_raise_recall_on_easy_data(name, model):
+    """A loss that collapses to equal scores leaves recall at chance, 1 in 24."""
     config = types.SimpleNamespace(**LOSSES[name])
     recall = trained_recall(model, config, steps=200)
-    assert recall[0] < 0.3, "the data are no test if recall is high before training"
+    assert recall[0] < 0.3, "recall is high before training, so the test shows nothing"
     assert recall[1] > 0.8
 
 
 def trained_recall(model: str, config, steps: int, pairs=24, width=12) -> tuple[float, float]:
-    """R@1 before and after training linear maps of two noisy views of one hidden vector a pair."""
+    """R@1 before and after training linear maps of two noisy views of each pair's hidden vector."""
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(pairs, 1, width))
     views = [
@@ -171,8 +171,8 @@ def trained_recall(model: str, config, steps: int, pairs=24, width=12) -> tuple[
     kernels = [jnp.float32(rng.normal(size=(width, width))) for _ in views]
     start = [features(kernel, x) for kernel, x in zip(kernels, views, strict=True)]
     scalars = {k: jnp.float32(v) for k, v in losses.initial_params(config).items()}
-    matching = matcher.init(jax.random.key(0), *start).get("params", {})
-    params = {"kernels": kernels, "matcher": matching, "loss": scalars}
+    matcher_params = matcher.init(jax.random.key(0), *start).get("params", {})
+    params = {"kernels": kernels, "matcher": matcher_params, "loss": scalars}
     optimizer, positives = optax.adam(0.02), losses.positives_mask(jnp.arange(pairs))
 
     def value(params, step):

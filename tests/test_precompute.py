@@ -1,4 +1,4 @@
-"""Precomputed features: what they are, and that an interrupted run loses and changes nothing."""
+"""Features written by `precompute` equal the towers' states; an interrupted run resumes without loss."""
 
 import json
 import resource
@@ -9,7 +9,8 @@ import sys
 import time
 
 import numpy as np
-from conftest import ROOT, environment, write_flickr8k
+from commands import ROOT, environment
+from sample_data import write_flickr8k, write_precomputed
 
 from mefn_jax.data import images
 from mefn_jax.data.dataset import Dataset
@@ -32,7 +33,7 @@ def options(towers, prepared, out):
     )
 
 
-def test_features_are_the_towers_states(towers, prepared, tmp_path, command):
+def test_precompute_writes_states_of_towers(towers, prepared, tmp_path, command):
     out = tmp_path / "out"
     text = command("-m mefn_jax.precompute", *options(towers, prepared, out), "--splits=train,dev").stdout
     assert f"wrote train, val into {out}" in text
@@ -41,15 +42,15 @@ def test_features_are_the_towers_states(towers, prepared, tmp_path, command):
     assert (out / "dev_caps.txt").read_text().splitlines() == captions
     assert (out / "dev_ids.txt").read_text().split() == [str(k) for k in range(split.num_images)]
 
-    how = images.Resize(64, "squash", resample="bicubic")
-    pixels = np.stack([images.decode(split.record(k)["image"], how, "") for k in range(split.num_images)]) / 255
+    resize = images.Resize(64, "squash", resample="bicubic")
+    pixels = np.stack([images.decode(split.record(k)["image"], resize, "") for k in range(split.num_images)]) / 255
     pixels = ((pixels - np.array([0.4, 0.5, 0.6])) / 0.2).astype(np.float32)
     tower = weights.load_tower(towers / "vit", "image")
     (grid,), _ = tower.module.apply({"params": tower.params}, pixels)
     expected = [np.asarray(pool_grid(grid, n)).reshape(split.num_images, n * n, -1) for n in (2, 1)]
-    found = np.load(out / "dev_ims.npy")
-    assert (found.dtype, found.shape) == (np.float32, (12, 5, 16))
-    np.testing.assert_allclose(found, np.concatenate(expected, 1), atol=2e-4)
+    features = np.load(out / "dev_ims.npy")
+    assert (features.dtype, features.shape) == (np.float32, (12, 5, 16))
+    np.testing.assert_allclose(features, np.concatenate(expected, 1), atol=2e-4)
 
     ids, mask = Tokenizer((towers / "bert" / "tokenizer.json").read_text(), 10, False, "keep")(captions)
     tower = weights.load_tower(towers / "bert", "text")
@@ -67,56 +68,56 @@ def test_features_are_the_towers_states(towers, prepared, tmp_path, command):
 SLOW = """
 import sys, time
 from mefn_jax import precompute
-from mefn_jax.config import run
+from mefn_jax.runtime.cli import run_command
 from mefn_jax.data import pipeline
-quick = pipeline.image_batches
+read_quickly = pipeline.image_batches
 def image_batches(*args):
-    for batch in quick(*args):
+    for batch in read_quickly(*args):
         time.sleep(0.4)
         yield batch
 pipeline.image_batches = image_batches
 precompute.SAVE_SECONDS = 0.0  # seconds
-run(precompute.main, precompute.define_flags)
+run_command(precompute.main, precompute.define_flags)
 """
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(towers, prepared, tmp_path, command, cache):
+def test_killed_precompute_resumes_to_equal_files(towers, prepared, tmp_path, command, cache):
     args = ("--splits=train", "--config.eval.batch_size=4")
     command("-m mefn_jax.precompute", *options(towers, prepared, tmp_path / "whole"), *args)
     broken = tmp_path / "broken"
     progress = broken / "features.json"
 
-    def kill_when(script, reached):
+    def kill_when(script, condition):
         process = subprocess.Popen(
             [sys.executable, "-c", script, *options(towers, prepared, broken), *args], cwd=ROOT, env=environment(cache)
         )
-        while not reached():
+        while not condition():
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()
 
-    # Before anything is noted as done, and then in the middle.
+    # Kills the command before it has recorded any progress, and then in the middle.
     kill_when(SLOW.replace("0.0  # seconds", "99.0"), (broken / "train_ims.npy.part").exists)
     assert json.loads(progress.read_text())["done"] == {}
     kill_when(SLOW, lambda: json.loads(progress.read_text())["done"].get("train_ims.npy", 0) >= 8)
     done = json.loads(progress.read_text())["done"]["train_ims.npy"]
     assert 8 <= done < 40
     assert not (broken / "train_ims.npy").exists()
-    # What was written is not written again: a mark in it survives.
+    # Rows that were written are not written again, so a mark in them survives.
     part = np.load(broken / "train_ims.npy.part", mmap_mode="r+")
     part[0] += 1
     part.flush()
     command("-m mefn_jax.precompute", *options(towers, prepared, broken), *args)
-    whole, found = (np.load(tmp_path / run / "train_ims.npy") for run in ("whole", "broken"))
-    found[0] -= 1
-    np.testing.assert_allclose(found[0], whole[0], atol=1e-6)
-    np.testing.assert_array_equal(found[1:], whole[1:])
+    whole, resumed = (np.load(tmp_path / run / "train_ims.npy") for run in ("whole", "broken"))
+    resumed[0] -= 1
+    np.testing.assert_allclose(resumed[0], whole[0], atol=1e-6)
+    np.testing.assert_array_equal(resumed[1:], whole[1:])
     for name in FILES[1:]:
         assert (tmp_path / "whole" / name).read_bytes() == (broken / name).read_bytes(), name
 
 
-def test_other_settings_and_missing_towers_are_refused(towers, prepared, tmp_path, command):
+def test_precompute_refuses_other_settings_and_missing_towers(towers, prepared, tmp_path, command):
     out = tmp_path / "out"
     command("-m mefn_jax.precompute", *options(towers, prepared, out), "--splits=val")
 
@@ -128,7 +129,7 @@ def test_other_settings_and_missing_towers_are_refused(towers, prepared, tmp_pat
 
     changed = refusal(*options(towers, prepared, out), "--config.image.region_grids=(2,)")
     assert "holds features with other settings (image)" in changed
-    # The same weights elsewhere are the same.
+    # The same weights may lie in another folder.
     (towers / "elsewhere").mkdir()
     shutil.copytree(towers / "vit", towers / "elsewhere" / "vit")
     shutil.copytree(towers / "bert", towers / "elsewhere" / "bert")
@@ -148,8 +149,8 @@ def test_other_settings_and_missing_towers_are_refused(towers, prepared, tmp_pat
     assert "is not empty and holds no features.json" in refusal(*options(towers, prepared, towers))
 
 
-def test_a_full_disk_is_said_in_one_line(towers, prepared, tmp_path, command):
-    """Files may not grow beyond 8 kB, as on a full disk; the features have more."""
+def test_precompute_explains_full_disk_and_resumes(towers, prepared, tmp_path, command):
+    """Limits files to 8 kB, less than the features need, so that writing them fails as on a full disk."""
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))  # noqa: E731
     args = (*options(towers, prepared, tmp_path / "out"), "--splits=train")
     full = command("-m mefn_jax.precompute", *args, check=False, preexec_fn=limit)
@@ -161,7 +162,7 @@ def test_a_full_disk_is_said_in_one_line(towers, prepared, tmp_path, command):
     assert np.load(tmp_path / "out" / "train_ims.npy").shape == (40, 5, 16)
 
 
-def test_a_trained_runs_towers_can_be_kept(prepared, tmp_path, command):
+def test_precompute_uses_towers_of_a_run(prepared, tmp_path, command):
     run = tmp_path / "run"
     command("train.py", "--config=configs/flickr8k.py:smoke", f"--workdir={run}", f"--config.data.dir={prepared}")
     command("-m mefn_jax.precompute", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--splits=dev")
@@ -169,7 +170,7 @@ def test_a_trained_runs_towers_can_be_kept(prepared, tmp_path, command):
     assert np.load(tmp_path / "out" / "dev_words.npy").shape[1] == 32
 
 
-def test_a_row_is_a_caption_where_an_image_has_not_five(towers, tmp_path, command):
+def test_precompute_writes_row_per_caption_without_five_captions(towers, tmp_path, command):
     root = write_flickr8k(tmp_path / "source", numbers=(20, 3))
     token = root / "Flickr8k.token.txt"
     token.write_text("".join(line for line in token.read_text().splitlines(True) if "dev_1.jpg#4" not in line))
@@ -177,8 +178,18 @@ def test_a_row_is_a_caption_where_an_image_has_not_five(towers, tmp_path, comman
     image_alone = [o for o in options(towers, tmp_path / "data", tmp_path / "out") if "text.pretrained" not in o]
     command("-m mefn_jax.precompute", *image_alone, "--splits=val")
     rows = np.load(tmp_path / "out" / "dev_ims.npy")
-    owners = [0] * 5 + [1] * 4 + [2] * 5
-    assert (tmp_path / "out" / "dev_ids.txt").read_text().split() == [str(k) for k in owners]
+    image_index = [0] * 5 + [1] * 4 + [2] * 5
+    assert (tmp_path / "out" / "dev_ids.txt").read_text().split() == [str(k) for k in image_index]
     assert len(np.unique(rows, axis=0)) == 3
     np.testing.assert_array_equal(rows, rows[[0, 0, 0, 0, 0, 5, 5, 5, 5, 9, 9, 9, 9, 9]])
     assert not (tmp_path / "out" / "dev_words.npy").exists()
+
+
+def test_precompute_refuses_image_tower_for_regions(towers, tmp_path, command):
+    for split in ("train", "dev"):
+        write_precomputed(tmp_path / "x", split, 6, shape=(5, 8))
+    options = ("--config=configs/flickr8k.py", f"--config.data.dir={tmp_path / 'x'}", f"--out={tmp_path / 'out'}")
+    tower = f"--config.image.pretrained={towers / 'vit'}"
+    result = command("-m mefn_jax.precompute", *options, tower, "--splits=train", check=False)
+    assert "holds precomputed regions; an image tower needs images" in result.stderr
+    assert not list((tmp_path / "out").iterdir())

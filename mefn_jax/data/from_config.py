@@ -42,7 +42,7 @@ def fill_data_widths(config: ml_collections.ConfigDict, split: Split) -> ml_coll
 
 
 def make_tokenizer(config, json: str) -> Tokenizer:
-    """Returns the tokenizer whose `tokenizer.json` has the text `json`, with the options of `config.text`."""
+    """Builds the tokenizer from `json`, the content of a `tokenizer.json`, with the options of `config.text`."""
     c = config.text
     return Tokenizer(json, c.max_tokens, c.lower_case, c.punctuation)
 

@@ -20,12 +20,12 @@ from mefn_jax.data.augment import Augment
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import EncodedCaptions, Tokenizer
 
-PASSES = 1_000_000  # over the data: endless for any run, but few enough that slices can count the positions
+PASSES = 1_000_000  # passes over the data: more than any run makes, but few enough that positions fit into int64
 IMAGE, WORDS = range(2)  # independent streams of random numbers
 
 
 class LoadBatch(grain.transforms.Map):
-    """Map from a step to this process's rows of its batch, `rows` of all `size` rows."""
+    """Map that loads this process's part of a step's batch: `rows`, positions among the `size` rows."""
 
     def __init__(self, split: Split, order, size: int, rows, tokenizer: Tokenizer, resize, augment, seed: int):
         self.split, self.order, self.size, self.rows = split, order, size, rows
@@ -54,15 +54,15 @@ class LoadBatch(grain.transforms.Map):
         """Returns `text` and `text_mask` of a batch, with word noise."""
         if self.split.cached_text:
             return self.split.cached_text.read(caption_index)
-        numbers = caption_index - self.split.caption_offsets[image_index]
-        captions = [record["captions"][number] for record, number in zip(records, numbers, strict=True)]
+        caption_in_image = caption_index - self.split.caption_offsets[image_index]
+        captions = [record["captions"][k] for record, k in zip(records, caption_in_image, strict=True)]
         ids, mask, word_index = self.encoded(caption_index, captions)
         if not self.augment.word_noise:
             return ids, mask
         rows = zip(ids, mask, word_index, self._make_rngs(WORDS, epoch, caption_index), strict=True)
         noisy = [
-            word_augment.add_word_noise(*row[:3], self.augment.word_noise, row[3], self.encoded.tokenizer)
-            for row in rows
+            word_augment.add_word_noise(row_ids, row_mask, words, self.augment.word_noise, rng, self.encoded.tokenizer)
+            for row_ids, row_mask, words, rng in rows
         ]
         return tuple(np.stack(x) for x in zip(*noisy, strict=True))
 
@@ -82,6 +82,7 @@ class LoadBatch(grain.transforms.Map):
 
     def _make_rngs(self, stream: int, epochs, captions):
         """Returns a random generator for each row, which follows from (seed, epoch, caption) and the stream alone."""
+        # These keys lie below 2^63; those from there on belong to `ShuffledCaptions`.
         return [
             _make_rng(2 * self.seed + stream, (epoch << 32) + caption)
             for epoch, caption in zip(epochs.tolist(), captions.tolist(), strict=True)
@@ -109,11 +110,12 @@ def training_dataset(
     pair_twins=False,
     augment: Augment | None = None,
 ):
-    """Returns an endless grain dataset of this process's rows: `dataset[k]` are its rows of the batch of step k.
+    """Returns an endless grain dataset: `dataset[k]` is the part of step k's batch that this process loads.
 
-    `batch_size` is that of the global batch, and `rows` are this process's rows of it, ascending (by default all).
-    Every pass visits each (image, caption) pair once, in a new order. With `pair_twins` (drawn scenes), a caption and
-    that of its twin stay together when captions are shuffled, so that batches of even size hold both.
+    `batch_size` counts the whole batch; `rows` are the positions in it that belong to this process, ascending (by
+    default all). Every pass visits each (image, caption) pair once, in a new order, except the odd one of
+    `shuffle_twin_pairs`. With `pair_twins` (drawn scenes), a caption and that of its twin stay together when captions
+    are shuffled, so that batches of even size hold both.
     """
     order = (
         shuffle_twin_pairs(split, seed)
@@ -138,8 +140,9 @@ class ShuffledCaptions:
     """Endless sequence of captions: groups of captions `(G, n)` in a new order in every epoch.
 
     `order[positions]` are the captions at these positions. Each epoch's order is a permutation of all groups that
-    follows from (seed, epoch). grain's `shuffle` is not used: it takes 10 microseconds for each position, a tenth of
-    the time that reading regions takes, and seed 0 in epoch 1 has the order of seed 1 in epoch 0.
+    follows from (seed, epoch). grain's `shuffle` is not used, for two reasons. It takes 10 microseconds for each
+    position, a tenth of the time that reading regions takes. And with it, seed 0 has in epoch 1 the order that seed 1
+    has in epoch 0.
     """
 
     def __init__(self, groups: np.ndarray, seed: int):
@@ -162,6 +165,7 @@ class ShuffledCaptions:
         """Returns all captions in the order of an epoch, int64 `(G n,)`."""
         order = self._epochs.get(epoch)
         if order is None:
+            # From 2^63 on, so that no row of a batch draws from the same key (`LoadBatch`).
             order = self.groups[_make_rng(2**63 + self.seed, epoch).permutation(len(self.groups))].reshape(-1)
             # Another thread may still read the previous epoch.
             self._epochs = {e: o for e, o in self._epochs.items() if e == epoch - 1} | {epoch: order}
@@ -175,7 +179,7 @@ def shuffle_twin_pairs(split: Split, seed: int) -> ShuffledCaptions:
     paired in order. If one is left over, it is paired with itself, and so visited twice in an epoch.
     """
     twin = split.twins()
-    firsts = np.flatnonzero(twin > np.arange(split.num_images))
+    firsts = np.flatnonzero(twin > np.arange(split.num_images))  # the lower index of each pair
     pairs = [
         (split.caption_offsets[i] + k, split.caption_offsets[twin[i]] + k)
         for i in firsts
@@ -204,8 +208,8 @@ def image_batches(split: Split, resize: images.Resize, batch_size: int, threads:
     """Yields the images of a split in order, from position `start` on, as `(batch, number)`.
 
     A batch is uint8 pixels `(batch_size, H, W, 3)` or regions `(batch_size, N, C)`. The last one is padded with zeros,
-    and `number` is the number of images in the whole batch. With `rows`, positions in a batch, only these rows are read
-    and returned (the rows of one process).
+    and `number` is the number of real images in the whole batch. With `rows`, positions in a batch, only these rows are
+    read and returned (the rows of one process).
     """
     rows = np.arange(batch_size) if rows is None else rows
 

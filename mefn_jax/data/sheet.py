@@ -35,7 +35,7 @@ def _choose_frames(image_index: np.ndarray) -> dict[int, tuple]:
 
 
 def _draw_cell(sheet, left, top, batch, k, tokenizer, same_image, frame) -> None:
-    """Draws row k of the batch; `others` are the other rows of its image, and `frame` is its color or None."""
+    """Draws row k of the batch; `same_image` are the other rows of its image, and `frame` is its color or None."""
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_LINE - 3)
     if frame:
         pen.rectangle((left - 4, top - 4, left + _PICTURE + 3, top + _PICTURE + 3), fill=frame)

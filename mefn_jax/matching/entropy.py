@@ -84,7 +84,8 @@ def no_entropy(S, region_mask, word_mask, lam):
 
 
 def _average_cells(cells, mask):
-    """Returns the means of the unmasked cells over each region's words `(N,)` and each word's regions `(M,)`."""
+    """Returns each region's mean over its words `(N,)` and each word's mean over the regions `(M,)`; masked cells do
+    not count."""
     cells = jnp.where(mask, cells, 0.0)
     return (
         jnp.sum(cells, 1) / jnp.maximum(jnp.sum(mask, 1), 1),

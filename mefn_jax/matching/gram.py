@@ -1,10 +1,10 @@
 """MEFN's scores of all pairs without attended vectors (docs/method.md, section 8): used by training, evaluation and
 retrieval.
 
-A cosine does not change with the length of a vector, so the attention needs no denominator; and it needs no vector,
-since `t_j . a_j = sum_i alpha_ij S_ij` and `|a_j|^2 = alpha_j' G alpha_j` with the Gram matrix G of an image's regions,
-made once for each image (Eqs. 29 and 30). The scores equal those of `score_pair` in `mefn.py`, which is the form to
-read first; tests hold both together. Letters and word axes W are those of `scoring/layouts.py`.
+A cosine does not change with the length of a vector, so the attention needs no denominator, and a_j itself is never
+formed: `t_j . a_j = sum_i alpha_ij S_ij` and `|a_j|^2 = alpha_j' G alpha_j` with the Gram matrix G of an image's
+regions, made once for each image (Eqs. 29 and 30). The scores equal those of `score_pair` in `mefn.py`, which is the
+form to read first; tests check that both agree. Letters and word axes W are those of `scoring/layouts.py`.
 """
 
 from typing import NamedTuple
@@ -17,21 +17,22 @@ from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock
 
 # Up to this lambda, exp(lambda S) and its square fit into float32, so that the softmax need not subtract a maximum.
 MAX_PLAIN_SCALE = 32.0
-MIN_LOG_WEIGHT = -20.0  # the smallest ln(weight / largest possible weight), for the same reason
+# The smallest ln(weight / largest possible weight): squares of smaller weights could vanish in float32.
+MIN_LOG_WEIGHT = -20.0
 TINY = 1e-36  # a vector whose squared length is at most this counts as zero
 
 
 class Attention(NamedTuple):
     """Unnormalized softmaxes of `lambda S`, `(I, N, W)` each, 0 at masked regions.
 
-    `over_words` is the exponential of `word_logits`: the attention of each region over the words of each text.
-    `over_regions` is the exponential of `region_logits`: the attention of each word over the regions of each image.
+    `over_words` is the exponential of `over_words_logits`: the attention of each region over the words of each text.
+    `over_regions` is that of `over_regions_logits`: the attention of each word over the regions of each image.
     """
 
     over_words: jax.Array
-    word_logits: jax.Array
+    over_words_logits: jax.Array
     over_regions: jax.Array
-    region_logits: jax.Array
+    over_regions_logits: jax.Array
 
 
 def score_all_pairs(
@@ -45,9 +46,9 @@ def score_all_pairs(
     global_input,
     stabilized: bool,
 ):
-    """Computes the local and the global scores of all pairs, float32 `(I, T)` each (docs/method.md, Eqs. 22 to 24 by
-    Eqs. 29 to 31). Arguments are those of `score_pair` in `mefn.py`. Without `stabilized`, which is right for `lam` up
-    to MAX_PLAIN_SCALE, one exponential serves both directions."""
+    """Computes the local and the global scores of all pairs, float32 `(I, T)` each (docs/method.md, Eqs. 22 to 24,
+    computed by Eqs. 29 to 31). Arguments are those of `score_pair` in `mefn.py`. `stabilized=False` is right only for
+    `lam` up to MAX_PLAIN_SCALE; then one exponential serves both directions."""
     if global_input == "weighted":
         S, regions_dot_pooled = words.products_with_pooled(regions.vectors)  # (I, N, W), (I, N, T)
     else:
@@ -56,6 +57,7 @@ def score_all_pairs(
     h_v, h_t = entropy.compute_all_pairs(S, attention, regions, words, lam)
     # h_v (I, N, T) and h_t (I, W) are h_i and h_j of Eqs. 13 and 14, or of 15 and 16.
     # Softmaxes of -kappa h without their denominators; no maximum is subtracted, since h lies in [0, 1].
+    # Only w is masked here: sums over regions are plain sums, but words.sum leaves out masked words, and so masks u.
     w = jnp.exp(jnp.maximum(-kappa * h_v, MIN_LOG_WEIGHT)) * regions.mask[..., None]  # (I, N, T)
     u = jnp.exp(jnp.maximum(-kappa * h_t, MIN_LOG_WEIGHT))  # (I, W)
     w_sum, u_sum = replace_zeros(jnp.sum(w, 1)), replace_zeros(words.sum(u))  # (I, T)
@@ -81,7 +83,8 @@ def compute_attention(S, regions: RegionBlock, words: PaddedTexts | PackedTexts,
     """Computes both softmaxes of `lam S`. If `stabilized`, a value close to each row's maximum is subtracted first, so
     that any `lam` is safe (docs/method.md, Eq. 33). It is a log-sum-exp rather than a maximum because packed words
     offer sums but no maxima."""
-    mask, plain_lam = regions.mask_for(words), jnp.minimum(lam, MAX_PLAIN_SCALE) if stabilized else lam
+    mask = regions.mask_for(words)
+    plain_lam = jnp.minimum(lam, MAX_PLAIN_SCALE) if stabilized else lam
     plain = jnp.where(mask, jnp.exp(plain_lam * S), 0.0)
     if not stabilized:
         return Attention(plain, lam * S, plain, lam * S)
@@ -112,13 +115,18 @@ def _compute_weighted_cosine(
     )
     left = jnp.sum(regions.pooled**2, -1)[:, None] + 2 * jnp.einsum("int,in->it", w, regions.pooled_products)
     right = jnp.sum(words.pooled**2, -1) + 2 * words.sum(u * words.pooled_products)
-    return normalize_product(
-        normalize_product(product, left + regions.squared_norms(w)), right + words.squared_norms(u)
-    )
+    # One length at a time: each is compared with TINY, and the two squares are never multiplied.
+    product = normalize_product(product, left + regions.squared_norms(w))
+    return normalize_product(product, right + words.squared_norms(u))
+
+
+def _count_regions(regions: RegionBlock, words: PaddedTexts | PackedTexts):
+    """Returns the number of regions of each image, `(I, 1...)`, which broadcasts to arrays `(I, W)`."""
+    return jnp.sum(regions.mask, 1).reshape(-1, *[1] * words.word_axes)
 
 
 def normalize_product(product, square):
-    """Returns `product / sqrt(square)`, and 0, with gradient 0, where the squared length of the vector is at most TINY
-    (docs/method.md, Eqs. 29 to 31)."""
+    """Returns `product / sqrt(square)`, and 0, with gradient 0, where `square`, the squared length of the vector, is at
+    most TINY (docs/method.md, Eqs. 29 to 31)."""
     nonzero = square > TINY
     return jnp.where(nonzero, product * jax.lax.rsqrt(jnp.where(nonzero, square, 1.0)), 0.0)

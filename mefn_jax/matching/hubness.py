@@ -3,7 +3,7 @@
 Some captions ("two people outside") are close to every image and would rank first for all of them: hubs. The corrected
 score is `score(i, t) - weight (offset(i) + offset(t))` with
 
-    offset(x) = ln( mean_k exp(scale cos(x, B_k)) ) / scale
+    offset(x) = ln( mean_k exp(scale cos(x, hub_k)) ) / scale
 
 over K learned vectors B of the other kind, which stand for typical images or typical captions. As `scale` grows, the
 offset approaches the largest cosine; as it falls to 0, the mean (CSLS, Conneau et al. 2018, uses the gallery itself,

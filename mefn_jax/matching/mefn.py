@@ -32,11 +32,10 @@ def cosine(a, b):
 def score_pair(image: Features, text: Features, *, lam, kappa, gate, entropy, local, global_input) -> dict:
     """Computes everything of one pair (Features without their batch axis; docs/method.md, Eqs. 12 to 25).
 
-    `lam` is lambda, `kappa` is kappa, `gate` is g in [0, 1] (see `fuse`), `entropy` is a function of
-    `matching/entropy.py`, and `local` and `global_input` are attributes of `MEFN`. Returns a dict: score, local, global
-    (scalars); H `(N, M)` in nats; region_weights `(N,)`, word_weights `(M,)`, sum 1; word_attention alpha `(N, M)`,
-    columns sum 1; region_attention beta `(N, M)`, rows sum 1; MFE, the sum of H; region_entropy `(N,)` and
-    word_entropy `(M,)`, in [0, 1].
+    `lam` is lambda, `gate` is g in [0, 1] (see `fuse`), `entropy` is a function of `matching/entropy.py`, and `local`
+    and `global_input` are attributes of `MEFN`. Returns a dict: score, local, global (scalars); H `(N, M)` in nats;
+    region_weights `(N,)`, word_weights `(M,)`, sum 1; word_attention alpha `(N, M)`, columns sum 1; region_attention
+    beta `(N, M)`, rows sum 1; MFE, the sum of H; region_entropy `(N,)` and word_entropy `(M,)`, in [0, 1].
     """
     v, t = image.fragments, text.fragments  # (N, D), (M, D)
     S = v @ t.T  # (N, M), cosines since both are unit vectors
@@ -48,7 +47,8 @@ def score_pair(image: Features, text: Features, *, lam, kappa, gate, entropy, lo
     w = jnp.where(image.mask, jnp.exp(log_w), 0.0)  # (N,)
     u = jnp.where(text.mask, jnp.exp(log_u), 0.0)  # (M,)
 
-    # The weight enters the attention's softmax because a cosine does not see the length of w_i v_i.
+    # Inside the softmax the weight decides how much region i contributes to a_j. Scaling v_i before a cosine would
+    # change nothing.
     alpha = jnp.where(mask, jnp.exp(masked_log_softmax(lam * S - kappa * h_v[:, None], mask, axis=0)), 0.0)
     beta = jnp.where(mask, jnp.exp(masked_log_softmax(lam * S - kappa * h_t[None, :], mask, axis=1)), 0.0)
     t2i = jnp.sum(u * cosine(alpha.T @ v, t))  # a_j against t_j
@@ -75,9 +75,9 @@ def score_pair(image: Features, text: Features, *, lam, kappa, gate, entropy, lo
 
 
 def fuse(local_score, global_score, gate):
-    """Returns the cosine of the two unified embeddings, `(1 - g) global + g local` (docs/method.md, Eq. 25).
+    """Returns `(1 - g) global + g local`, the cosine of the two unified embeddings (docs/method.md, Eq. 25).
 
-    With a `gate` of exactly 0 or 1 (Python integers, the ablations) it is one branch alone; the other is not computed.
+    A `gate` that is the Python integer 0 or 1 (in the ablations) ignores the other branch (jit then drops it).
     """
     if isinstance(gate, int):
         return local_score if gate else global_score
@@ -107,10 +107,10 @@ class MEFN(Matcher, kw_only=True):
     """Matcher of MEFN: the scores of all pairs, cosine scale (docs/method.md, Eq. 25).
 
     Attributes:
-        entropy: a name of `ENTROPIES` in `matching/entropy.py` ("none": the -MFE ablation).
+        entropy: a name of `ENTROPIES` in `matching/entropy.py` ("none": `mefn_no_entropy`).
         local: "both", "t2i" (words attend to regions) or "i2t" (regions attend to words); Eq. 22.
         global_input: "weighted" (pooled plus the weighted fragments, Eq. 23) or "pooled" (Eq. 24).
-        branches: "both", "local" (the -global ablation) or "global" (the -local ablation).
+        branches: "both", "local" (`mefn_no_global`) or "global" (`mefn_no_local`).
         init_lambda, init_kappa: initial lambda and kappa; both are learned as logarithms.
     """
 
@@ -144,7 +144,11 @@ class MEFN(Matcher, kw_only=True):
     @property
     def gate(self):
         """Returns g of docs/method.md, Eq. 25, the share of the local score: the integer 0 or 1 in the ablations."""
-        return {"local": 1, "global": 0}.get(self.branches) if self.branches != "both" else nn.sigmoid(self.gate_logit)
+        if self.branches == "local":
+            return 1
+        if self.branches == "global":
+            return 0
+        return nn.sigmoid(self.gate_logit)
 
     def score(self, images: Features, texts: Features):
         """Returns the scores of all pairs, float32 `(I, T)`, with gradients for any lambda."""

@@ -38,7 +38,7 @@ class Profile:
     def close(self) -> None:
         """Ends a trace that is still running and prints where it is; warns if the first step was not reached."""
         if not self._reached:
-            print0(f"warning: no profile: step {self._first} was not reached, or was done already")
+            print0(f"warning: no profile: this run did no step after step {self._first}")
         if self._mirror:
             mirror, self._mirror = self._mirror, None
             jax.profiler.stop_trace()

@@ -31,11 +31,12 @@ SAVE_TIMEOUT = 120  # seconds that a running save gets to finish when a process 
 
 def train(config: ConfigDict, workdir, profile: str = "") -> None:
     """Trains as configured, from the latest checkpoint of the workdir if it has one. `train.py` gives the order of a
-    step, `Profile` the form of `profile`. On SIGTERM, saves and returns.
+    step; `profile` is START:N (see `Profile`), or empty. On SIGTERM, saves and returns.
 
     Raises ConfigError, DataError, CheckpointError or TrainingError. Complete checkpoints are never harmed; an
     unreadable one is moved aside, and the one before it is used.
     """
+    # `on_all_processes`, here and below: an error on one process stops all of them, instead of leaving some to wait.
     workdir, trace = on_all_processes(lambda: (resolve_directory("--workdir", workdir), Profile(profile)))
     mesh = on_all_processes(lambda: make_mesh(validate(config).mesh))
     data = on_all_processes(lambda: open_data(config, mesh))
@@ -82,15 +83,16 @@ def run_loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: 
             for step_index in range(run.first_step, steps):
                 trace.on_step_start(step_index, workdir, train_state)
                 wait_start = time.perf_counter()
-                batch, captions = next(batches)
+                batch, caption_indices = next(batches)
                 log.clock.add_data_wait(wait_start)
                 with jax.transfer_guard("disallow"):
                     train_state, metrics = train_step(train_state, batch, run.hyper)
                 trace.on_step_end(step_index, metrics)
-                log.add(step_index + 1, metrics, captions)
+                log.add(step_index + 1, metrics, caption_indices)
                 bar.update()
                 last = step_index + 1 == steps
                 stopping = preemption.should_stop(step_index + 1) and not last
+                # A preempted run saves without evaluating: little time is left.
                 evaluating = last or ((step_index + 1) % train_config.eval_every == 0 and not stopping)
                 saving = stopping or (step_index + 1) % train_config.save_every == 0
                 # The log lags one step behind, so that reading it never waits for the device. Before an evaluation or a
@@ -102,8 +104,10 @@ def run_loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: 
                         params = state.ema_params(train_state, run.step_config.lr_multipliers)
                         rsum = evaluate_and_log(evaluator, params, run.val, step_index + 1, writer, bar, "ema")
                 if evaluating or saving:
+                    # The log is copied before the checkpoint, because a resumed run needs the lines up to it. If it
+                    # cannot be copied, save first, then raise.
                     try:
-                        writer.flush()  # before the checkpoint: a resumed run needs the lines up to it
+                        writer.flush()
                     finally:
                         meta = run.meta | {"step": step_index + 1}
                         checkpoints.save(step_index + 1, train_state, meta, rsum if evaluating else None)
@@ -152,8 +156,8 @@ def evaluate_and_log(evaluator: Evaluator, params, split, completed: int, writer
     start, prefix = time.perf_counter(), f"{name}_" if name else ""
     images, texts = evaluator.encode(params, split)
     metrics = evaluator.evaluate(params, images, texts, split)
-    learned = {name: float(value) for name, value in evaluator.model.scalars(params).items()}
-    values = {name or split.name: metrics, "matcher": learned}
+    learned = {scalar: float(value) for scalar, value in evaluator.model.scalars(params).items()}
+    values = {name or split.name: metrics, f"{prefix}matcher": learned}
     if explanation.can_explain(evaluator):
         values[f"{prefix}pairs"] = explanation.mean_statistics(evaluator, params, split, images, texts)
         if caption_indices := explanation.evenly_spaced(evaluator.config.eval.explained_pairs, split.num_captions):
@@ -167,7 +171,7 @@ def evaluate_and_log(evaluator: Evaluator, params, split, completed: int, writer
     recalls = [
         " ".join(f"{metrics[direction][recall]:.1f}" for recall in ("r1", "r5", "r10")) for direction in ("i2t", "t2i")
     ]
-    scalars = "".join(f"  {name} {value:.2f}" for name, value in learned.items())
+    scalars = "".join(f"  {scalar} {value:.2f}" for scalar, value in learned.items())
     with bar.external_write_mode():
         print0(
             f"{name or split.name}  {split.num_images} images: R@1/5/10  image to text {recalls[0]}  "

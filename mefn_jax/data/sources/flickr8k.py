@@ -89,7 +89,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _make_entry(name: str, line_number: int, listing: Path, images: Path, captions: dict[str, list[str]]) -> dict:
-    """Returns the entry of an image, which stands in line `number` of the split list `listing`."""
+    """Returns the entry of an image, which stands in line `line_number` of the split list `listing`."""
     # A name must not lead out of the image folder.
     if name != Path(name).name or name in (".", ".."):
         raise DataError(f"{listing}:{line_number}: {name!r} is not a plain file name")

@@ -9,11 +9,11 @@ KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "
 
 
 def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
-    """Reads the JSON file `path`; images lie in the folder `images`, or in its folder `filepath` if an entry has one.
+    """Reads the JSON file `path`. An entry's image is `images/filename`, or `images/filepath/filename`.
 
-    Returns `(splits, notes)`: for each split, in the order of the file, entries `{image: Path, image_id: str,
-    captions: [str]}`; and lines to show the user. `restval` is training data. Raises DataError that names the malformed
-    entry.
+    Returns `(splits, notes)`: `splits` maps the name of a split to its entries `{image: Path, image_id: str,
+    captions: [str]}`, in the order of the file; `notes` are lines to print. `restval` is training data. Raises
+    DataError that names the malformed entry.
     """
     path, folder = Path(path), Path(images)
     if not folder.is_dir():

@@ -1,0 +1,57 @@
+"""Statistics of captions against counts by hand."""
+
+import numpy as np
+import pytest
+
+from mefn_jax.data import statistics
+from mefn_jax.data import tokenizer as tok
+from mefn_jax.data.split import Split
+
+TRAIN = [["a dog", "a dog left of a cat"], ["the cat runs", "a dog"], ["bright day", "so it is"]]
+VAL = [["A dog", "a cat ☃ right there"]]
+TOKENIZER = tok.Tokenizer(
+    tok.train_tokenizer([c for captions in TRAIN for c in captions], 300, True, "keep"), 4, True, "keep"
+)
+
+
+def make_split(name, captions):
+    records = [{"captions": c, "image_id": str(k), "scene": None} for k, c in enumerate(captions)]
+    first = np.cumsum([0, *map(len, captions)])
+    return Split(name, records, np.arange(len(captions)), first)
+
+
+@pytest.fixture(scope="module")
+def statistics_of():
+    """Statistics by split, of two tiny splits."""
+    splits = make_split("train", TRAIN), make_split("val", VAL)
+    return {split.name: statistics.compute_statistics(split, TOKENIZER) for split in splits}
+
+
+def test_compute_statistics_equals_count_by_hand(statistics_of):
+    train, val = statistics_of["train"], statistics_of["val"]
+    assert train.captions_per_image.tolist() == [2, 2, 2]
+    assert train.lengths[[0, 1, 2]].tolist() == [
+        2,
+        6,
+        3,
+    ]  # lengths count the wordpieces that are cut off after four, too
+    assert train.unknown.sum() == 0
+    assert val.unknown.tolist() == [0, 1]
+    assert (train.side_fraction, val.side_fraction) == (pytest.approx(1 / 6), 0.5)
+    assert statistics.unknown_fraction(val) == pytest.approx(1 / val.lengths.sum())
+    lines = statistics.format_duplicates(statistics_of)
+    assert lines == [
+        "1 captions of train repeat another of train",
+        "0 captions of val repeat another of val",
+        "1 captions of val (50.00 %) stand in train too",
+    ]
+    text = "\n".join(statistics.format_statistics(statistics_of, TOKENIZER))
+    assert "val: a cat ☃ right there" in text
+
+
+def test_format_histogram_counts_every_caption_once():
+    lengths = np.random.default_rng(0).integers(0, 77, 1000)
+    lines = statistics.format_histogram(lengths)
+    assert len(lines) <= 16
+    assert sum(int(line.split()[3]) for line in lines) == 1000
+    assert max(line.count("#") for line in lines) == 50

@@ -1,0 +1,90 @@
+"""Pretrained towers in the real commands: training, freezing, resuming, and messages."""
+
+import shutil
+
+import jax
+import numpy as np
+import tokenizers
+from commands import SMOKE, read_state, refusal
+
+from mefn_jax.encoders.pretrained import weights
+from mefn_jax.runtime.checkpoint import Checkpoints
+
+
+def test_pretrained_towers_train_with_frozen_text_and_resume(towers, command):
+    workdir = towers / "run"
+    options = (
+        f"--config.text.pretrained={towers / 'bert'}",
+        f"--config.image.pretrained={towers / 'vit'}",
+        "--config.text.max_tokens=10",
+        '--config.train.lr_multipliers=("text/backbone:0", "image/backbone:0.1")',
+    )
+    text = command("train.py", SMOKE, f"--workdir={workdir}", *options).stdout
+    size = sum(leaf.size for leaf in jax.tree.leaves(weights.load_tower(towers / "bert", "text").params))
+    constants = 2 * 16  # the statistics that center and scale the tower's states
+    assert f"parameters, {size + constants:,} of them frozen" in text
+    _, state = read_state(workdir)
+    largest_change = {}
+    for kind, name in (("text", "bert"), ("image", "vit")):
+        before = jax.tree_util.tree_leaves_with_path(weights.load_tower(towers / name, kind).params)
+        trained = [state[f"/params/{kind}/backbone/" + "/".join(part.key for part in path)] for path, _ in before]
+        largest_change[kind] = max(float(np.abs(a - b).max()) for a, (_, b) in zip(trained, before, strict=True))
+    assert largest_change["text"] == 0
+    assert 0 < largest_change["image"] < 0.01
+    with Checkpoints(workdir) as checkpoints:
+        config = checkpoints.meta(checkpoints.latest)["config"]
+    assert (config["text"]["bert"]["width"], config["image"]["vit"]["pool"]) == (16, "pooler")
+    assert tuple(config["image"]["mean"]) == (0.4, 0.5, 0.6)
+    assert (config["image"]["resize"], config["image"]["resample"]) == ("squash", "bicubic")
+    # A run that has started no longer needs the towers' checkpoints.
+    shutil.rmtree(towers / "bert")
+    shutil.rmtree(towers / "vit")
+    assert "mefn (step" in command("eval.py", f"--workdir={workdir}").stdout
+    args = ("train.py", SMOKE, f"--workdir={workdir}")
+    assert "train.lr_multipliers freezes other parameters" in refusal(command, *args, *options[:-1])
+    assert "image.pretrained: " in refusal(command, *args, *options, f"--config.image.pretrained={towers}")
+    resumed = command(*args, *options[2:], "--config.train.steps=10").stdout
+    assert "resuming after 8" in resumed
+    assert "note: train.steps was 8" in resumed
+    later_state = read_state(workdir)[1]
+    np.testing.assert_array_equal(
+        later_state["/params/text/backbone/words/embedding"], state["/params/text/backbone/words/embedding"]
+    )
+
+
+def test_train_notes_unused_parts_of_pretrained_checkpoint(clip, prepared, tmp_path, command):
+    options = (
+        "--config=configs/flickr8k.py:smoke",
+        f"--config.image.pretrained={clip}",
+        f"--config.data.dir={prepared}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.train.steps=2",
+    )
+    text = command("train.py", *options).stdout
+    assert "note: CLIP's projection to 10 dimensions is not used, because embed_dim is 32" in text
+    assert f"note: image.size=64, but {clip} was trained at 16" in text
+
+
+def test_train_explains_hub_name_without_network(tmp_path, command, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    options = (f"--workdir={tmp_path}", "--config.text.pretrained=nobody/nothing-here")
+    message = refusal(command, "train.py", SMOKE, *options)
+    assert "nobody/nothing-here: no such directory, and not available from the Hugging Face hub" in message
+    assert "hf download nobody/nothing-here --local-dir DIR" in message
+    message = refusal(command, "train.py", SMOKE, f"--workdir={tmp_path}", "--config.image.pretrained=/no/where/at all")
+    assert "/no/where/at all: no such directory" in message
+
+
+def test_train_refuses_text_tower_without_its_tokenizer(towers, command):
+    options = (
+        f"--workdir={towers / 'run'}",
+        f"--config.text.pretrained={towers / 'bert'}",
+        "--config.text.max_tokens=10",
+    )
+    path = towers / "bert" / "tokenizer.json"
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    path.unlink()
+    assert "tokenizer.json: no such file, nor vocab.txt" in refusal(command, "train.py", SMOKE, *options)
+    tokenizer.add_tokens([f"new{k}" for k in range(40)])
+    tokenizer.save(str(path))
+    assert "the tokenizer has 51 tokens, the embedding 40 rows" in refusal(command, "train.py", SMOKE, *options)

@@ -1,0 +1,58 @@
+"""Killed runs resume to bit-identical parameters; a run with other options does not resume."""
+
+import signal
+import subprocess
+import sys
+import time
+
+from commands import ROOT, SMOKE, assert_equal_states, environment, logged, read_state, refusal
+
+from mefn_jax.runtime.checkpoint import Checkpoints
+
+
+def start_train(cache, workdir, *args):
+    return subprocess.Popen(
+        [sys.executable, "train.py", SMOKE, f"--workdir={workdir}", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment(cache),
+    )
+
+
+DROPOUT = ("--config.text.bert.dropout=0.1", "--config.image.vit.dropout=0.1")  # so that random keys matter
+LONG = ("--config.train.steps=24", "--config.train.save_every=2", "--config.train.eval_every=100", *DROPOUT)
+
+
+def test_killed_run_resumes_bit_identically(tmp_path, command, cache):
+    command("train.py", SMOKE, f"--workdir={tmp_path / 'whole'}", *LONG)
+    for attempt in range(2):  # kills it twice, at arbitrary moments
+        process = start_train(cache, tmp_path / "broken", *LONG)
+        lines = (line for line in process.stdout if line.startswith("step "))
+        for _ in range(3):  # by the third line the first checkpoint is complete
+            next(lines)
+        time.sleep(0.004 * attempt)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        with Checkpoints(tmp_path / "broken", create=True) as checkpoints:
+            assert checkpoints.latest is None or checkpoints.meta(checkpoints.latest)["step"] == checkpoints.latest
+    text = command("train.py", SMOKE, f"--workdir={tmp_path / 'broken'}", *LONG).stdout
+    assert "resuming after" in text
+    assert_equal_states(read_state(tmp_path / "whole"), read_state(tmp_path / "broken"))
+    losses = [logged(tmp_path / run, "loss") for run in ("whole", "broken")]
+    common = losses[0].keys() & losses[1].keys()
+    assert 24 in common
+    assert all(losses[0][k] == losses[1][k] for k in common)
+    again = command("train.py", SMOKE, f"--workdir={tmp_path / 'broken'}", *LONG).stdout
+    assert "step 24 of 24 is done already" in again
+
+
+def test_resume_refuses_other_config_by_key(trained, command):
+    workdir, _ = trained
+    args = (f"--workdir={workdir}", "--config.embed_dim=64", "--config.text.bert.layers=3")
+    message = refusal(command, "train.py", SMOKE, *args)
+    assert "embed_dim: 32 there, 64 here" in message
+    assert "text.bert.layers: 1 there, 3 here" in message
+    assert "image" not in message.replace(str(workdir), "")
+    assert "choose another --workdir" in message

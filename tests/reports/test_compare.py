@@ -1,0 +1,130 @@
+"""The table of many runs: grouping, means, the bootstrap, and evaluations that cannot be compared."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from mefn_jax import metrics
+from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.reports import compare
+
+IMAGES, CAPTIONS_PER_IMAGE = 40, np.tile([5, 6], 20)
+IMAGE_INDEX = np.repeat(np.arange(IMAGES), CAPTIONS_PER_IMAGE)
+
+
+def write_run(folder, model, seed, skill, split="val", **config):
+    """Writes the evaluation of a run whose scores are noise, plus `skill` for positive pairs; returns its metrics."""
+    rng = np.random.default_rng([seed, len(model)])
+    scores = rng.normal(size=(IMAGES, len(IMAGE_INDEX))) + skill * (np.arange(IMAGES)[:, None] == IMAGE_INDEX)
+    positive = scores[IMAGE_INDEX, np.arange(len(IMAGE_INDEX))]
+    negative = np.arange(IMAGES)[:, None] != IMAGE_INDEX
+    n_t2i = np.sum(negative & (scores >= positive), 0)
+    n_i2t = np.array([np.sum(negative[i] & (scores[i] >= s)) for i, s in zip(IMAGE_INDEX, positive, strict=True)])
+    result = metrics.retrieval_metrics(n_i2t, n_t2i, IMAGE_INDEX)
+    i2t, t2i = metrics.best_ranks(n_i2t, n_t2i, IMAGE_INDEX)
+    protocol = {
+        "split": split,
+        "images": IMAGES,
+        "captions": len(IMAGE_INDEX),
+        "folds": 1,
+        "captions_per_image": "5 to 6",
+    }
+    settings = {"model": model, "train": {"seed": seed, "log_every": seed}, "matcher": {"entropy": "shannon"} | config}
+    report = result | {"step": 1, "protocol": protocol | {"ties": "against the model"}, "config": settings}
+    out = folder / "eval" / split
+    out.mkdir(parents=True)
+    (out / "metrics.json").write_text(json.dumps(report))
+    np.savez(out / "ranks.npz", i2t=i2t, t2i=t2i, caption_image=IMAGE_INDEX)
+    return result
+
+
+@pytest.fixture
+def runs(tmp_path):
+    metrics_of = {}
+    for model, skill, options in (("mefn", 3.0, {}), ("mefn", 2.6, {"entropy": "none"}), ("vsepp", 2.0, {})):
+        name = model + options.get("entropy", "")
+        metrics_of[name] = [write_run(tmp_path / name / str(s), model, s, skill, **options) for s in (0, 1, 2)]
+    return tmp_path, metrics_of
+
+
+def test_compare_groups_runs_by_seed(runs, capsys):
+    root, metrics_of = runs
+    compare.compare([f"{root}/mefn/*", f"{root}/*/*"], "val", root / "out")
+    with (root / "out" / "compare.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model"] for row in rows] == [
+        "mefn (matcher.entropy=shannon)",
+        "mefn (matcher.entropy=none)",
+        "vsepp",
+    ]
+    for row, name in zip(rows, ("mefn", "mefnnone", "vsepp"), strict=True):
+        assert row["seeds"] == "0 1 2"
+        for key, value in (("rsum", "rsum"), ("t2i.r1", ("t2i", "r1")), ("i2t.map", ("i2t", "map"))):
+            found = [r[value] if key == "rsum" else r[value[0]][value[1]] for r in metrics_of[name]]
+            assert float(row[f"{key}.mean"]) == pytest.approx(np.mean(found), rel=1e-5)
+            assert float(row[f"{key}.std"]) == pytest.approx(np.std(found, ddof=1), rel=1e-5)
+    text = (root / "out" / "compare.md").read_text()
+    assert text in capsys.readouterr().out
+    field, paper = text.split("\n\n")[1:3]
+    assert field.splitlines()[0].startswith("| model | seeds | i2t R@1 | i2t R@5 | i2t R@10 | t2i R@1")
+    assert paper.splitlines()[0] == ("| model | seeds | i2t R@1 | i2t R@5 | i2t mAP | t2i R@1 | t2i R@5 | t2i mAP |")
+    assert "95 % interval" in text
+    difference = np.mean([r["rsum"] for r in metrics_of["vsepp"]]) - np.mean([r["rsum"] for r in metrics_of["mefn"]])
+    assert f"| {difference:+.1f} [" in field.splitlines()[-1]
+
+
+def test_bootstrap_intervals_equal_plain_bootstrap(runs):
+    """Images are drawn one by one with their captions, and the seeds of a row are averaged within a resample."""
+    root, _ = runs
+    rows = compare.group_by_seed(
+        [compare.read_evaluation(p, "val") for p in compare.expand_patterns([f"{root}/mefn/*", f"{root}/vsepp/*"])]
+    )
+    low, high = compare.bootstrap_intervals(rows, resamples=4000)[1]["rsum"]
+    rng = np.random.default_rng(1)
+
+    def rsum(row, drawn):
+        totals = []
+        for run in row.runs:
+            with np.load(run.path / "eval" / "val" / "ranks.npz") as file:
+                i2t = file["i2t"][drawn]
+                t2i = np.concatenate([file["t2i"][k == IMAGE_INDEX] for k in drawn])
+            totals.append(sum(100 * np.mean(ranks <= k) for ranks in (i2t, t2i) for k in (1, 5, 10)))
+        return np.mean(totals)
+
+    drawn = [rng.integers(0, IMAGES, IMAGES) for _ in range(400)]
+    plain = np.percentile([rsum(rows[1], d) - rsum(rows[0], d) for d in drawn], (2.5, 97.5))
+    assert (low, high) == pytest.approx(tuple(plain), abs=8.0)
+    assert low < rows[1].mean("rsum") - rows[0].mean("rsum") < high < 0
+    assert compare.bootstrap_intervals(rows)[0]["rsum"] == (0.0, 0.0)
+
+
+def test_compare_reads_evaluation_folder_as_row(runs):
+    root, metrics_of = runs
+    rows = compare.group_by_seed(
+        [compare.read_evaluation(p, "val") for p in compare.expand_patterns([f"{root}/vsepp/0/eval/val"])]
+    )
+    assert (rows[0].name, len(rows[0].runs)) == ("vsepp", 1)
+    assert np.isnan(rows[0].spread("rsum"))
+    assert rows[0].mean("rsum") == metrics_of["vsepp"][0]["rsum"]
+
+
+def test_compare_refuses_evaluations_that_do_not_match(runs):
+    root, _ = runs
+    with pytest.raises(ConfigError, match="nowhere: no such directory"):
+        compare.expand_patterns([f"{root}/nowhere"])
+    with pytest.raises(DataError, match=r"no such file; run python eval.py --workdir=.*vsepp/0 --split=test"):
+        compare.compare([f"{root}/vsepp/0"], "test", root / "out")
+    with pytest.raises(DataError, match="is of the split val, not of test"):
+        compare.compare([f"{root}/vsepp/0/eval/val"], "test", root / "out")
+    path = root / "vsepp" / "1" / "eval" / "val" / "metrics.json"
+    report = json.loads(path.read_text())
+    report["protocol"]["folds"] = 5
+    path.write_text(json.dumps(report))
+    with pytest.raises(DataError, match="folds is 5, but 1 in"):
+        compare.compare([f"{root}/vsepp/*"], "val", root / "out")
+    path.write_text("{}")
+    with pytest.raises(DataError, match="cannot be read as an evaluation"):
+        compare.compare([f"{root}/vsepp/*"], "val", root / "out")
+    assert not (root / "out").exists()

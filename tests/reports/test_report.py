@@ -1,0 +1,150 @@
+"""The page about a run: its selections, its independence of other files, and captions that contain markup."""
+
+import html.parser
+import re
+
+import numpy as np
+import pytest
+from commands import SMOKE_FLICKR8K
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sample_data import write_flickr8k
+
+from mefn_jax.reports import report
+
+CAPTIONS = (
+    "<script>alert('x')</script> a dog & a \"cat\" 🐕",
+    "犬が草の上を走る",
+    " ".join(f"word{k}" for k in range(70)),
+    "Hund",
+    "</style><img src=x onerror=alert(1)> costs $5 or $6",
+)
+
+
+class Page(html.parser.HTMLParser):
+    """The tags of a page with their attributes, and its text without the style sheet."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self._open = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self._open:
+            while self._open.pop() != tag:
+                pass
+
+    def handle_data(self, data):
+        if "style" not in self._open:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, command):
+    """The folder and page of a run on images of all shapes, whose six val images have captions with markup."""
+    root = tmp_path_factory.mktemp("report")
+    source = write_flickr8k(root / "source", numbers=(40, 6))
+    tokens = source / "Flickr8k.token.txt"
+    lines = tokens.read_text().splitlines()
+    marked_up = [
+        f"{line.split(chr(9))[0]}\t{CAPTIONS[int(line.split('#')[1][0])]}" if "dev_" in line else line for line in lines
+    ]
+    tokens.write_text("\n".join(marked_up) + "\n")
+    for k, path in enumerate(sorted((source / "Images").glob("dev_*"))):
+        Image.open(path).resize((60, 200) if k % 2 else (300, 40)).save(path)
+    command("-m mefn_jax.data.prepare", "--source=flickr8k", f"--path={source}", f"--out={root / 'out'}")
+    command("train.py", *SMOKE_FLICKR8K, f"--config.data.dir={root / 'out'}", f"--workdir={root / 'run'}")
+    text = command("eval.py", f"--workdir={root / 'run'}", "--split=val", "--report").stdout
+    folder = root / "run" / "eval" / "val"
+    assert f"wrote {folder}/report.html" in text
+    return folder, (folder / "report.html").read_text()
+
+
+def test_report_page_is_self_contained(page):
+    folder, text = page
+    parsed = Page(text)
+    kinds = {tag for tag, _ in parsed.tags}
+    assert not kinds & {"script", "link", "iframe", "object", "a"}
+    sources = [a["src"] for tag, a in parsed.tags if tag == "img"]
+    assert len(sources) > 10
+    assert all(source.startswith("data:image/") for source in sources)
+    assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
+    assert not re.search(r"https?://|url\(", text)
+    assert "default-src 'none'" in text
+    assert len(text) < 2_000_000  # a large split shows no more queries
+    assert {path.name for path in (folder / "report").iterdir()} >= {"curves.png", "scores.png", "lengths.png"}
+
+
+def test_report_page_escapes_captions(page):
+    _, text = page
+    parsed = Page(text)
+    shown = [caption for caption in CAPTIONS if caption in parsed.text]
+    assert CAPTIONS[0] in shown
+    assert len(shown) >= 3
+
+
+def test_report_page_shows_protocol_and_sections(page):
+    _, text = page
+    parsed = Page(text).text
+    for message in (
+        "6 images, 30 captions (5 per image)",
+        "Recall",
+        "Training",
+        "Scores",
+        "Length of the caption",
+        "Configuration",
+    ):
+        assert message in parsed, message
+    assert "text.max_tokens" in parsed
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31))
+def test_report_selections_equal_naive_loops(seed):
+    """Compares hardest negatives, best and worst queries, and groups by caption length with loops."""
+    rng = np.random.default_rng(seed)
+    image_index = np.sort(np.r_[np.arange(6), rng.integers(0, 6, 9)])
+    scores = rng.permutation(6 * 15).reshape(6, 15).astype(np.float32)
+    top = np.argsort(-scores, 1)[:, :10], np.argsort(-scores, 0)[:5].T
+    ranks = {"caption_image": image_index, "positive_scores": scores[image_index, np.arange(15)]}
+    ranks |= {"i2t_top": top[0], "i2t_top_scores": np.take_along_axis(scores, top[0], 1)}
+    ranks |= {"t2i_top": top[1], "t2i_top_scores": np.take_along_axis(scores.T, top[1], 1)}
+    image_negatives, caption_negatives = report.hardest_negative_scores(ranks)
+    for c in range(15):
+        assert caption_negatives[c] == max(scores[i, c] for i in range(6) if i != image_index[c])
+    for i in range(6):
+        others = [scores[i, c] for c in top[0][i] if image_index[c] != i]
+        assert image_negatives[i] == max(others) if others else np.isnan(image_negatives[i])
+    rank = 1 + np.sum(scores > ranks["positive_scores"], 0)
+    margins = ranks["positive_scores"] - caption_negatives
+    best, worst = report.best_and_worst(rank, margins)
+    assert list(best) == sorted(np.flatnonzero(rank == 1), key=lambda c: -margins[c])[: report.QUERIES_SHOWN]
+    assert list(worst) == sorted(np.flatnonzero(rank > 1), key=lambda c: (-rank[c], margins[c]))[: report.QUERIES_SHOWN]
+    captions = ["a " * int(n) for n in rng.integers(1, 9, 15)]
+    names, sizes, recalls = report.recall_by_caption_length(captions, rank)
+    assert sum(sizes) == 15
+    ends = [int(name.split()[-1]) for name in names]
+    for k, end in enumerate(ends):
+        low = ends[k - 1] if k else 0
+        group = [rank[c] for c in range(15) if low < len(captions[c].split()) <= end]
+        assert len(group) == sizes[k]
+        assert recalls["R@1"][k] == pytest.approx(100 * np.mean(np.array(group) == 1))
+
+
+def test_eval_refuses_report_options_that_do_not_fit(page, command):
+    run = f"--workdir={page[0].parent.parent}"
+    for words, message in (
+        ((run, "--report", "--folds=2,1"), "put 1 first"),
+        (("--config=configs/shapes.py", "--report"), "need one run: give --workdir"),
+        ((f"--compare={page[0]}", "--out=x", "--explain=2"), "need one run: give --workdir"),
+        ((run, "--report", "--boxes=x.npy"), "--boxes and --photos need --explain=N"),
+    ):
+        result = command("eval.py", *words, check=False)
+        assert result.returncode == 1
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr

@@ -1,0 +1,117 @@
+"""Small data sets, written in the formats of their sources."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CAPTIONS = ("a dog runs on grass .", "two children play", "a red car", "someone climbs a rock", "Water, and a boat .")
+# Arguments of `prepare.prepare`.
+PREPARE_OPTIONS = {"vocab_size": 300, "lower_case": True, "punctuation": "keep", "scenes": None, "seed": 0}
+
+
+def save_images(folder: Path, names) -> None:
+    """Writes a plain JPEG for each name."""
+    for k, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (k * 9 % 256, 80, 160)).save(folder / name, "JPEG")
+
+
+def write_flickr8k(root: Path, numbers=(12, 6), seed=0) -> Path:
+    """Writes a folder in Flickr8k's format, with these numbers of noise images in train and dev; returns it."""
+    rng = np.random.default_rng(seed)
+    (root / "Images").mkdir(parents=True)
+    lines = []
+    for split, number in zip(("train", "dev"), numbers, strict=True):
+        names = [f"{split}_{k}.jpg" for k in range(number)]
+        for name in names:
+            pixels = rng.integers(0, 256, (20, 30, 3), np.uint8)
+            Image.fromarray(pixels).resize((120, 80)).save(root / "Images" / name)
+            lines += [f"{name}#{k}\t{rng.choice(CAPTIONS)}" for k in range(5)]
+        (root / f"Flickr_8k.{split}Images.txt").write_text("\n".join(names) + "\n")
+    lines.append("2258277193_586949ec62.jpg.1#0\tA stray line of no listed image .")
+    (root / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def write_karpathy(root: Path, numbers=(("train", 20), ("restval", 2), ("val", 3), ("test", 2)), captions=6) -> list:
+    """Writes and returns entries as `dataset_coco.json` has them: with `filepath`, tokens and the raw text, and by
+    default more than five captions."""
+    entries = []
+    for split, number in numbers:
+        for k in range(number):
+            sentences = [
+                {"tokens": ["a", "dog"], "raw": f"A dog number {n}, {split} {k}.\n", "imgid": k, "sentid": n}
+                for n in range(captions)
+            ]
+            folder = "val2014" if split != "train" else "train2014"
+            entries.append(
+                {"filepath": folder, "sentids": [0], "filename": f"{split}_{k}.jpg", "imgid": k, "split": split}
+                | {"sentences": sentences, "cocoid": k}
+            )
+    save_images(root / "images", [f"{e['filepath']}/{e['filename']}" for e in entries])
+    (root / "dataset_coco.json").write_text(json.dumps({"images": entries, "dataset": "coco"}))
+    return entries
+
+
+def write_coco(root: Path) -> None:
+    """Writes COCO's two caption files; the last image of each split has no captions."""
+    for split, number in (("train2017", 20), ("val2017", 3)):
+        images = [{"id": 100 + k, "file_name": f"{k:012}.jpg", "height": 30} for k in range(number + 1)]
+        notes = [
+            {"image_id": 100 + k, "id": 1000 - 7 * k - n, "caption": f"caption {n} of {k}"}
+            for k in range(number)
+            for n in range(5)
+        ]
+        save_images(root / "images" / split, [i["file_name"] for i in images])
+        (root / f"captions_{split}.json").write_text(json.dumps({"info": {}, "images": images, "annotations": notes}))
+
+
+def write_table(root: Path, kind: str) -> Path:
+    """Writes a table of 24 images with two captions each, "csv" or "jsonl", and returns its path."""
+    save_images(root, [f"photos/{k}.jpg" for k in range(24)])
+    rows = [(f"photos/{k}.jpg", f'say "{n}", {k}', "train" if k < 20 else "dev") for n in range(2) for k in range(24)]
+    if kind == "csv":
+        lines = ["image,caption,split"] + ['{},"{}",{}'.format(i, c.replace('"', '""'), s) for i, c, s in rows]
+    else:
+        lines = [json.dumps({"image": i, "caption": c, "split": s}) for i, c, s in rows]
+    path = root / f"data.{kind}"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def write_precomputed(root: Path, split, images, repeated=False, shape=(3, 4), dtype=np.float32, ids=None):
+    """Writes one split of precomputed regions in SCAN's format, with five captions per image; returns the images' rows.
+
+    With `repeated`, the file has a row for each caption. With `ids`, `*_ids.txt` has a line for each of the "rows", or
+    of the "captions".
+    """
+    root.mkdir(exist_ok=True)
+    rows = np.random.default_rng(images).normal(size=(images, *shape)).astype(dtype)
+    np.save(root / f"{split}_ims.npy", np.repeat(rows, 5, 0) if repeated else rows)
+    lines = [f"A dog number {n} of {split} {k}." for k in range(images) for n in range(5)]
+    (root / f"{split}_caps.txt").write_text("\n".join(lines) + "\n")
+    number = {None: 0, "rows": images * (5 if repeated else 1), "captions": 5 * images}[ids]
+    if number:
+        numbers = range(number) if ids == "rows" else np.arange(number) // 5
+        (root / f"{split}_ids.txt").write_text("".join(f"{k}\n" for k in numbers))
+    return rows
+
+
+def write_cached_text(root: Path, split, captions, width=6, dtype=np.float16) -> list[np.ndarray]:
+    """Writes cached text features, one vector for each word of each caption; returns them by caption."""
+    rng = np.random.default_rng(len(captions))
+    words = [rng.normal(size=(len(c.split()), width)).astype(dtype) for c in captions]
+    root.mkdir(exist_ok=True)
+    np.save(root / f"{split}_words.npy", np.concatenate(words))
+    np.save(root / f"{split}_word_offsets.npy", np.cumsum([0, *map(len, words)]))
+    (root / f"{split}_caps.txt").write_text("".join(f"{c}\n" for c in captions))
+    return words
+
+
+def make_tokenizer(dataset, max_tokens=8):
+    """Returns the tokenizer of a prepared data set."""
+    from mefn_jax.data.tokenizer import Tokenizer
+
+    return Tokenizer(dataset.tokenizer_json, max_tokens, True, "keep")
