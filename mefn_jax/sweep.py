@@ -84,12 +84,16 @@ def sweep(plan: Sweep) -> int:
 
 
 def _succeeds(command: list[str], log: Path, cache: Path) -> bool:
-    """Runs a command, appends its output to `log`, and returns whether it succeeded. Compiled programs are kept in
-    `cache`, or where JAX_COMPILATION_CACHE_DIR says."""
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+    """Runs a command of the checkout in the current directory, appends its output to `log`, and returns whether it
+    succeeded. Compiled programs are kept in `cache`, or where JAX_COMPILATION_CACHE_DIR says."""
+    script, *arguments = command
+    environment = {
+        "JAX_COMPILATION_CACHE_DIR": str(cache.resolve()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
     with log.open("a", encoding="utf-8") as file:
         done = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, stdout=file, stderr=file, env=environment | os.environ
+            [sys.executable, ROOT / script, *arguments], stdout=file, stderr=file, env=environment | os.environ
         )
     return done.returncode == 0
 
@@ -130,10 +134,7 @@ def main(overrides: list[str]) -> None:
     if not all(seed.isdigit() for seed in seeds):
         raise ConfigError(f"--seeds={','.join(seeds)}: give numbers separated by commas")
     split = SPLIT_ALIASES.get(f.split, f.split)
-    # The commands run in the project's directory, so paths relative to the caller's are made absolute.
-    path, colon, arguments = f.config.partition(":")
-    config, out = f"{Path(path).resolve()}{colon}{arguments}", Path(f.out).resolve()
-    if sweep(Sweep(config, f.models, list(map(int, seeds)), parse_grid(f.grid), out, split, overrides)):
+    if sweep(Sweep(f.config, f.models, list(map(int, seeds)), parse_grid(f.grid), Path(f.out), split, overrides)):
         sys.exit(1)
 
 

@@ -84,7 +84,7 @@ def test_compile_for_explains_step_that_does_not_fit(command, tmp_path):
 def test_compile_for_reports_scoring_step(command, tmp_path):
     path = tmp_path / "report.json"
     output = command(
-        "eval.py", "--config=configs/shapes.py", f"--compile_for={TARGET}", f"--compile_report={path}"
+        "eval.py", "compile", "--config=configs/shapes.py", f"--target={TARGET}", f"--report={path}"
     ).stdout
     report_values = json.loads(path.read_text())
     c, regions = configs.shapes.get_config(), 9

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs import default
+from eval import VERBS
 from mefn_jax import config as configuration
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,9 +43,10 @@ def test_readme_names_keys_and_flags_that_exist():
     assert keys <= known, keys - known
     # This checks README's spelling; other tests run the commands that need no cloud.
     commands = {"train.py", "eval.py", *re.findall(r"python -m (mefn_jax\.[\w.]+)", readme)}
+    commands |= {f"eval.py {verb}" for verb in VERBS}
     flags = set()
     for script in commands:
-        words = [script] if script.endswith(".py") else ["-m", script]
+        words = script.split() if ".py" in script else ["-m", script]
         done = subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True)
         flags |= set(re.findall(r"--(?:\[no\])?(\w+)", done.stdout))
     for line in re.findall(r"(?:train\.py|eval\.py|-m mefn_jax\.[\w.]+)([^`|\n]*)", readme):

@@ -98,9 +98,9 @@ def shannon_all_pairs(S, attention, regions: RegionBlock, words: PaddedTexts | P
     `-sum p ln p = ln Z - (sum E l) / Z`, divided by the logarithm of the number of partners, and 0 for a single partner
     (docs/method.md, Eqs. 13, 14 and 32)."""
     Z = replace_zeros(words.sum(attention.over_words))  # (I, N, T)
-    h_v = jnp.log(Z) - words.sum(attention.over_words * attention.word_logits) / Z
+    h_v = jnp.log(Z) - words.sum(attention.over_words * attention.over_words_logits) / Z
     Z = replace_zeros(jnp.sum(attention.over_regions, 1))  # (I, W)
-    h_t = jnp.log(Z) - jnp.sum(attention.over_regions * attention.region_logits, 1) / Z
+    h_t = jnp.log(Z) - jnp.sum(attention.over_regions * attention.over_regions_logits, 1) / Z
     return _divide_by_largest(h_v, words.lengths()), _divide_by_largest(h_t, _count_regions(regions, words))
 
 

@@ -74,6 +74,7 @@ def score_all_pairs(
 
     global_score = regions.pooled @ words.pooled.T
     if global_input == "weighted":
+        # Unused columns of packed words belong to no text: words.broadcast gives them 0, which is replaced.
         w, u = w / w_sum[:, None], u / replace_zeros(words.broadcast(u_sum))
         global_score = _compute_weighted_cosine(global_score, regions, words, S, regions_dot_pooled, w, u)
     return sum(directions) / len(directions), global_score
@@ -92,11 +93,12 @@ def compute_attention(S, regions: RegionBlock, words: PaddedTexts | PackedTexts,
     # be the maximum itself, and it carries no gradient.
     word_shift = jax.lax.stop_gradient(jnp.log(replace_zeros(words.sum(plain))) / plain_lam)
     region_shift = jax.lax.stop_gradient(jnp.log(replace_zeros(jnp.sum(plain, 1))) / plain_lam)
-    # Only masked entries can exceed 0; without the limit their exponentials could become infinite.
-    word_logits = jnp.minimum(lam * (S - words.broadcast(word_shift)), 1.0)
-    region_logits = jnp.minimum(lam * (S - region_shift[:, None]), 1.0)
-    over_words, over_regions = (jnp.where(mask, jnp.exp(x), 0.0) for x in (word_logits, region_logits))
-    return Attention(over_words, word_logits, over_regions, region_logits)
+    # The limit is for masked entries, whose exponentials could become infinite. All others are at most 0 except for
+    # rounding, so that a limit of 1 never touches them.
+    over_words_logits = jnp.minimum(lam * (S - words.broadcast(word_shift)), 1.0)
+    over_regions_logits = jnp.minimum(lam * (S - region_shift[:, None]), 1.0)
+    over_words, over_regions = (jnp.where(mask, jnp.exp(x), 0.0) for x in (over_words_logits, over_regions_logits))
+    return Attention(over_words, over_words_logits, over_regions, over_regions_logits)
 
 
 def _compute_weighted_cosine(
@@ -118,11 +120,6 @@ def _compute_weighted_cosine(
     # One length at a time: each is compared with TINY, and the two squares are never multiplied.
     product = normalize_product(product, left + regions.squared_norms(w))
     return normalize_product(product, right + words.squared_norms(u))
-
-
-def _count_regions(regions: RegionBlock, words: PaddedTexts | PackedTexts):
-    """Returns the number of regions of each image, `(I, 1...)`, which broadcasts to arrays `(I, W)`."""
-    return jnp.sum(regions.mask, 1).reshape(-1, *[1] * words.word_axes)
 
 
 def normalize_product(product, square):

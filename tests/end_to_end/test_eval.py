@@ -69,7 +69,7 @@ def test_zero_shot_clip_equals_cosines_of_projected_states(clip, prepared, tmp_p
         "--config.text.max_tokens=10",
         f"--config.data.dir={prepared}",
     )
-    text = command("eval.py", config, *options, "--split=val", f"--out={tmp_path / 'out'}").stdout
+    text = command("eval.py", "zero_shot", config, *options, "--split=val", f"--out={tmp_path / 'out'}").stdout
     assert "clip (zero-shot)" in text
     assert "text normalized by the checkpoint's tokenizer, at most 10 wordpieces" in text
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -100,15 +100,13 @@ def test_zero_shot_clip_equals_cosines_of_projected_states(clip, prepared, tmp_p
 
 def test_zero_shot_refuses_untrained_towers(clip, towers, command):
     config = "--config=configs/flickr30k.py:smoke"
-    assert "model=mefn has to be trained" in refusal(command, "eval.py", config)
+    assert "model=mefn has to be trained" in refusal(command, "eval.py", "zero_shot", config)
     config = "--config=configs/flickr30k.py:model=clip,smoke"
     options = ("--config.image.size=16", "--config.text.max_tokens=10", f"--config.text.pretrained={clip}")
-    assert "image.pretrained='': give a CLIP checkpoint" in refusal(command, "eval.py", config, *options)
-    message = refusal(command, "eval.py", config, *options, f"--config.image.pretrained={towers / 'vit'}")
+    assert "image.pretrained='': give a CLIP checkpoint" in refusal(command, "eval.py", "zero_shot", config, *options)
+    message = refusal(command, "eval.py", "zero_shot", config, *options, f"--config.image.pretrained={towers / 'vit'}")
     assert "give a CLIP checkpoint with its projection" in message
     options = (*options, f"--config.image.pretrained={clip}")
-    message = refusal(command, "eval.py", config, *options, "--config.image.pooling=mean")
+    message = refusal(command, "eval.py", "zero_shot", config, *options, "--config.image.pooling=mean")
     assert "image.pooling and text.pooling must be tower" in message
-    assert "without a run: leave --step out" in refusal(command, "eval.py", config, *options, "--step=5")
-    message = refusal(command, "eval.py", config, *options, "--workdir=x")
-    assert "give one of --workdir, --config, --compare and --ensemble" in message
+    assert "Unknown command line flag 'step'" in refusal(command, "eval.py", "zero_shot", config, *options, "--step=5")

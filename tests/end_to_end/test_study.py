@@ -47,13 +47,15 @@ def test_study_runs_from_precompute_to_table(tmp_path, towers, command):
         report = json.loads((folder / name / "metrics.json").read_text())
         assert report["rsum"] == pytest.approx(next(m[logged] for m in at_end if logged in m))
 
-    both = f"--ensemble={runs / 'vsepp' / '0'},{runs / 'mefn' / '0'}"
-    assert "ensemble of 2 (scores averaged)" in command("eval.py", both, "--split=val", f"--out={runs / 'both'}").stdout
-    names = f"--compare={runs}/linear,{runs}/*/0,{runs}/both,{folder}/val_ema"
-    table = command("eval.py", names, "--split=val", f"--out={tmp_path / 'table'}").stdout
+    both = ("ensemble", f"{runs}/vsepp/0", f"{runs}/mefn/0")
+    assert (
+        "ensemble of 2 (scores averaged)" in command("eval.py", *both, "--split=val", f"--out={runs / 'both'}").stdout
+    )
+    names = (f"{runs}/linear", f"{runs}/*/0", f"{runs}/both", f"{folder}/val_ema")
+    table = command("eval.py", "compare", *names, "--split=val", f"--out={tmp_path / 'table'}").stdout
     first = [line.split(" |")[0] for line in table.splitlines() if line.startswith("| ")]
-    averaged_row = "| mefn (evaluated=averaged parameters)"
-    assert first[1:6] == ["| linear_map", "| mefn (evaluated=None)", "| vsepp", "| ensemble of 2", averaged_row]
+    averaged_row = "| mefn, averaged parameters"
+    assert first[1:6] == ["| CCA baseline", "| mefn", "| vsepp", "| ensemble of 2", averaged_row]
     assert (tmp_path / "table" / "compare.csv").is_file()
 
 

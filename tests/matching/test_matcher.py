@@ -11,6 +11,7 @@ from configs import shapes
 from mefn_jax import model
 from mefn_jax.encoders.pooling import max_pool
 from mefn_jax.evaluation import evaluate
+from mefn_jax.evaluation.run import Gallery, TrainedRun
 from mefn_jax.features import Features, unit
 from mefn_jax.runtime.checkpoint import Checkpoints
 from mefn_jax.training import loop
@@ -73,7 +74,7 @@ def test_new_matcher_is_trained_and_evaluated(name, tmp_path):
     with config.unlocked():
         config.model, config.train.steps, config.train.eval_every = name, 4, 4
     loop.train(config, tmp_path)
-    report = evaluate.evaluate(tmp_path, "", "test", "latest").report
+    report = evaluate.evaluate(TrainedRun(tmp_path, "latest"), Gallery()).report
     assert report["config"]["model"] == name
     assert report["rsum"] > 0
     with Checkpoints(tmp_path) as checkpoints:

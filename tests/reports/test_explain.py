@@ -11,32 +11,33 @@ from configs import precomputed
 from mefn_jax.encoders.grids import grid_boxes
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation import evaluator
+from mefn_jax.evaluation.run import Gallery, TrainedRun
 from mefn_jax.reports import explain, explanation
 
 CAPTION = "a red circle is left of a big blue square"
 
 
 def test_eval_command_writes_explanations(mefn_run, command, tmp_path):
-    text = command("eval.py", f"--workdir={mefn_run}", "--explain=2", "--split=val").stdout
+    text = command("eval.py", "explain", f"--workdir={mefn_run}", "--number=2", "--split=val").stdout
     for k in (1, 2):
         assert f"wrote {mefn_run}/eval/val/explain/{k:02}.png" in text
         assert Image.open(mefn_run / "eval" / "val" / "explain" / f"{k:02}.png").width > 1000
     Image.new("RGB", (40, 90), (200, 30, 30)).save(tmp_path / "a photo.jpg")
-    request = f"--explain_image={tmp_path / 'a photo.jpg'}", f"--explain_caption={CAPTION}"
-    text = command("eval.py", f"--workdir={mefn_run}", *request).stdout
+    request = f"--image={tmp_path / 'a photo.jpg'}", f"--caption={CAPTION}"
+    text = command("eval.py", "explain", f"--workdir={mefn_run}", *request).stdout
     assert f"wrote {mefn_run}/eval/explain/a_photo.png" in text
     assert CAPTION in text
 
 
 def test_explain_names_request_that_cannot_be_met(mefn_run, tmp_path):
-    with pytest.raises(DataError, match=r"--explain_image=.*nothing\.jpg: No such file"):
-        explain.draw_image_file(mefn_run, "latest", str(tmp_path / "nothing.jpg"), CAPTION)
+    with pytest.raises(DataError, match=r"--image=.*nothing\.jpg: No such file"):
+        explain.draw_image_file(TrainedRun(mefn_run, "latest"), str(tmp_path / "nothing.jpg"), CAPTION)
     with pytest.raises(ConfigError, match="without words"):
-        explain.draw_image_file(mefn_run, "latest", str(tmp_path / "nothing.jpg"), " ")
+        explain.draw_image_file(TrainedRun(mefn_run, "latest"), str(tmp_path / "nothing.jpg"), " ")
     with pytest.raises(ConfigError, match="this model takes images"):
-        explain.draw_captions(mefn_run, "", "val", "latest", 1, boxes="boxes.npy")
+        explain.draw_captions(TrainedRun(mefn_run, "latest"), Gallery(split="val"), 1, boxes="boxes.npy")
     with pytest.raises(ConfigError, match=r"give a \.png file"):
-        explain.draw_image_file(mefn_run, "latest", "x.jpg", CAPTION, out="x.jpg")
+        explain.draw_image_file(TrainedRun(mefn_run, "latest"), "x.jpg", CAPTION, out="x.jpg")
     model, params, _ = evaluator.load_checkpoint(mefn_run, "latest")
     without_map = dataclasses.replace(model.model, matcher=object())
     with pytest.raises(ConfigError, match="has no entropy map"):

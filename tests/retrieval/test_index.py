@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mefn_jax.errors import ConfigError, DataError, TrainingError
+from mefn_jax.evaluation.run import TrainedRun
 from mefn_jax.retrieval import index, search
 from mefn_jax.retrieval.index import build_index, open_index, search_embeddings
 from mefn_jax.runtime.sharding import make_mesh
@@ -20,7 +21,7 @@ NUM_IMAGES = 11  # in `folder`, besides the broken one
 
 
 def test_interrupted_index_resumes_to_equal_files(runs, folder, tmp_path, monkeypatch):
-    model, params, made_by = search.load_model(runs["mefn"], "latest", False)
+    model, params, made_by = index.load_model(TrainedRun(runs["mefn"], "latest"))
     build_index(model, params, made_by, folder, tmp_path / "whole")
     (tmp_path / "stopped").mkdir()
     (tmp_path / "stopped" / ".images.json.new").write_text('["hal')  # the leftover of a command that was killed at once
@@ -36,7 +37,7 @@ def test_interrupted_index_resumes_to_equal_files(runs, folder, tmp_path, monkey
     monkeypatch.setattr(index, "load_batches", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         build_index(model, params, made_by, folder, tmp_path / "stopped")
-    with pytest.raises(ConfigError, match="8 of 12 images are encoded; run --index_images again"):
+    with pytest.raises(ConfigError, match=r"8 of 12 images are encoded; run python eval\.py index again"):
         open_index(tmp_path / "stopped", made_by)
     monkeypatch.setattr(index, "load_batches", load_batches)
     build_index(model, params, made_by, folder, tmp_path / "stopped")
@@ -46,54 +47,54 @@ def test_interrupted_index_resumes_to_equal_files(runs, folder, tmp_path, monkey
 
 def test_index_and_search_refuse_inputs_that_do_not_match(runs, folder, tmp_path):
     built = tmp_path / "index"
-    search.index_images(runs["mefn"], "latest", folder, built)
+    index.index_images(TrainedRun(runs["mefn"], "latest"), folder, built)
     with pytest.raises(
         ConfigError, match=rf"was made by step 2 of {runs['mefn']}, which is not step 2 of {runs['vsepp']}"
     ):
-        search.search_images(runs["vsepp"], "latest", built, CAPTION, 1)
+        search.search_images(TrainedRun(runs["vsepp"], "latest"), built, CAPTION, 1)
     with pytest.raises(ConfigError, match="was made by step 2"):
-        search.index_images(runs["vsepp"], "latest", folder, built)
+        index.index_images(TrainedRun(runs["vsepp"], "latest"), folder, built)
     shutil.copytree(folder, tmp_path / "more")
     with pytest.raises(ConfigError, match="is of other images"):
-        search.index_images(runs["mefn"], "latest", tmp_path / "more", built)
+        index.index_images(TrainedRun(runs["mefn"], "latest"), tmp_path / "more", built)
     with pytest.raises(ConfigError, match="no index; make one"):
-        search.search_images(runs["mefn"], "latest", tmp_path / "nowhere", CAPTION, 1)
+        search.search_images(TrainedRun(runs["mefn"], "latest"), tmp_path / "nowhere", CAPTION, 1)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no images in it"):
-        search.index_images(runs["mefn"], "latest", tmp_path / "empty", tmp_path / "other")
+        index.index_images(TrainedRun(runs["mefn"], "latest"), tmp_path / "empty", tmp_path / "other")
     with pytest.raises(ConfigError, match=r"is not empty and holds no index\.json"):
-        search.index_images(runs["mefn"], "latest", folder, tmp_path / "more")
+        index.index_images(TrainedRun(runs["mefn"], "latest"), folder, tmp_path / "more")
     for caption in ("  ", "!!!", "..."):
         with pytest.raises(ConfigError, match="a caption without words"):
-            search.search_images(runs["mefn"], "latest", built, caption, 1)
-    with pytest.raises(ConfigError, match="--query=caf\ufffd red: is not UTF-8"):
-        search.search_images(runs["mefn"], "latest", built, os.fsdecode(b"caf\xe9 red"), 1)
+            search.search_images(TrainedRun(runs["mefn"], "latest"), built, caption, 1)
+    with pytest.raises(ConfigError, match="--caption=caf\ufffd red: is not UTF-8"):
+        search.search_images(TrainedRun(runs["mefn"], "latest"), built, os.fsdecode(b"caf\xe9 red"), 1)
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "images.json").write_text('["mine"]')
     with pytest.raises(ConfigError, match=r"is not empty and holds no index\.json"):
-        search.index_images(runs["mefn"], "latest", folder, tmp_path / "own")
+        index.index_images(TrainedRun(runs["mefn"], "latest"), folder, tmp_path / "own")
     assert (tmp_path / "own" / "images.json").read_text() == '["mine"]'
     (tmp_path / "x.png").mkdir()
     for out, message in (("x.doc", r"give a \.png or \.jpg file"), ("x.psd", "give a"), ("x.png", "is a directory")):
         with pytest.raises(ConfigError, match=message):
-            search.search_images(runs["mefn"], "latest", built, CAPTION, 1, out=str(tmp_path / out))
+            search.search_images(TrainedRun(runs["mefn"], "latest"), built, CAPTION, 1, out=str(tmp_path / out))
     for arguments in ((folder, "gs://bucket/index"), ("gs://bucket/images", tmp_path / "other")):
         with pytest.raises(ConfigError, match="must be in a local or mounted directory"):
-            search.index_images(runs["mefn"], "latest", *arguments)
+            index.index_images(TrainedRun(runs["mefn"], "latest"), *arguments)
     (folder / "new.png").write_bytes((folder / "0.png").read_bytes())
     (folder / "0.png").rename(folder / "renamed.png")
     try:
         with pytest.raises(
             ConfigError, match=r"is of other images: .* has 2 more and 1 fewer than when the index was started"
         ):
-            search.index_images(runs["mefn"], "latest", folder, built)
+            index.index_images(TrainedRun(runs["mefn"], "latest"), folder, built)
     finally:
         (folder / "renamed.png").rename(folder / "0.png")
         (folder / "new.png").unlink()
 
 
 def test_open_index_refuses_other_parameters_of_same_step(runs, folder, tmp_path):
-    model, params, made_by = search.load_model(runs["vsepp"], "latest", False)
+    model, params, made_by = index.load_model(TrainedRun(runs["vsepp"], "latest"))
     build_index(model, params, made_by, folder, tmp_path / "index")
     with pytest.raises(ConfigError, match=r"was made by step 2 of .*, with other parameters \(trained again"):
         open_index(tmp_path / "index", made_by | {"parameters": "others"})
@@ -103,12 +104,12 @@ def test_index_refuses_folder_of_broken_images(runs, tmp_path, capsys):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "broken.jpg").write_bytes(b"nothing")
     with pytest.raises(DataError, match="no image in it can be decoded"):
-        search.index_images(runs["vsepp"], "latest", tmp_path / "images", tmp_path / "index")
+        index.index_images(TrainedRun(runs["vsepp"], "latest"), tmp_path / "images", tmp_path / "index")
     assert "left out 1 images" in capsys.readouterr().out
     with pytest.raises(DataError, match="no image in it can be decoded"):  # the second call refuses it, too
-        search.index_images(runs["vsepp"], "latest", tmp_path / "images", tmp_path / "index")
+        index.index_images(TrainedRun(runs["vsepp"], "latest"), tmp_path / "images", tmp_path / "index")
     with pytest.raises(DataError, match="none of its images could be decoded"):
-        search.search_images(runs["vsepp"], "latest", tmp_path / "index", CAPTION, 1)
+        search.search_images(TrainedRun(runs["vsepp"], "latest"), tmp_path / "index", CAPTION, 1)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_index_refuses_folder_of_broken_images(runs, tmp_path, capsys):
     ],
 )
 def test_open_index_names_damaged_file(file, content, message, runs, folder, tmp_path):
-    model, params, made_by = search.load_model(runs["mefn"], "latest", False)
+    model, params, made_by = index.load_model(TrainedRun(runs["mefn"], "latest"))
     build_index(model, params, made_by, folder, tmp_path / "index")
     path = tmp_path / "index" / file
     path.unlink() if content is None else path.write_bytes(content)
@@ -135,7 +136,7 @@ def test_open_index_names_damaged_file(file, content, message, runs, folder, tmp
 
 
 def test_index_and_search_refuse_values_that_are_not_finite(runs, folder, tmp_path):
-    model, params, made_by = search.load_model(runs["vsepp"], "latest", False)
+    model, params, made_by = index.load_model(TrainedRun(runs["vsepp"], "latest"))
     broken = jax.tree.map(lambda x: x * np.nan, params)
     with pytest.raises(TrainingError, match=r"0\.png: its features are not finite"):
         build_index(model, broken, made_by, folder, tmp_path / "index")
@@ -166,7 +167,7 @@ def test_search_embeddings_equals_sorted_products(seed, number, k, chunk, device
 
 
 def test_index_records_checkpoint_and_counts(runs, folder, tmp_path):
-    search.index_images(runs["mefn"], "latest", folder, tmp_path / "index")
+    index.index_images(TrainedRun(runs["mefn"], "latest"), folder, tmp_path / "index")
     metadata = json.loads((tmp_path / "index" / "index.json").read_text())
     assert metadata["checkpoint"]["workdir"] == str(runs["mefn"])
     assert (metadata["images"], metadata["done"], metadata["skipped"]) == (

@@ -10,6 +10,7 @@ from configs import shapes
 from mefn_jax.data.images import decode, resize_from_config
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluation import evaluator
+from mefn_jax.evaluation.run import TrainedRun
 from mefn_jax.retrieval import index, search
 
 CAPTION = "a red circle is left of a blue square"
@@ -19,9 +20,11 @@ NUM_IMAGES = 11  # in `folder`, besides the broken one
 @pytest.mark.parametrize("name", ["mefn", "vsepp"])
 def test_search_images_equals_scoring_all_images(name, runs, folder, tmp_path, capsys):
     workdir = runs[name]
-    search.index_images(workdir, "latest", folder, tmp_path / "index")
+    index.index_images(TrainedRun(workdir, "latest"), folder, tmp_path / "index")
     assert "left out 1 images that cannot be decoded: broken.jpg" in capsys.readouterr().out
-    best = search.search_images(workdir, "latest", tmp_path / "index", CAPTION, 5, out=str(tmp_path / "found.png"))
+    best = search.search_images(
+        TrainedRun(workdir, "latest"), tmp_path / "index", CAPTION, 5, out=str(tmp_path / "found.png")
+    )
     printed = capsys.readouterr().out
     assert f"{NUM_IMAGES} images" in printed
     model, params, _ = evaluator.load_checkpoint(workdir, "latest")
@@ -41,13 +44,13 @@ def test_search_images_equals_scoring_all_images(name, runs, folder, tmp_path, c
 
 
 def test_search_images_reranks_as_many_candidates_as_asked(runs, folder, tmp_path, capsys):
-    search.index_images(runs["mefn"], "latest", folder, tmp_path / "index")
+    index.index_images(TrainedRun(runs["mefn"], "latest"), folder, tmp_path / "index")
     for candidates in ("4", "0.34"):
-        search.search_images(runs["mefn"], "latest", tmp_path / "index", CAPTION, 2, rerank=candidates)
+        search.search_images(TrainedRun(runs["mefn"], "latest"), tmp_path / "index", CAPTION, 2, rerank=candidates)
         assert "4 of them scored by the matcher" in capsys.readouterr().out
     for candidates in ("0", "13", "few"):
         with pytest.raises(ConfigError, match=f"--rerank={candidates}: give a share"):
-            search.search_images(runs["mefn"], "latest", tmp_path / "index", CAPTION, 2, rerank=candidates)
+            search.search_images(TrainedRun(runs["mefn"], "latest"), tmp_path / "index", CAPTION, 2, rerank=candidates)
 
 
 def test_search_images_prints_file_names_of_any_bytes(runs, tmp_path, capsys):
@@ -56,8 +59,10 @@ def test_search_images_prints_file_names_of_any_bytes(runs, tmp_path, capsys):
     names = ["a.png", "b\u2028c.png", "d\re.png", "f\x85g.png", "h\ni.png", os.fsdecode(b"caf\xe9.png"), "k\u202fl.png"]
     for name in names:
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(folder / name, "png")
-    search.index_images(runs["vsepp"], "latest", folder, tmp_path / "index")
-    found = search.search_images(runs["vsepp"], "latest", tmp_path / "index", CAPTION, 10, out=str(tmp_path / "x.png"))
+    index.index_images(TrainedRun(runs["vsepp"], "latest"), folder, tmp_path / "index")
+    found = search.search_images(
+        TrainedRun(runs["vsepp"], "latest"), tmp_path / "index", CAPTION, 10, out=str(tmp_path / "x.png")
+    )
     model, params, _ = evaluator.load_checkpoint(runs["vsepp"], "latest")
     texts = model.encode_captions(params, [CAPTION])
     assert sorted(name for _, name in found) == sorted(names)
@@ -69,34 +74,36 @@ def test_search_images_prints_file_names_of_any_bytes(runs, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "7 images" in printed
     assert all(shown in printed for shown in ("b\ufffdc.png", "caf\ufffd.png", "k\u202fl.png"))
-    search.index_images(runs["vsepp"], "latest", folder, tmp_path / "index")
+    index.index_images(TrainedRun(runs["vsepp"], "latest"), folder, tmp_path / "index")
     assert "all images are encoded already" in capsys.readouterr().out
 
 
 def test_search_images_truncates_long_caption_with_warning(runs, folder, tmp_path, capsys):
-    search.index_images(runs["mefn"], "latest", folder, tmp_path / "index")
+    index.index_images(TrainedRun(runs["mefn"], "latest"), folder, tmp_path / "index")
     max_tokens = shapes.get_config("smoke").text.max_tokens
     long = " ".join(["red"] * (max_tokens + 3))
-    best = search.search_images(runs["mefn"], "latest", tmp_path / "index", long, 3)
+    best = search.search_images(TrainedRun(runs["mefn"], "latest"), tmp_path / "index", long, 3)
     assert f"{max_tokens + 3} wordpieces, but the model reads only the first {max_tokens}" in capsys.readouterr().out
-    assert best == search.search_images(runs["mefn"], "latest", tmp_path / "index", " ".join(["red"] * max_tokens), 3)
+    assert best == search.search_images(
+        TrainedRun(runs["mefn"], "latest"), tmp_path / "index", " ".join(["red"] * max_tokens), 3
+    )
 
 
 def test_eval_command_indexes_and_answers_queries(runs, folder, tmp_path, command):
     """Searches by caption and by image; an index made on eight devices gives the same results on one."""
     options, index_folder = (f"--workdir={runs['mefn']}", "--step=latest"), tmp_path / "index"
-    command("eval.py", *options, f"--index_images={folder}", f"--index={index_folder}", devices=8)
-    printed = command("eval.py", *options, f"--index={index_folder}", f"--query={CAPTION}", "--topk=3").stdout
-    expected = search.search_images(runs["mefn"], "latest", index_folder, CAPTION, 3)
+    command("eval.py", "index", *options, f"--images={folder}", f"--out={index_folder}", devices=8)
+    printed = command(
+        "eval.py", "search", *options, f"--index={index_folder}", f"--caption={CAPTION}", "--top_k=3"
+    ).stdout
+    expected = search.search_images(TrainedRun(runs["mefn"], "latest"), index_folder, CAPTION, 3)
     assert all(f"{score:.4f}  {name}" in printed for score, name in expected)
     lines = tmp_path / "captions.txt"
     lines.write_text("a red circle\n\nblue squares\n!!!\na large dotted star\n")
     printed = command(
-        "eval.py", *options, f"--query_image={folder / '0.png'}", f"--captions={lines}", "--topk=2"
+        "eval.py", "search", *options, f"--image={folder / '0.png'}", f"--captions={lines}", "--top_k=2"
     ).stdout
     assert "0.png in 3 captions" in printed
     assert len([line for line in printed.splitlines() if line.strip()[:1] in ("1", "2")]) == 2
-    refused = command("eval.py", *options, f"--query={CAPTION}", check=False)
-    assert "--index=INDEX is missing" in refused.stderr
-    refused = command("eval.py", *options, f"--query_image={lines}", f"--captions={lines}", "--rerank=5", check=False)
-    assert "--rerank needs the evaluation of one run, or --query" in refused.stderr
+    refused = command("eval.py", "search", *options, f"--caption={CAPTION}", check=False)
+    assert "give --index=INDEX and --caption=TEXT, or --image=FILE and --captions=FILE.txt" in refused.stderr
