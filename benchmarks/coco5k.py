@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from scoring import random_features  # benchmarks/scoring.py
+from scoring import make_matcher, random_features  # benchmarks/scoring.py
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout that is not installed
 
@@ -41,8 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     mesh, captions = make_mesh(), options.images * CAPTIONS_PER_IMAGE
     images, texts = random_features(options.images, captions, options.regions, options.width)
-    matcher_class, matcher_options = MODELS[options.model]
-    matcher = matcher_class(**matcher_options)
+    matcher = make_matcher(options.model)
     example = jax.tree.map(lambda x: x[:2], (images, texts))
     params = matcher.init(jax.random.key(0), *example)
     scorer = compile_tile_scorer(

@@ -29,10 +29,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout that is not installed
 
+from configs import default
 from mefn_jax.evaluation.evaluator import default_score_tile_mib
 from mefn_jax.features import Features
-from mefn_jax.matching.mefn import MEFN
-from mefn_jax.matching.scan import SCAN
+from mefn_jax.matching.matcher import Matcher
 from mefn_jax.model import MODELS
 from mefn_jax.runtime.flops import count_flops
 from mefn_jax.runtime.sharding import make_mesh
@@ -65,6 +65,11 @@ def random_features(images: int, captions: int, regions: int, width: int, times:
     ones = np.ones((images, regions), bool)
     image_features = Features(v, ones, random_unit_vectors(rng, images, width))
     return image_features, Features(t, mask, random_unit_vectors(rng, captions, width))
+
+
+def make_matcher(name: str) -> Matcher:
+    """Returns the matcher of a system with its default options."""
+    return MODELS[name].matcher(**default.get_config(f"model={name}").matcher)
 
 
 def shortest_seconds(run, repeats=REPEATS) -> float:
@@ -127,7 +132,7 @@ def measure_growth(images: int, captions: int, regions: int, width: int) -> dict
     """Prints and returns the factors by which time and FLOPs grow when one quantity is doubled."""
     sizes = {"images": images, "captions": captions, "regions": regions, "width": width, "times": 1}
     base_features, results = random_features(**sizes), {}
-    for name, matcher in (("scan", SCAN(**MODELS["scan_t2i_lse"][1])), ("mefn", MEFN())):
+    for name, matcher in (("scan", make_matcher("scan_t2i_lse")), ("mefn", make_matcher("mefn"))):
         seconds, flops = time_matcher(matcher, *base_features)[0], scoring_flops(matcher, *base_features)
         for quantity in sizes:
             features = random_features(**sizes | {quantity: 2 * sizes[quantity]})
@@ -187,7 +192,7 @@ def main() -> None:
         times = {"gemm": time_gemm(images, texts)}
         print(f"{size}: {texts.mask.sum(1).mean():.1f} words, {options.regions} regions, D = {options.width}")
         print(f"  {'gemm':10} {times['gemm']:8.2f} s", flush=True)
-        for name, matcher in (("scan", SCAN(**MODELS["scan_t2i_lse"][1])), ("mefn", MEFN())):
+        for name, matcher in (("scan", make_matcher("scan_t2i_lse")), ("mefn", make_matcher("mefn"))):
             times[name], first_tile = time_matcher(matcher, images, texts)
             ratio = times[name] / times["gemm"]
             print(f"  {name:10} {times[name]:8.2f} s  {ratio:5.2f} x gemm  (first tile {first_tile:.1f} s)", flush=True)

@@ -194,12 +194,18 @@ class Model:
         text = self.text.init(text_key, ids, mask)
         features = self.image.apply(image, images), self.text.apply(text, ids, mask)
         matcher = self.matcher.init(matcher_key, *features)
-        hubness = {} if self.hubness is None else self.hubness.init(matcher_key, *map(self.matcher.embed, features))
+        hubness = {} if self.hubness is None else self.hubness.init(matcher_key, *self._embed_first(matcher, features))
         loss = {"params": {name: jnp.float32(value) for name, value in self.loss.items()}}
         parts = {"image": image, "text": text, "matcher": matcher, "hubness": hubness, "loss": loss}
         params = {name: variables.get("params", {}) for name, variables in parts.items()}
         constants = {name: variables["constants"] for name, variables in parts.items() if "constants" in variables}
         return params | {"constants": constants}
+
+    def _embed_first(self, matcher: dict, features) -> list:
+        """Returns the embeddings of images and of texts, `features` before the matcher's transforms, during `init`."""
+        transforms = "transform_images", "transform_texts"
+        transformed = [self.matcher.apply(matcher, x, method=t) for x, t in zip(features, transforms, strict=True)]
+        return [self.matcher.apply(matcher, x, method="embed") for x in transformed]
 
     def encode_images(self, params, images, dropout_key=None, keys=None) -> Features:
         """Returns the Features of images, uint8 pixels `(B, H, W, 3)` or precomputed regions float `(B, N, C)`, after
@@ -225,7 +231,7 @@ class Model:
 
     def hub_offsets(self, params, images: Features, texts: Features) -> tuple[jax.Array, jax.Array]:
         """Returns the hubness offsets to subtract from the scores: of each image, float32 `(I,)`, and of each text,
-        `(T,)` (docs/method.md, Eq. 35); zeros without a correction. Works on Features without batch axis too."""
+        `(T,)` (docs/method.md, Eq. 35); zeros without a correction."""
         embeddings = self.embed(params, images), self.embed(params, texts)
         if self.hubness is None:
             return tuple(jnp.zeros(x.shape[:-1], jnp.float32) for x in embeddings)
@@ -276,7 +282,8 @@ class Model:
         """Returns the terms of one pair (Features without batch axis) that the matcher computes (see `MEFN.explain`),
         and the offsets `image_hub_offset` and `text_hub_offset`, which the score has subtracted."""
         terms = self._apply_matcher(params, "explain", image, text)
-        image_offset, text_offset = self.hub_offsets(params, image, text)
+        batches = (jax.tree.map(lambda x: x[None], features) for features in (image, text))
+        image_offset, text_offset = (x[0] for x in self.hub_offsets(params, *batches))
         terms["score"] -= image_offset + text_offset
         return terms | {"image_hub_offset": image_offset, "text_hub_offset": text_offset}
 

@@ -10,7 +10,7 @@ from configs import default
 from mefn_jax.config import flatten
 from mefn_jax.model import find_system
 
-OPTION = re.compile(r"    c\.(?P<key>[a-z_.]+) = .*?  # (?P<comment>.*)")
+OPTION = re.compile(r"    c\.(?P<key>[\w.]+) = .*?  # (?P<comment>.*)")
 FIELD = re.compile(r"^    (?P<names>\w+(?:, \w+)*): (?P<comment>(?:.|\n {8})*)", re.MULTILINE)
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 IMPORTED = (
     "training.loop",
     "evaluation.ensemble",
+    "evaluation.zero_shot",
     "retrieval.search",
     "reports.compare",
+    "reports.explain",
     "precompute",
     "data.prepare",
 )

@@ -12,10 +12,12 @@ from commands import ROOT
 
 import configs.shapes
 from mefn_jax import optim
-from mefn_jax.model import build_model, dummy_inputs
+from mefn_jax.model import build_model, split_constants
 from mefn_jax.runtime.sharding import batch_sharding, make_mesh, param_shardings, replicated
 from mefn_jax.scoring import rerank
 from mefn_jax.training import state
+from mefn_jax.training.hyperparameters import as_seed
+from mefn_jax.training.setup import make_init
 
 pytest.importorskip("libtpu")
 
@@ -128,10 +130,12 @@ def list_shardings() -> str:
     config = configs.shapes.get_config()
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, topology_devices(TARGET))
     model = build_model(config, 1000)
-    init = functools.partial(model.init, jax.random.key(0), *dummy_inputs(config))
-    factors = optim.lr_multipliers(jax.eval_shape(init), (), 1.0)
+    init = make_init(model, config, mesh)
+    seed = as_seed(config.train.seed)
+    params, _ = split_constants(jax.eval_shape(init, seed))
+    factors = optim.lr_multipliers(params, (), 1.0)
     optimizer = optim.adamw(optax.constant_schedule(0.1), 0.1, 1.0, factors)
-    shapes = jax.eval_shape(functools.partial(state.create_state, init, optimizer, factors, mesh))
+    shapes = jax.eval_shape(functools.partial(state.create_state, init, seed, optimizer, factors, mesh))
     leaves = zip(
         jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(param_shardings(mesh, shapes)), strict=True
     )

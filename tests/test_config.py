@@ -1,15 +1,19 @@
 """Configurations: every key is checked, arguments are a closed set, messages name what to do."""
 
+import dataclasses
 import importlib
 import re
 
 import pytest
 from commands import ROOT
 
+from configs import default
 from mefn_jax import config as configuration
 from mefn_jax import losses
 from mefn_jax.errors import ConfigError
-from mefn_jax.model import MODEL_CHOICES, MODELS
+from mefn_jax.matching.matcher import Matcher
+from mefn_jax.model import MODEL_CHOICES, MODELS, matcher_options
+from mefn_jax.resolve import note_contradictions
 
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
 
@@ -26,13 +30,56 @@ def test_shipped_configs_are_valid(name, model):
         configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
         assert config.is_locked
         assert config.model == model
-        assert set(configuration.flatten(config.to_dict())) == set(configuration.flatten(load("default").to_dict()))
+        assert set(configuration.flatten(config.to_dict())) == set(
+            configuration.flatten(load("default", f"model={model}").to_dict())
+        )
 
 
 def test_every_option_has_a_comment():
     for line in (ROOT / "configs" / "default.py").read_text().split("def finish")[0].splitlines():
         if re.match(r"    c\.[\w.]+ = ", line) and "ConfigDict()" not in line:
             assert "  # " in line, line
+    for matcher in {system.matcher for system in MODELS.values()}:
+        for name in fields(matcher):
+            assert re.search(rf"\n +(\w+, )?{name}[:,]", matcher.__doc__ + Matcher.__doc__), (matcher, name)
+
+
+def fields(matcher):
+    """The names of the options that a matcher's class declares."""
+    return {field.name for field in dataclasses.fields(matcher)} - {"parent", "name"}
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_matcher_options_are_fields_of_class(model):
+    assert set(load("default", f"model={model}").matcher) == fields(MODELS[model].matcher)
+    if model.startswith("scan"):
+        scan = {"direction", "aggregate", "inverse_temperature", "lse_factor"}
+        assert set(matcher_options(model)) == scan | {"hub_vectors", "init_hub_scale"}
+
+
+def test_finish_keeps_overridden_defaults_and_sets_required_options():
+    config = default.base("scan_t2i_lse")
+    assert (config.loss.hard_negative_ramp, config.matcher.inverse_temperature) == (500, 9.0)
+    changes = {"loss.hard_negative_ramp": 7, "matcher.inverse_temperature": 5.0, "matcher.direction": "i2t"}
+    for key, value in changes.items():
+        configuration.set_dotted(config, key, value)
+    config = default.finish(config, {"smoke": False})
+    assert (config.loss.hard_negative_ramp, config.matcher.inverse_temperature) == (7, 5.0)
+    assert config.matcher.direction == "t2i"
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_note_contradictions_names_required_option(model, capsys):
+    for name in NAMES:
+        note_contradictions(load(name, f"model={model}"))
+    assert capsys.readouterr().out == ""
+    config = load("default", f"model={model}")
+    for key, value in MODELS[model].requires.items():
+        configuration.set_dotted(config, key, "other")
+        note_contradictions(config)
+        note = f"note: model={model} is defined by {key}={value}, but {key}=other is used\n"
+        assert capsys.readouterr().out == note
+        configuration.set_dotted(config, key, value)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +88,7 @@ def test_every_option_has_a_comment():
         ("mdoel=mefn", "unknown configuration argument 'mdoel', did you mean 'model'?; known are model, smoke"),
         ("smoke=1", "'smoke' takes no value"),
         ("model", "'model' needs a value"),
+        ("model=mefn_no_entrop", "model: 'mefn_no_entrop' is not one of mefn, mefn_no_entropy"),
     ],
 )
 def test_get_config_refuses_unknown_argument(arg, message):
@@ -91,6 +139,23 @@ def test_check_config_names_impossible_value(key, value, message):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
+        ("direction", "both", "matcher.direction: 'both' is not one of t2i, i2t"),
+        ("aggregate", "max", "matcher.aggregate: 'max' is not one of lse, avg"),
+        ("inverse_temperature", 0.0, "matcher.inverse_temperature: 0.0 must be greater than 0"),
+        ("lse_factor", -1.0, "matcher.lse_factor: -1.0 must be greater than 0"),
+        ("hub_vectors", -1, "matcher.hub_vectors: -1 must not be negative"),
+    ],
+)
+def test_check_config_names_impossible_option_of_scan(key, value, message):
+    config = load("default", "model=scan_t2i_lse")
+    config.matcher[key] = value
+    with pytest.raises(ConfigError, match=message):
+        configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
         ("size", 100, r"image.size=100 is not a multiple of image.vit.patch=16"),
         ("vit.heads", 7, r"image.vit.width=384 is not a multiple of image.vit.heads=7"),
     ],
@@ -106,7 +171,10 @@ def test_check_config_names_sizes_that_do_not_divide(key, value, message):
 
 def test_diff_configs_names_dotted_keys():
     old, new = load("default").to_dict(), load("default", "model=vsepp").to_dict()
-    assert configuration.diff_configs(old, new) == {"model": ("mefn", "vsepp"), "loss.hard_negative_ramp": (-1, 500)}
+    expected = {"model": ("mefn", "vsepp"), "loss.hard_negative_ramp": (-1, 500)}
+    options = matcher_options("mefn")
+    missing = options.keys() - matcher_options("vsepp").keys()
+    assert configuration.diff_configs(old, new) == expected | {f"matcher.{k}": (options[k], None) for k in missing}
     assert configuration.diff_configs({"a": (1, 2)}, {"a": [1, 2]}) == {}
 
 

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "mefn_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # From the top floor down. A module imports from its own room and from the rooms below it.
 ROOMS = (
-    ("aot", "precompute", "sweep", "show_data"),
+    ("aot", "precompute", "print_config", "sweep", "show_data"),
     ("training",),
     ("retrieval",),
     ("reports",),

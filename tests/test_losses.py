@@ -9,10 +9,12 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from systems import make_matcher
 
+from configs import default
 from mefn_jax import losses
 from mefn_jax.features import make_features
-from mefn_jax.model import MODELS
+from mefn_jax.training.hyperparameters import hyperparameters_from_config
 
 
 def naive_triplet(scores, positives, margin, hardest, anchors):
@@ -123,18 +125,35 @@ def test_siglip_equals_naive_loop(seed, ids, scale, bias):
     assert float(siglip(scores, positives, scale, bias)) == pytest.approx(total / 5, rel=1e-4, abs=1e-5)
 
 
-def test_initial_params_are_the_published_ones():
-    config = types.SimpleNamespace(name="info_nce")
-    assert np.exp(losses.initial_params(config)["scale"]) == pytest.approx(1 / 0.07)
-    assert losses.make_loss(config)(0) is losses.info_nce
-    values = losses.initial_params(types.SimpleNamespace(name="siglip"))
-    assert (np.exp(values["scale"]), values["bias"]) == (pytest.approx(10.0), -10.0)
-    assert losses.initial_params(types.SimpleNamespace(name="triplet")) == {}
+def test_losses_have_published_initial_parameters():
+    initial = {name: loss.initial for name, loss in losses.LOSSES.items()}
+    assert np.exp(initial["info_nce"]["scale"]) == pytest.approx(1 / 0.07)
+    assert (np.exp(initial["siglip"]["scale"]), initial["siglip"]["bias"]) == (pytest.approx(10.0), -10.0)
+    assert initial["triplet"] == {}
+
+
+def hyperparameters(**options):
+    config = default.get_config()
+    config.loss.update(options)
+    return hyperparameters_from_config(config, steps=100)
+
+
+def test_make_loss_passes_hyperparameters_and_learned_parameters():
+    scores = np.random.default_rng(0).uniform(-1, 1, (4, 4)).astype(np.float32)
+    positives, hyper = np.eye(4, dtype=bool), hyperparameters(margin=0.3, hard_negative_ramp=10)
+    for anchors in losses.LOSS_CHOICES["loss.anchors"]:
+        loss = losses.make_loss(types.SimpleNamespace(name="triplet", anchors=anchors))
+        for step, hardest in ((0, 0.0), (5, 0.5), (99, 1.0)):
+            expected = naive_triplet(scores, positives, 0.3, hardest, anchors)
+            assert float(loss({}, scores, positives, hyper, step)) == pytest.approx(expected, abs=1e-5)
+    for name, params in (("info_nce", {"scale": 1.5}), ("siglip", {"scale": 1.5, "bias": -2.0})):
+        found = losses.make_loss(types.SimpleNamespace(name=name))(params, scores, positives, hyper, 0)
+        assert float(found) == float(losses.LOSSES[name].compute(scores, positives, 1.5, params.get("bias")))
 
 
 LOSSES = {
-    "sum of hinges": {"name": "triplet", "margin": 0.2, "hard_negative_ramp": -1, "anchors": "both"},
-    "hardest": {"name": "triplet", "margin": 0.2, "hard_negative_ramp": 60, "anchors": "both"},
+    "sum of hinges": {"name": "triplet", "hard_negative_ramp": -1},
+    "hardest": {"name": "triplet", "hard_negative_ramp": 60},
     "info_nce": {"name": "info_nce"},
     "siglip": {"name": "siglip"},
 }
@@ -144,13 +163,12 @@ LOSSES = {
 @pytest.mark.parametrize("model", ["vsepp", "scan_t2i_avg", "mefn"])
 def test_losses_raise_recall_on_easy_data(name, model):
     """A loss that collapses to equal scores leaves recall at chance, 1 in 24."""
-    config = types.SimpleNamespace(**LOSSES[name])
-    recall = trained_recall(model, config, steps=200)
+    recall = trained_recall(model, LOSSES[name], steps=200)
     assert recall[0] < 0.3, "recall is high before training, so the test shows nothing"
     assert recall[1] > 0.8
 
 
-def trained_recall(model: str, config, steps: int, pairs=24, width=12) -> tuple[float, float]:
+def trained_recall(model: str, options: dict, steps: int, pairs=24, width=12) -> tuple[float, float]:
     """R@1 before and after training linear maps of two noisy views of each pair's hidden vector."""
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(pairs, 1, width))
@@ -158,8 +176,9 @@ def trained_recall(model: str, config, steps: int, pairs=24, width=12) -> tuple[
         jnp.float32((hidden + 0.1 * rng.normal(size=(pairs, n, width))) @ rng.normal(size=(width, width)))
         for n in (4, 3)
     ]
-    kind, options = MODELS[model]
-    matcher, loss_at = kind(**options), losses.make_loss(config)
+    config = default.get_config()
+    config.loss.update(options)
+    matcher, loss, hyper = make_matcher(model), losses.make_loss(config.loss), hyperparameters(**options)
 
     def features(kernel, x):
         return make_features(x @ kernel, jnp.ones(x.shape[:2], bool), jnp.mean(x @ kernel, 1))
@@ -170,14 +189,13 @@ def trained_recall(model: str, config, steps: int, pairs=24, width=12) -> tuple[
 
     kernels = [jnp.float32(rng.normal(size=(width, width))) for _ in views]
     start = [features(kernel, x) for kernel, x in zip(kernels, views, strict=True)]
-    scalars = {k: jnp.float32(v) for k, v in losses.initial_params(config).items()}
+    scalars = {k: jnp.float32(v) for k, v in losses.LOSSES[config.loss.name].initial.items()}
     matcher_params = matcher.init(jax.random.key(0), *start).get("params", {})
     params = {"kernels": kernels, "matcher": matcher_params, "loss": scalars}
     optimizer, positives = optax.adam(0.02), losses.positives_mask(jnp.arange(pairs))
 
     def value(params, step):
-        p = params["loss"]
-        return loss_at(step)(scores(params), positives, p.get("scale"), p.get("bias"))
+        return loss(params["loss"], scores(params), positives, hyper, step)
 
     @jax.jit
     def step(params, state, number):

@@ -35,20 +35,18 @@ def test_readme_names_files_that_exist():
         assert (ROOT / path).is_file(), path
 
 
-def test_readme_names_keys_and_flags_that_exist():
+def test_readme_names_keys_and_flags_that_exist(command):
     readme = (ROOT / "README.md").read_text()
     known = set(configuration.flatten(default.base().to_dict()))
     keys = set(re.findall(r"--config\.([\w.]+\w)[=`]", readme)) - {"key"}
     assert len(keys) > 15
     assert keys <= known, keys - known
     # This checks README's spelling; other tests run the commands that need no cloud.
-    commands = {"train.py", "eval.py", *re.findall(r"python -m (mefn_jax\.[\w.]+)", readme)}
-    commands |= {f"eval.py {verb}" for verb in VERBS}
+    commands = [["train.py"], ["eval.py"], *(["eval.py", verb] for verb in VERBS)]
+    commands += [[f"-m {module}"] for module in sorted(set(re.findall(r"python -m (mefn_jax\.[\w.]+)", readme)))]
     flags = set()
-    for script in commands:
-        words = script.split() if ".py" in script else ["-m", script]
-        done = subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True)
-        flags |= set(re.findall(r"--(?:\[no\])?(\w+)", done.stdout))
+    for words in commands:
+        flags |= set(re.findall(r"--(?:\[no\])?(\w+)", command(*words, "--help").stdout))
     for line in re.findall(r"(?:train\.py|eval\.py|-m mefn_jax\.[\w.]+)([^`|\n]*)", readme):
         named = set(re.findall(r" --(\w+)\b(?!\.)", line)) - {"config", "name"}
         assert named <= flags, (line, named - flags)

@@ -1,4 +1,16 @@
-"""`python -m mefn_jax.sweep` with a run that fails."""
+"""`python -m mefn_jax.sweep`: a run that fails, a malformed grid, and one compilation for all runs of a grid."""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+from commands import ROOT, environment, logged
+from sample_data import write_precomputed
+
+from mefn_jax import sweep
+from mefn_jax.errors import ConfigError
 
 CONFIG = "--config=configs/precomputed.py:smoke"
 
@@ -10,5 +22,44 @@ def test_sweep_names_failed_run_and_continues(tmp_path, command):
     lines = result.stdout.splitlines()
     assert lines[0].startswith(f"mefn seed 0: failed, error: data.dir: {tmp_path / 'nowhere'}: no such directory")
     assert lines[1].startswith("vsep seed 0: failed, error: model: 'vsep' is not one of")
-    for flags, message in (((), "--out=DIR is missing"), (("--out=x", "--seeds=a"), "--seeds=a: give numbers")):
+    for flags, message in (
+        ((), "--out=DIR is missing"),
+        (("--out=x", "--seeds=a"), "--seeds=a: give numbers"),
+        (("--out=x", "--grid=train.learning_rate"), "error: --grid=train.learning_rate: give KEY=VALUE,VALUE, such as"),
+    ):
         assert message in command("-m mefn_jax.sweep", CONFIG, *flags, check=False).stderr
+
+
+@pytest.mark.parametrize("text", ["train.learning_rate", "train.learning_rate=", "train.learning_rate=,", "=1e-3", ""])
+def test_parse_grid_refuses_malformed_values(text):
+    with pytest.raises(ConfigError, match=f"--grid={text}: give KEY=VALUE,VALUE"):
+        sweep.parse_grid(["train.seed=0", text])
+
+
+def test_parse_grid_reads_values_by_key():
+    grid = sweep.parse_grid(["train.learning_rate=1e-3,5e-4", "matcher.entropy=none"])
+    assert grid == {"train.learning_rate": ["1e-3", "5e-4"], "matcher.entropy": ["none"]}
+
+
+def test_sweep_compiles_train_step_and_initial_state_once(tmp_path):
+    """Sweeps two seeds and two learning rates, and counts the programs in the compilation cache that the runs share."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    for split, images in (("train", 24), ("dev", 8)):
+        write_precomputed(data, split, images, shape=(5, 8))
+    words = ["-m", "mefn_jax.sweep", f"{CONFIG},text=gru", f"--config.data.dir={data}", "--config.text.vocab_size=300"]
+    words += ["--config.train.steps=3", "--config.train.log_every=1", "--models=vsepp", "--seeds=0,1", "--split=val"]
+    words += ["--grid=train.learning_rate=1e-3,5e-4", f"--out={out}"]
+    env = environment(tmp_path) | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # tiny programs compile quickly
+    del env["JAX_COMPILATION_CACHE_DIR"]  # the sweep chooses it
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    settings = [f"vsepp,train.learning_rate={rate}" for rate in ("1e-3", "5e-4")]
+    names = [f"{setting} seed {seed}" for setting, seed in itertools.product(settings, (0, 1))]
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == names
+    programs = [name for name in os.listdir(out / "compiled") if name.endswith("-cache")]
+    for function in ("train_step", "build_state"):
+        assert len([name for name in programs if name.startswith(f"jit_{function}-")]) == 1, programs
+    # The runs differ all the same.
+    runs = [out / setting / str(seed) for setting in settings for seed in (0, 1)]
+    assert len({tuple(logged(run, "loss").values()) for run in runs}) == 4
+    assert [max(logged(run, "learning_rate").values()) for run in runs] == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4])

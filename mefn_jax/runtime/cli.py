@@ -33,7 +33,10 @@ def run_command(main, define_flags, description: str | None = None) -> None:
                 names = [name for name in flags.FLAGS if name not in flags_of_absl]
                 print(_format_help(description or sys.modules[main.__module__].__doc__, names), flush=True)
                 sys.exit(0)
-            positional = flags.FLAGS(argv)
+            try:
+                positional = flags.FLAGS(argv)
+            except (AttributeError, KeyError) as e:  # an override of an option that the file of `--config` lacks
+                raise ConfigError(_describe_unknown(None) or str(e)) from e
             if "config" in flags.FLAGS and flags.FLAGS.config is not None and not config_path().is_file():
                 raise ConfigError(f"--config={config_path()}: no such file")
             return positional
@@ -72,6 +75,8 @@ def _describe_unknown(default: str | None) -> str:
     it has there; empty if there is none."""
     chosen = [argument.removeprefix("--config=") for argument in sys.argv if argument.startswith("--config=")]
     path, _, argument = (chosen or [default or ""])[-1].partition(":")
+    if not path:
+        return ""
     spec = importlib.util.spec_from_file_location("configuration", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

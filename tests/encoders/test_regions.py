@@ -32,8 +32,8 @@ def linear(p, x):
 )
 def test_region_encoder_pools_unnormalized_projections(projection, pooling):
     module = RegionEncoder(8, projection, pooling)
-    params = jax.tree.map(np.asarray, module.init(jax.random.key(0), REGIONS, mask=MASK))["params"]
-    features = module.apply({"params": params}, REGIONS, mask=MASK)
+    variables = jax.tree.map(np.asarray, module.init(jax.random.key(0), REGIONS, mask=MASK))
+    features, params = module.apply(variables, REGIONS, mask=MASK), variables["params"]
     if projection == "mlp":
         assert params["mlp_in"]["kernel"].shape == (6, 4)  # D / 2, as in VSE-infinity
     pool = {"params": params["pooling"]} if "pooling" in params else {}

@@ -11,8 +11,13 @@ from mefn_jax.runtime.checkpoint import Checkpoints
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--config.train.stepz=4"], "unknown configuration key 'stepz'. Did you mean \"steps\""),
-        (["--config.trian.steps=4"], "unknown configuration key 'trian'. Did you mean \"train\""),
+        (["--config.train.stepz=4"], "unknown option --config.train.stepz, did you mean 'steps'?; config.train has batch_size, "),
+        ([SMOKE, "--config.train.stepz=4"], "unknown option --config.train.stepz, did you mean 'steps'?; config.train "),
+        (["--config.trian.steps=4"], "option --config.trian.steps, did you mean 'train'?; config has augment, data, "),
+        (
+            [SMOKE, "--config.matcher.lse_factor=6"],  # an option of SCAN's matcher, but not of MEFN's
+            "unknown option --config.matcher.lse_factor; config.matcher has branches, entropy, global_input, hub_vectors",
+        ),
         (["--config.train.steps=many"], "--config.train.steps=many"),
         (["--confg.train.steps=4"], "Unknown command line flag 'confg.train.steps'"),
         (["--config=configs/nowhere.py"], "configs/nowhere.py"),

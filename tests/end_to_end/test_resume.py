@@ -1,10 +1,13 @@
-"""Killed runs resume to bit-identical parameters; a run with other options does not resume."""
+"""Killed runs resume to bit-identical parameters, and with the learning rate that is given then; a run with another
+model does not resume."""
 
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 from commands import ROOT, SMOKE, assert_equal_states, environment, logged, read_state, refusal
 
 from mefn_jax.runtime.checkpoint import Checkpoints
@@ -56,3 +59,26 @@ def test_resume_refuses_other_config_by_key(trained, command):
     assert "text.bert.layers: 1 there, 3 here" in message
     assert "image" not in message.replace(str(workdir), "")
     assert "choose another --workdir" in message
+
+
+def test_resumed_run_uses_its_own_learning_rate(trained, command, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained[0], workdir)
+    shutil.rmtree(workdir / "checkpoints" / "8")
+    _, before = read_state(workdir)
+    # A step of 1e-30 changes no parameter that is not 0.
+    options = ("--config.train.learning_rate=1e-30", f"--workdir={workdir}")
+    text = command("train.py", SMOKE, *options).stdout
+    assert "resuming after 4" in text
+    assert "note: train.learning_rate was " in text
+    rates, old_rates = (logged(run, "learning_rate") for run in (workdir, trained[0]))
+    assert rates[4] == old_rates[4] > 1e-5
+    assert 0 < rates[6] < 1e-29 < old_rates[6]
+    step, after = read_state(workdir)
+    names = [name for name in after if name.startswith("/params/")]
+    assert step == 8
+    assert len(names) > 10
+    for name in names:
+        np.testing.assert_allclose(after[name], before[name], rtol=0, atol=1e-28, err_msg=name)
+    _, other = read_state(trained[0])
+    assert sum(np.any(np.abs(other[name] - before[name]) > 1e-6) for name in names) > 10

@@ -1,5 +1,6 @@
 """Pointing accuracy: the wordpieces that name a thing, and attention that is right, wrong or random."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -11,7 +12,11 @@ from mefn_jax.data.scenes import grammar
 from mefn_jax.data.split import Split
 from mefn_jax.encoders.grids import grid_boxes
 from mefn_jax.evaluation import pointing
+from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.features import Features
+from mefn_jax.matching.cosine import PooledCosine
+from mefn_jax.matching.matcher import Matcher
+from mefn_jax.model import Model
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +44,11 @@ def test_named_words_match_their_phrase(scenes):
             assert {t["shape"] for t in things} == {piece}
 
 
-class Pointer:
-    """A model whose words attend to the regions that their text's fragments give."""
+class Pointer(Matcher, kw_only=True):
+    """A matcher whose words attend to the regions that their text's fragments give."""
 
-    matcher = types.SimpleNamespace(explain=None)
-
-    @staticmethod
-    def explain(params, image, text):
-        return {"word_attention": text.fragments.T}  # (N, M)
+    def attention(self, image, text):
+        return text.fragments.T  # (N, M)
 
 
 def test_pointing_accuracy_of_right_wrong_and_random_attention(scenes, monkeypatch):
@@ -54,7 +56,8 @@ def test_pointing_accuracy_of_right_wrong_and_random_attention(scenes, monkeypat
     boxes = grid_boxes(3, 3)
     monkeypatch.setattr(pointing, "region_boxes", lambda config, model: boxes)
     config = types.SimpleNamespace(eval=types.SimpleNamespace(batch_size=64))
-    evaluator = types.SimpleNamespace(config=config, model=Pointer(), tokenizer=tokenizer)
+    pointer = Evaluator(Model(None, None, Pointer(), None, {}), tokenizer, config, None)
+    without_attention = dataclasses.replace(pointer, model=Model(None, None, PooledCosine(), None, {}))
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     right = np.zeros((split.num_captions, 20, 9), np.float32)
     for word in pointing.named_words(split, tokenizer):
@@ -62,9 +65,9 @@ def test_pointing_accuracy_of_right_wrong_and_random_attention(scenes, monkeypat
         right[word.caption, word.piece] = inside.all(-1).any(-1)
     images = Features(np.zeros((30, 9, 4)), np.ones((30, 9), bool), np.zeros((30, 4)))
 
-    def accuracy(attention):
+    def accuracy(attention, evaluator=pointer):
         texts = Features(attention, np.ones((150, 20), bool), np.zeros((150, 4)))
-        return pointing.pointing_accuracy(evaluator, None, images, texts, split)
+        return pointing.pointing_accuracy(evaluator, {"matcher": {}}, images, texts, split)
 
     assert accuracy(right)["all"] == 100.0
     assert accuracy(1 - right)["all"] == 0.0
@@ -72,5 +75,4 @@ def test_pointing_accuracy_of_right_wrong_and_random_attention(scenes, monkeypat
     assert 5 < chance < 25  # one to three of nine cells
     random = np.random.default_rng(0).random(right.shape).astype(np.float32)
     assert accuracy(random)["all"] == pytest.approx(chance, abs=6)
-    evaluator.model.matcher = types.SimpleNamespace()
-    assert accuracy(right)["all"] is None
+    assert accuracy(right, without_attention) == {"all": None, "chance": chance}

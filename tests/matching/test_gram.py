@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from random_features import masks, random_features
 
 from mefn_jax.features import make_features
-from mefn_jax.matching.entropy import ENTROPIES, shannon
+from mefn_jax.matching.entropy import ENTROPIES, Entropy, shannon
 from mefn_jax.matching.mefn import DIRECTIONS, GLOBAL_INPUTS, MEFN
 from mefn_jax.scoring.layouts import region_block, to_packed
 from mefn_jax.scoring.packing import pack
@@ -36,7 +36,7 @@ def explain_all_pairs(module, params, images, texts):
 def both_forms(*options):
     """`(params, regions, words, images, texts) -> gradients, scores` of the Gram form and of `MEFN.explain`, compiled;
     and parameters."""
-    module = MEFN(*options)
+    module = MEFN(**dict(zip(("entropy", "local", "global_input"), options, strict=True)))
 
     def compiled(form):
         def total(params, v, t, images, texts):
@@ -105,7 +105,7 @@ def test_gram_form_equals_explain_at_any_inverse_temperature(entropy):
         return tile, module.apply(params, images, texts), explain_all_pairs(module, params, images, texts)
 
     for inverse_temperature in (1.0, 9.0, 31.0, 33.0, 200.0):
-        params["params"]["log_scale"] = jnp.log(inverse_temperature)
+        params["params"]["log_lambda"] = jnp.log(inverse_temperature)
         tile, plain, expected = all_forms(params)
         np.testing.assert_allclose(tile, expected, atol=2e-5, err_msg=inverse_temperature)
         np.testing.assert_allclose(plain, expected, atol=2e-5, err_msg=inverse_temperature)
@@ -138,13 +138,10 @@ def test_score_tile_of_image_without_regions_is_finite():
     assert np.all(np.isfinite(tile))
 
 
-def test_gram_form_computes_new_entropy_pair_by_pair(monkeypatch):
-    """An entropy that has no Gram form of its own."""
+def test_entropy_without_all_pairs_equals_that_with_it(monkeypatch):
+    """A new entropy, which has only its function of one pair."""
 
-    def new_entropy(S, region_mask, word_mask, scale):
-        return shannon(S, region_mask, word_mask, scale)
-
-    monkeypatch.setitem(ENTROPIES, "new", new_entropy)
+    monkeypatch.setitem(ENTROPIES, "new", Entropy(shannon))
     images, texts, packed, slots = three_by_three()
     params = jax.jit(MEFN().init)(jax.random.key(0), images, texts)
 

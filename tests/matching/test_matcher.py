@@ -13,6 +13,7 @@ from mefn_jax.encoders.pooling import max_pool
 from mefn_jax.evaluation import evaluate
 from mefn_jax.evaluation.run import Gallery, TrainedRun
 from mefn_jax.features import Features, unit
+from mefn_jax.matching.matcher import Matcher
 from mefn_jax.runtime.checkpoint import Checkpoints
 from mefn_jax.training import loop
 
@@ -29,20 +30,20 @@ class TwoViews(nn.Module):
         return features.replace(extra={"view": view})
 
 
-class Views(nn.Module):
+class Views(Matcher, kw_only=True):
     """Scores a pair by a learned mean of the cosines of its views."""
 
     @nn.compact
-    def __call__(self, images: Features, texts: Features):
+    def score(self, images: Features, texts: Features):
         weight = nn.sigmoid(self.param("weight", nn.initializers.zeros, ()))
         return (1 - weight) * images.pooled @ texts.pooled.T + weight * images.extra["view"] @ texts.extra["view"].T
 
 
-class Fusion(nn.Module):
+class Fusion(Matcher, kw_only=True):
     """A Transformer block over the fragments of image i and text j together, for all pairs."""
 
     @nn.compact
-    def __call__(self, images: Features, texts: Features):
+    def score(self, images: Features, texts: Features):
         counts = len(images.mask), len(texts.mask)
 
         def pairs(v, t):
@@ -59,7 +60,7 @@ class Fusion(nn.Module):
 @pytest.fixture
 def name(request, monkeypatch):
     """The name of a matcher that is added to the tables of `model.py`, as one line there would do."""
-    monkeypatch.setitem(model.MODELS, request.param.__name__, (request.param, {}))
+    monkeypatch.setitem(model.MODELS, request.param.__name__, model.System(request.param))
     monkeypatch.setitem(model.MODEL_CHOICES, "model", tuple(model.MODELS))
     if request.param is Views:
         for kind in ("build_image_encoder", "build_text_encoder"):
@@ -70,9 +71,9 @@ def name(request, monkeypatch):
 
 @pytest.mark.parametrize("name", [Views, Fusion], indirect=True)
 def test_new_matcher_is_trained_and_evaluated(name, tmp_path):
-    config = shapes.get_config("smoke")
+    config = shapes.get_config(f"smoke,model={name}")
     with config.unlocked():
-        config.model, config.train.steps, config.train.eval_every = name, 4, 4
+        config.train.steps, config.train.eval_every = 4, 4
     loop.train(config, tmp_path)
     report = evaluate.evaluate(TrainedRun(tmp_path, "latest"), Gallery()).report
     assert report["config"]["model"] == name
@@ -85,9 +86,7 @@ def test_new_matcher_is_trained_and_evaluated(name, tmp_path):
 
 @pytest.mark.parametrize("name", [Views, Fusion], indirect=True)
 def test_new_matcher_has_gradients_for_every_parameter(name):
-    config = shapes.get_config("smoke")
-    with config.unlocked():
-        config.model = name
+    config = shapes.get_config(f"smoke,model={name}")
     built = model.build_model(config, vocab_size=50)
     images, texts = jnp.zeros((2, 64, 64, 3), jnp.uint8).at[0].set(200), jnp.array([[1, 5, 6, 2], [1, 7, 2, 0]])
     mask = jnp.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_features import masks, random_features
+from systems import make_matcher
 
 from mefn_jax.matching.mefn import DIRECTIONS, MEFN, unified_embeddings
-from mefn_jax.model import MODELS
 
 N, M, D = 4, 5, 6
 
@@ -92,8 +92,7 @@ def test_mefn_ablations_remove_their_terms():
     images, texts = random_features(8, 2, N, D), random_features(9, 2, M, D)
 
     def terms_of(name):
-        kind, options = MODELS[name]
-        module = kind(**options)
+        module = make_matcher(name)
         params = module.init(jax.random.key(0), images, texts)
         first = [jax.tree.map(lambda x: x[0], f) for f in (images, texts)]
         return module.apply(params, *first, method="explain"), module.apply(params, images, texts)[0, 0], params
@@ -101,7 +100,7 @@ def test_mefn_ablations_remove_their_terms():
     terms, score, params = terms_of("mefn_no_entropy")
     np.testing.assert_allclose(terms["region_weights"], 1 / N, rtol=1e-6)
     np.testing.assert_allclose(terms["word_weights"], 1 / M, rtol=1e-6)
-    assert "log_sharpness" not in params["params"]
+    assert "log_kappa" not in params["params"]
     terms, score, params = terms_of("mefn_no_local")
     assert float(score) == pytest.approx(float(terms["global"]), abs=1e-6)
     assert "gate_logit" not in params["params"]

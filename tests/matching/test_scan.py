@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_features import masks, random_features
+from systems import make_matcher
 
 from mefn_jax.features import make_features
 from mefn_jax.model import MODELS
@@ -62,8 +63,7 @@ def naive_score_jax(form, image, text):
 
 @functools.cache
 def compiled_form(form, naive=False):
-    matcher, options = MODELS[form]
-    module = matcher(**options)
+    module = make_matcher(form)
 
     def total(v, t, images, texts):
         v, t = make_features(v, images.mask, images.pooled), make_features(t, texts.mask, texts.pooled)
@@ -111,7 +111,6 @@ def test_scan_gradients_are_finite_for_identical_and_orthogonal_fragments(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_scan_embeds_mean_fragment(form):
-    matcher, options = MODELS[form]
     features = random_features(3, 1, N, D, np.array([[1, 1, 0, 0]], bool))
     mean = features.fragments[0, :2].sum(0)
-    np.testing.assert_allclose(matcher(**options).embed(features)[0], mean / np.linalg.norm(mean), atol=1e-6)
+    np.testing.assert_allclose(make_matcher(form).embed(features)[0], mean / np.linalg.norm(mean), atol=1e-6)

@@ -110,6 +110,21 @@ def test_compare_reads_evaluation_folder_as_row(runs):
     assert rows[0].mean("rsum") == metrics_of["vsepp"][0]["rsum"]
 
 
+def test_compare_reads_files_of_earlier_versions_as_the_same_system(runs):
+    """Earlier versions wrote no `evaluated`, and the averaged parameters into the configuration."""
+    root, _ = runs
+    for seed, change in enumerate(
+        ({"evaluated": "mefn, averaged parameters"}, {"config": {"evaluated": "averaged parameters"}})
+    ):
+        path = root / "mefn" / str(seed) / "eval" / "val" / "metrics.json"
+        report = json.loads(path.read_text())
+        config = report["config"] | change.get("config", {})
+        path.write_text(json.dumps(report | change | {"config": config}))
+    found = [compare.read_evaluation(root / "mefn" / str(seed), "val") for seed in (0, 1, 2)]
+    assert [run.evaluated for run in found] == [*["mefn, averaged parameters"] * 2, "mefn"]
+    assert [len(row.runs) for row in compare.group_by_seed(found)] == [2, 1]
+
+
 def test_compare_refuses_evaluations_that_do_not_match(runs):
     root, _ = runs
     with pytest.raises(ConfigError, match="nowhere: no such directory"):

@@ -12,6 +12,7 @@ from mefn_jax.encoders.grids import grid_boxes
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation import evaluator
 from mefn_jax.evaluation.run import Gallery, TrainedRun
+from mefn_jax.matching.cosine import PooledCosine
 from mefn_jax.reports import explain, explanation
 
 CAPTION = "a red circle is left of a big blue square"
@@ -39,7 +40,7 @@ def test_explain_names_request_that_cannot_be_met(mefn_run, tmp_path):
     with pytest.raises(ConfigError, match=r"give a \.png file"):
         explain.draw_image_file(TrainedRun(mefn_run, "latest"), "x.jpg", CAPTION, out="x.jpg")
     model, params, _ = evaluator.load_checkpoint(mefn_run, "latest")
-    without_map = dataclasses.replace(model.model, matcher=object())
+    without_map = dataclasses.replace(model.model, matcher=PooledCosine())
     with pytest.raises(ConfigError, match="has no entropy map"):
         explanation.explain_features(dataclasses.replace(model, model=without_map), params, None, None)
 

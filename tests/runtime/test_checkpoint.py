@@ -1,4 +1,4 @@
-"""Checkpoints: a full disk, an unreadable newest checkpoint, and an unreadable only one."""
+"""Checkpoints: a full disk, an unreadable newest checkpoint, an unreadable only one, and other formats."""
 
 import re
 import resource
@@ -9,6 +9,8 @@ import sys
 import pytest
 from commands import ROOT, SMOKE, assert_equal_states, environment, finish, logged, read_state
 
+from mefn_jax.errors import CheckpointError, UnreadableCheckpointError
+from mefn_jax.runtime import checkpoint
 from mefn_jax.runtime.checkpoint import Checkpoints
 
 
@@ -77,3 +79,41 @@ def test_unreadable_only_checkpoint_is_kept(eight_steps, start_training, tmp_pat
     (output,) = finish(start_training(workdir, 1, "--config.train.steps=9"), status=1)
     assert "there is no other that can be read: remove it to start anew" in output
     assert (workdir / "checkpoints" / "8").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"format": checkpoint.FORMAT + 1, "commit": "abc"}, "has format {}, written by a newer version (commit abc); "),
+        ({"commit": "abc"}, "was written by an earlier version (commit abc), before formats were numbered; "),
+        ({}, "was written by an earlier version (commit unknown), before formats were numbered; "),
+    ],
+)
+def test_upgrade_meta_refuses_other_formats_by_name(meta, message):
+    message = f"run/checkpoints/8: {message.format(checkpoint.FORMAT + 1)}"
+    with pytest.raises(CheckpointError, match=re.escape(message)) as raised:
+        checkpoint.upgrade_meta(meta, "run/checkpoints/8")
+    if "format" in meta:
+        assert f"this version reads up to format {checkpoint.FORMAT}: update it" in str(raised.value)
+
+
+def test_upgrade_meta_applies_upgrades_in_order(monkeypatch):
+    upgrades = {k: lambda meta, k=k: meta | {"applied": [*meta.get("applied", []), k]} for k in (3, 1, 2)}
+    monkeypatch.setattr(checkpoint, "FORMAT", 4)
+    monkeypatch.setattr(checkpoint, "UPGRADES", upgrades)
+    for number in (1, 2, 3):
+        upgraded = checkpoint.upgrade_meta({"format": number, "step": 8}, "run")
+        assert upgraded == {"format": 4, "step": 8, "applied": list(range(number, 4))}
+    assert checkpoint.upgrade_meta({"format": 4, "step": 8}, "run") == {"format": 4, "step": 8}
+
+
+def test_every_earlier_format_has_upgrade():
+    assert sorted(checkpoint.UPGRADES) == list(range(1, checkpoint.FORMAT))
+
+
+def test_checkpoint_of_newer_format_does_not_count_as_unreadable(eight_steps, monkeypatch):
+    """Training moves unreadable checkpoints away; one of another format must stay."""
+    monkeypatch.setattr(checkpoint, "FORMAT", 0)
+    with Checkpoints(eight_steps) as checkpoints, pytest.raises(CheckpointError, match="/8: has format 1") as raised:
+        checkpoints.meta(8)
+    assert not isinstance(raised.value, UnreadableCheckpointError)

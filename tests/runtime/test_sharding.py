@@ -1,5 +1,6 @@
 """Training on any mesh of devices gives equal losses and parameters; shapes of meshes and partition specs."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,10 +12,19 @@ from jax.sharding import PartitionSpec as P
 import configs.shapes
 from mefn_jax import optim
 from mefn_jax.errors import ConfigError
-from mefn_jax.model import build_model, dummy_inputs
+from mefn_jax.model import build_model, dummy_inputs, split_constants
 from mefn_jax.runtime.collectives import list_collectives
-from mefn_jax.runtime.sharding import batch_sharding, check_divides, from_full_copy, make_mesh, mesh_shape, param_spec
+from mefn_jax.runtime.sharding import (
+    batch_sharding,
+    check_divides,
+    from_full_copy,
+    make_mesh,
+    mesh_shape,
+    param_spec,
+    replicated,
+)
 from mefn_jax.training import state, step
+from mefn_jax.training.hyperparameters import hyperparameters_from_config
 
 B, VOCABULARY = 16, 64
 MESHES = [  # sizes of the axes, and options that must not change the result either
@@ -53,16 +63,19 @@ def train(config, sizes, steps=3):
     number = int(np.prod(list(sizes.values())))
     mesh = make_mesh(sizes, jax.devices()[:number])
     model = build_model(config, VOCABULARY)
-    init = functools.partial(model.init, jax.random.key(0), *dummy_inputs(config))
-    factors = optim.lr_multipliers(jax.eval_shape(init), (), 1.0)
+    hyper = hyperparameters_from_config(config, steps)
+    init = lambda seed: model.init(jax.random.key(seed), *dummy_inputs(config))  # noqa: E731
+    factors = optim.lr_multipliers(split_constants(jax.eval_shape(init, hyper.seed))[0], (), 1.0)
     # Not Adam: where the gradient is zero (the keys' bias), it turns rounding errors into steps of full length.
     optimizer = optax.sgd(0.05, momentum=0.9)
-    current = state.create_state(init, optimizer, factors, mesh)
+    current = state.create_state(init, hyper.seed, optimizer, factors, mesh)
     batches = [from_full_copy(batch_sharding(mesh), make_batch(config, k)) for k in range(steps)]
-    step_config = step.make_step_config(config, model, optimizer, factors)
-    run, losses = step.compile_step(mesh, current, step_config).lower(current, batches[0]).compile(), []
+    step_config = step.make_step_config(config, model, factors)
+    step_config = dataclasses.replace(step_config, make_optimizer=lambda hyper: optimizer)
+    hyper = from_full_copy(replicated(mesh), hyper)
+    run, losses = step.compile_step(mesh, current, step_config).lower(current, batches[0], hyper).compile(), []
     for batch in batches:
-        current, metrics = run(current, batch)
+        current, metrics = run(current, batch, hyper)
         losses.append(float(metrics["loss"]))
     return np.array(losses), jax.tree.map(np.asarray, current.params), current, list_collectives(run.as_text())
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_features import length_mask, random_features
 from reference_ranking import count_in_tiles, galleries, rank_in_tiles
+from systems import make_matcher
 
 from mefn_jax import metrics
 from mefn_jax.errors import DataError, TrainingError
-from mefn_jax.model import MODELS
 from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.scoring import ranking
 from mefn_jax.scoring.ranking import rank
@@ -82,7 +82,7 @@ def test_rank_saves_all_scores():
 @pytest.mark.parametrize("name", ["mefn", "scan_i2t_lse", "vsepp"])
 def test_rank_is_equal_on_any_number_of_devices(name):
     """On 1, 3 and 8 devices, with tiles that do not divide the gallery, and with images whose scores are equal."""
-    module = MODELS[name][0](**MODELS[name][1])
+    module = make_matcher(name)
     images, texts = random_features(2, 21, N, D), random_features(4, 40, M, D, length_mask(0, 40, M))
     images = jax.tree.map(lambda x: np.concatenate([x, x[:3]]), images)
     image_index = np.arange(40) % 24

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_features import length_mask, random_features
+from systems import make_matcher
 
 from mefn_jax import metrics
-from mefn_jax.model import MODELS
 from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.scoring import packing, rerank
 
@@ -24,7 +24,7 @@ def test_score_candidates_equals_scores_of_all_pairs(name, devices, monkeypatch)
     monkeypatch.setattr(packing, "GROUP_TEXTS", 4)
     images = random_features(0, IMAGES, N, D)
     texts = random_features(1, CAPTIONS, M, D, length_mask(0, CAPTIONS, M))
-    module, mesh = MODELS[name][0](**MODELS[name][1]), make_mesh(devices=jax.devices()[:devices])
+    module, mesh = make_matcher(name), make_mesh(devices=jax.devices()[:devices])
     params = module.init(jax.random.key(0), images, texts)
     embeddings = [np.asarray(module.apply(params, x, method="embed")) for x in (images, texts)]
     programs = rerank.compile_reranker(functools.partial(module.apply, method="score_tile"), mesh)

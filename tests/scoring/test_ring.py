@@ -2,6 +2,7 @@
 scores in tiles that the backward pass recomputes."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_features import length_mask, random_features
+from systems import make_matcher
 
 from mefn_jax import losses
 from mefn_jax.features import Features
-from mefn_jax.model import MODELS
+from mefn_jax.matching.hubness import HubnessCorrection
+from mefn_jax.model import MODELS, Model
 from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.scoring.ring import local_loss, ring_scores, score_in_tiles, texts_per_tile
+from mefn_jax.training import step
 
 B, N, M, D, DEVICES = 8, 3, 4, 8, 4
 LOSSES = {
@@ -38,10 +42,9 @@ def loss_of_scores(loss, params, scores, image_index):
 
 
 @functools.cache
-def make_matcher(name):
+def make_scorer(name):
     """`score(params, images, texts)` of a matcher, and its parameters together with those of a loss."""
-    cls, options = MODELS[name]
-    matcher = cls(**options, **({"hub_vectors": 4} if name == "mefn" else {}))
+    matcher = make_matcher(name)
     params = matcher.init(jax.random.key(0), *pairs(0, [M] * B)) | {"scale": jnp.float32(2), "bias": jnp.float32(-3)}
     return lambda params, *features: matcher.apply({"params": params.get("params", {})}, *features), params
 
@@ -67,7 +70,7 @@ def compiled(name, form):
     """`(images, texts, image_index, loss) -> (loss, scores), gradients` with respect to the parameters, the fragments
     and the pooled vectors. The scores and their backward pass are compiled once for all losses, which see rows that are
     sharded over the devices."""
-    score, params = make_matcher(name)
+    score, params = make_scorer(name)
 
     def scores(params, vectors, images, texts):
         features = with_vectors(vectors, images, texts)
@@ -143,13 +146,13 @@ def double(x):
 def test_local_loss_uses_negatives_of_its_device():
     images, texts = pairs(3, [4] * B)
     image_index = jnp.array([0, 0, 1, 2, 3, 4, 5, 5])
-    score, params = make_matcher("mefn")
+    score, params = make_scorer("mefn")
     loss = functools.partial(loss_of_scores, "info_nce")
 
     def local(params, vectors):
         features = with_vectors(vectors, images, texts)
         return local_loss(
-            score, loss, params, *features, image_index=image_index, mesh=four_devices(), score_tile_mib=TILE_MIB
+            score, loss, params, *features, items=(image_index,), mesh=four_devices(), score_tile_mib=TILE_MIB
         ), ()
 
     def blocks(params, vectors):
@@ -159,6 +162,38 @@ def test_local_loss_uses_negatives_of_its_device():
 
     inputs = params, vectors(images, texts)
     assert_close(*(jax.jit(jax.value_and_grad(form, (0, 1), has_aux=True))(*inputs) for form in (local, blocks)))
+
+
+@pytest.mark.parametrize("negatives", losses.LOSS_CHOICES["loss.negatives"])
+def test_loss_from_features_subtracts_hub_offsets_of_sharded_batch(negatives):
+    images, texts = pairs(4, [1, 2, 3, 4, 4, 3, 2, 1])
+    image_index = jnp.array([0, 0, 1, 2, 3, 4, 5, 5])
+    hubness = HubnessCorrection(num_vectors=4, init_scale=20.0)
+    model = Model(image=None, text=None, matcher=make_matcher("vsepp"), hubness=hubness, loss={})
+    hubs = hubness.init(jax.random.key(0), images.pooled, texts.pooled)["params"]
+    params = {"matcher": {}, "hubness": hubs, "loss": {"scale": jnp.float32(2)}, "constants": {}}
+    loss = losses.make_loss(types.SimpleNamespace(name="info_nce"))
+    step_config = step.StepConfig(model, None, {}, loss, TILE_MIB, negatives)
+
+    def sharded(params, vectors):
+        features = with_vectors(vectors, images, texts)
+        options = {"step_config": step_config, "mesh": four_devices()}
+        return step.loss_from_features(params, *features, image_index, None, 0, **options), ()
+
+    def plain(params, vectors):
+        features = with_vectors(vectors, images, texts)
+        image_offsets, text_offsets = model.hub_offsets(params, *features)
+        scores = model.score(params, *features) - image_offsets[:, None] - text_offsets
+        size = B if negatives == "global" else B // DEVICES
+        shards = [slice(k, k + size) for k in range(0, B, size)]
+        scale = params["loss"]["scale"]
+        parts = [losses.info_nce(scores[s, s], losses.positives_mask(image_index[s]), scale, None) for s in shards]
+        return sum(parts) / len(parts), ()
+
+    inputs = params, vectors(images, texts)
+    found, expected = (jax.jit(jax.value_and_grad(form, (0, 1), has_aux=True))(*inputs) for form in (sharded, plain))
+    assert_close(found, expected)
+    assert np.any(np.abs(found[1][0]["hubness"]["images"]) > 1e-5)
 
 
 NUM_IMAGES, T = 5, 6
@@ -173,8 +208,7 @@ def unequal_numbers():
 
 @pytest.mark.parametrize("name", ["mefn", "scan_t2i_lse", "vsepp"])
 def test_score_in_tiles_equals_plain_scores_and_gradients(name):
-    matcher, options = MODELS[name]
-    matcher = matcher(**options)
+    matcher = make_matcher(name)
     images, texts = unequal_numbers()
     params = matcher.init(jax.random.key(0), images, texts)
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_features import masks, random_features
+from systems import make_matcher
 
 from mefn_jax.model import MODELS
 from mefn_jax.runtime.sharding import make_mesh
@@ -19,8 +20,8 @@ def scorers():
     """A mesh of one device; and every matcher's parameters, its compiled tile, and its compiled scores of all pairs."""
     mesh, scorers = make_mesh(devices=jax.devices()[:1]), {}
     examples = random_features(0, 2, N, D), random_features(1, 2, M, D)
-    for name, (matcher, options) in MODELS.items():
-        module = matcher(**options)
+    for name in MODELS:
+        module = make_matcher(name)
         params = module.init(jax.random.key(0), *examples)
 
         def tile(params, regions, words, module=module):

@@ -1,5 +1,6 @@
-"""The train step: frozen parameters, dropout of frozen towers, and learning-rate multipliers."""
+"""The train step: frozen parameters, dropout of frozen towers, learning-rate multipliers, and hyperparameters."""
 
+import dataclasses
 import types
 
 import jax
@@ -7,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mefn_jax import losses, optim
+from configs import shapes
+from mefn_jax import optim
 from mefn_jax.features import make_features
 from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.training import state, step
+from mefn_jax.training.hyperparameters import Hyperparameters
 
 
 def linear_model():
@@ -27,27 +30,61 @@ def linear_model():
         encode_images=encode("image"),
         encode_texts=encode("text"),
         score=lambda params, images, texts: images.pooled @ texts.pooled.T * params["matcher"]["factor"],
+        hub_offsets=lambda params, images, texts: (jnp.zeros(len(images.pooled)), jnp.zeros(len(texts.pooled))),
     )
 
 
-def train_linear_model(steps: int, *rules, model=None):
-    """The state after some steps with these rules of learning rates, and the parameters before."""
+HYPER = Hyperparameters(
+    learning_rate=np.float32(0.1),
+    steps=np.int32(1000),
+    warmup_steps=np.int32(1),
+    weight_decay=np.float32(0.5),
+    clip_norm=np.float32(1e9),
+    ema_decay=np.float32(0.05),
+    margin=np.float32(0.2),
+    hard_negative_ramp=np.int32(-1),
+    seed=np.uint32(0),
+)
+
+
+def make_linear_training(*rules, model=None, constant_rate=True):
+    """Returns a function that makes the initial state, with a moving average, the compiled step with these rules of learning rates, a batch,
+    and the initial parameters. With `constant_rate`, the learning rate does not depend on the step."""
     rng = np.random.default_rng(0)
     params = {
         kind: {"kernel": rng.normal(size=(5, 3)).astype(np.float32), "bias": np.ones(3, np.float32)}
         for kind in ("image", "text")
     } | {"matcher": {"factor": jnp.float32(1.0)}, "loss": {}}
     multipliers = optim.lr_multipliers(params, rules, 1.0)
-    optimizer = optim.adamw(lambda _: 0.1, weight_decay=0.5, clip_norm=1e9, factors=multipliers)
+    config = shapes.get_config("smoke")
+    with config.unlocked():
+        config.loss.name = "triplet"
+    step_config = step.make_step_config(config, model or linear_model(), multipliers)
+    if constant_rate:
+
+        def make_optimizer(hyper):
+            return optim.adamw(lambda _: hyper.learning_rate, hyper.weight_decay, hyper.clip_norm, multipliers)
+
+        step_config = dataclasses.replace(step_config, make_optimizer=make_optimizer)
     mesh = make_mesh(devices=jax.devices()[:1])
-    current = state.create_state(lambda: jax.tree.map(jnp.asarray, params), optimizer, multipliers, mesh)
+
+    def init(seed):
+        return jax.tree.map(jnp.asarray, params) | {"constants": {}}
+
+    def make_state():
+        return state.create_state(init, 0, step_config.make_optimizer(HYPER), multipliers, mesh, with_ema=True)
+
     batch = {"images": rng.normal(size=(8, 5)), "text": rng.normal(size=(8, 5)), "text_mask": np.ones((8, 5), bool)}
     batch |= {name: np.arange(8) for name in ("image_index", "caption_index", "epoch")}
-    config = types.SimpleNamespace(name="triplet", margin=0.2, hard_negative_ramp=-1, anchors="both")
-    step_config = step.StepConfig(model or linear_model(), optimizer, multipliers, losses.make_loss(config), seed=0)
-    run = step.compile_step(mesh, current, step_config)
+    return make_state, step.compile_step(mesh, make_state(), step_config), batch, params
+
+
+def train_linear_model(steps: int, *rules, model=None):
+    """The state after some steps with these rules of learning rates, and the parameters before."""
+    make_state, run, batch, params = make_linear_training(*rules, model=model)
+    current = make_state()
     for _ in range(steps):
-        current, _ = run(current, batch)
+        current, _ = run(current, batch, HYPER)
     return current, params
 
 
@@ -93,3 +130,56 @@ def test_step_scales_updates_by_lr_multiplier():
     ):
         steps = [current.params[kind][name] - before[kind][name] for current in (plain, slow)]
         np.testing.assert_allclose(steps[1], factor * steps[0], rtol=1e-4, atol=1e-7)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """A compiled step of the linear model with dropout of its images, and the number of its traces so far."""
+    model, traces = linear_model(), []
+    encode_images = model.encode_images
+
+    def drop_and_encode(params, x, key, *rest):
+        traces.append(key)
+        return encode_images(params, x * jax.random.bernoulli(key, 0.5, x.shape), key, *rest)
+
+    model.encode_images = drop_and_encode
+    make_state, run, batch, _ = make_linear_training(model=model, constant_rate=False)
+
+    def train(hyper):
+        current = make_state()
+        for _ in range(4):
+            current, metrics = run(current, batch, hyper)
+        return jax.tree.map(np.asarray, (current, metrics)), len(traces)
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 0.2),
+        ("steps", 5),
+        ("warmup_steps", 3),
+        ("weight_decay", 0.0),
+        ("clip_norm", 0.1),
+        ("ema_decay", 0.2),
+        ("margin", 0.4),
+        ("hard_negative_ramp", 2),
+        ("seed", 1),
+    ],
+)
+def test_compiled_step_takes_hyperparameter_without_second_trace(name, value, compiled):
+    first, traces = compiled(HYPER)
+    again, _ = compiled(HYPER)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    other, traces_of_both = compiled(HYPER.replace(**{name: np.asarray(value, getattr(HYPER, name).dtype)}))
+    assert traces_of_both == traces
+    changed = jax.tree.map(lambda a, b: np.any(a != b), first, other)
+    assert any(jax.tree.leaves(changed))
+    # The moving average does not change the parameters; everything else does.
+    assert any(jax.tree.leaves(changed[0].params)) == (name != "ema_decay")
+
+
+def test_compiled_step_differs_by_every_hyperparameter():
+    mark = test_compiled_step_takes_hyperparameter_without_second_trace.pytestmark[0]
+    assert [name for name, _ in mark.args[1]] == [field.name for field in dataclasses.fields(Hyperparameters)]

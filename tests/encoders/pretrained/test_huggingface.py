@@ -34,13 +34,13 @@ def make_inputs(kind: str, expected) -> tuple:
 def run_tower(tower, kind: str, expected):
     """`(layers' outputs, states of the fragments or the last grid, pooled)` of a tower on a fixture's inputs."""
     (states, pooled), variables = jax.jit(
-        lambda params, *inputs: tower.module.apply(
-            {"params": params},
+        lambda variables, *inputs: tower.module.apply(
+            variables,
             *inputs,
             capture_intermediates=lambda module, _: isinstance(module, Block | Residual),
             mutable="intermediates",
         )
-    )(tower.params, *make_inputs(kind, expected))
+    )({"params": tower.params, "constants": tower.constants}, *make_inputs(kind, expected))
     captured = variables["intermediates"]
     last = states if kind == "text" else states[-1]
     return {name: value["__call__"][0] for name, value in captured.items()}, np.asarray(last), np.asarray(pooled)
@@ -124,4 +124,5 @@ def test_load_tower_reads_every_layout_of_the_hub(layout, tmp_path):
     save_file(tensors | {n: np.zeros(s, np.float32) for n, s in more.items()}, tmp_path / "model.safetensors")
     tower, original = (weights.load_tower(d, kind) for d in (tmp_path, FIXTURES / name))
     jax.tree.map(np.testing.assert_array_equal, tower.params, original.params)
+    jax.tree.map(np.testing.assert_array_equal, tower.constants, original.constants)
     assert (tower.projection is not None) == (layout == "text alone")
