@@ -91,8 +91,8 @@ def from_run(workdir) -> FrozenTowers:
 
 
 def precompute(frozen_towers: FrozenTowers, out: Path, splits: list[str]) -> None:
-    """Writes the features of the given splits to the directory `out`. Raises ConfigError if it holds features of other
-    data or settings."""
+    """Writes what the frozen towers compute for the given splits to the directory `out`. Raises ConfigError if `out`
+    holds features of other data or settings, and in a run of several processes."""
     if jax.process_count() > 1:
         raise ConfigError("features are written by one process; run the command on one machine")
     mesh = make_mesh()

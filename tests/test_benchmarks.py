@@ -3,6 +3,10 @@
 import importlib.util
 import json
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def last_line(result):
     return json.loads(result.stdout.splitlines()[-1])

@@ -113,9 +113,9 @@ def training_dataset(
     """Returns an endless grain dataset: `dataset[k]` is the part of step k's batch that this process loads.
 
     `batch_size` counts the whole batch; `rows` are the positions in it that belong to this process, ascending (by
-    default all). Every pass visits each (image, caption) pair once, in a new order, except the odd one of
-    `shuffle_twin_pairs`. With `pair_twins` (drawn scenes), a caption and that of its twin stay together when captions
-    are shuffled, so that batches of even size hold both.
+    default all). Every pass visits each (image, caption) pair once, in a new order. With `pair_twins` (drawn scenes),
+    a caption and that of its twin stay together, so that batches of even size hold both; if an odd number of captions
+    has no twin, one of them is visited twice.
     """
     order = (
         shuffle_twin_pairs(split, seed)

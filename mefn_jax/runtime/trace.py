@@ -30,7 +30,8 @@ class Profile:
             jax.profiler.start_trace(str(self._mirror.local / "profile"))
 
     def on_step_end(self, step: int, result) -> None:
-        """Ends the trace after its last step. Call it after each step, with the result of the step."""
+        """Ends the trace if this step (index from 0) is its last, after waiting for `result`. Call it after each
+        step."""
         if self._mirror and step + 1 == self._end:
             jax.block_until_ready(result)
             self.close()

@@ -9,7 +9,8 @@ KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "
 
 
 def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
-    """Reads the JSON file `path`. An entry's image is `images/filename`, or `images/filepath/filename`.
+    """Reads the JSON file `path`. An entry's image is its `filename`, or its `filepath/filename`, below the folder
+    `images`.
 
     Returns `(splits, notes)`: `splits` maps the name of a split to its entries `{image: Path, image_id: str,
     captions: [str]}`, in the order of the file; `notes` are lines to print. `restval` is training data. Raises
