@@ -84,7 +84,10 @@ def test_unreadable_only_checkpoint_is_kept(eight_steps, start_training, tmp_pat
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
-        ({"format": checkpoint.FORMAT + 1, "commit": "abc"}, "has format {}, written by a newer version (commit abc); "),
+        (
+            {"format": checkpoint.FORMAT + 1, "commit": "abc"},
+            "has format {}, written by a newer version (commit abc); ",
+        ),
         ({"commit": "abc"}, "was written by an earlier version (commit abc), before formats were numbered; "),
         ({}, "was written by an earlier version (commit unknown), before formats were numbered; "),
     ],

@@ -48,8 +48,9 @@ HYPER = Hyperparameters(
 
 
 def make_linear_training(*rules, model=None, constant_rate=True):
-    """Returns a function that makes the initial state, with a moving average, the compiled step with these rules of learning rates, a batch,
-    and the initial parameters. With `constant_rate`, the learning rate does not depend on the step."""
+    """Returns a function that makes the initial state, with a moving average, the compiled step with these rules of
+    learning rates, a batch, and the initial parameters. With `constant_rate`, the learning rate does not depend on the
+    step."""
     rng = np.random.default_rng(0)
     params = {
         kind: {"kernel": rng.normal(size=(5, 3)).astype(np.float32), "bias": np.ones(3, np.float32)}
