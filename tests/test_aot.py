@@ -66,6 +66,7 @@ def test_compile_for_reports_train_step(report):
     assert len(output.splitlines()) < 25
 
 
+@pytest.mark.slow
 def test_compile_for_explains_step_that_does_not_fit(command, tmp_path):
     path = tmp_path / "report.json"
     done = command(
@@ -81,6 +82,7 @@ def test_compile_for_explains_step_that_does_not_fit(command, tmp_path):
     assert json.loads(path.read_text())["fits"] is False
 
 
+@pytest.mark.slow
 def test_compile_for_reports_scoring_step(command, tmp_path):
     path = tmp_path / "report.json"
     output = command(
