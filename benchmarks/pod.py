@@ -1,5 +1,5 @@
-"""Compiles the train step for TPU slices of many sizes, without one, and reports what it needs (needs libtpu; takes a
-quarter of an hour).
+"""Compiles the train step for TPU slices of many sizes on a machine without TPUs, and reports its memory and traffic
+(needs libtpu; takes a quarter of an hour).
 
     python benchmarks/pod.py [--only=scaling,large]
 

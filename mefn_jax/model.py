@@ -221,8 +221,8 @@ class Model:
         return self._apply_matcher(params, "transform_texts", features)
 
     def score(self, params, images: Features, texts: Features) -> jax.Array:
-        """Returns the scores of all pairs, float32 `(I, T)`: cosine scale, higher is better, before `hub_offsets` are
-        subtracted."""
+        """Returns the scores of all pairs, float32 `(I, T)`: cosine scale, higher is better, before the
+        `hub_offsets` are subtracted."""
         return self._apply_matcher(params, "score", images, texts)
 
     def score_tile(self, params, regions: RegionBlock, words: PaddedTexts | PackedTexts) -> jax.Array:
@@ -249,7 +249,7 @@ class Model:
 
     @property
     def has_attention(self) -> bool:
-        """Returns whether the matcher says what a word looks at."""
+        """Returns whether the matcher has `attention`."""
         return self.matcher.defines("attention")
 
     @property
@@ -288,7 +288,7 @@ class Model:
         return terms | {"image_hub_offset": image_offset, "text_hub_offset": text_offset}
 
     def attention(self, params, image: Features, text: Features) -> jax.Array:
-        """Returns what each word of one pair looks at, float32 `(N, M)`, columns sum to 1."""
+        """Returns the attention of each word over the regions of one pair, float32 `(N, M)`; columns sum to 1."""
         return self._apply_matcher(params, "attention", image, text)
 
     def scalars(self, params) -> dict:

@@ -135,7 +135,7 @@ class Evaluator:
         return np.concatenate([np.asarray(program(params, x)) for x in slices])
 
     def attention(self, params, images: Features, texts: Features) -> jax.Array:
-        """Returns what each word looks at in pairs, image k with text k, float32 `(B, N, M)` (`Model.attention`)."""
+        """Returns the attention of words over regions, image k with text k, float32 `(B, N, M)` (`Model.attention`)."""
         return self._attention_program(params, images, texts)
 
     @functools.cached_property

@@ -6,8 +6,8 @@ Every entropy is one pure function of one pair:
 
 S holds the cosines of N regions and M words, `lam` is the inverse temperature lambda. H is the entropy map. `h_i`
 (regions) and `h_j` (words) lie in [0, 1], are low where a fragment has few partners, and make the weights of Eqs. 17
-and 18. Masked entries are 0. To add an entropy, write the function and name it in `ENTROPIES`;
-its form for all pairs is optional and faster. Letters and word axes W are those of `scoring/layouts.py`.
+and 18. Masked entries are 0. To add an entropy, write the function and add a line to
+`ENTROPIES`; a form for all pairs is optional and faster. Letters and word axes W are those of `scoring/layouts.py`.
 """
 
 import dataclasses

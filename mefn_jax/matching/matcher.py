@@ -56,7 +56,7 @@ class Matcher(nn.Module, kw_only=True):
         raise NotImplementedError(f"{type(self).__name__} defines no explain(image, text)")
 
     def attention(self, image: Features, text: Features):
-        """Returns what each word of one pair looks at: float32 `(N, M)`, columns sum to 1."""
+        """Returns the attention of each word over the regions of one pair, float32 `(N, M)`; columns sum to 1."""
         raise NotImplementedError(f"{type(self).__name__} defines no attention(image, text)")
 
     def scalars(self) -> dict:

@@ -65,8 +65,11 @@ class SCAN(Matcher, kw_only=True):
         return jnp.exp(self.inverse_temperature * e)
 
     def attention(self, image: Features, text: Features):
-        """Returns what each word of one pair looks at, float32 `(N, M)`, columns sum to 1: alpha, or in i2t the
-        attention of the regions to the word, compared over the regions."""
+        """Returns the attention of each word over the regions of one pair, float32 `(N, M)`; columns sum to 1.
+
+        In t2i it is the softmax over the regions of docs/method.md, Eq. 37. In i2t, the attention of the regions to a
+        word (Eq. 38) is divided by its sum over the regions.
+        """
         image, text = (jax.tree.map(lambda x: x[None], features) for features in (image, text))
         regions, words = region_block(image), to_padded(text)
         weights = self._attention_weights(words.products(regions.vectors), regions, words)[0, :, 0]  # (N, M)

@@ -109,9 +109,8 @@ def loss_from_features(
     # Without the towers: the ring need not carry their parameters.
     score_params = {name: params[name] for name in ("matcher", "loss")}
     score_params["constants"] = {k: v for k, v in params["constants"].items() if k == "matcher"}
-    offsets = model.hub_offsets(
-        params, images, texts
-    )  # (B,), (B,); of an item alone, so outside the ring and its tiles
+    # (B,), (B,): an offset depends on one item alone, so it is computed outside the ring and its tiles.
+    offsets = model.hub_offsets(params, images, texts)
     scoring = {"images": images, "texts": texts, "mesh": mesh, "score_tile_mib": step_config.score_tile_mib}
 
     def loss_from_scores(params, scores, offsets, image_index):
