@@ -17,6 +17,7 @@ from mefn_jax.evaluation.run import (
     TrainedRun,
     define_checkpoint_flags,
     define_gallery_flags,
+    define_scores_flag,
     gallery_from_flags,
 )
 from mefn_jax.runtime.cli import define_process_flags
@@ -74,7 +75,7 @@ def define_flags() -> None:
     """Defines the flags of the command."""
     define_checkpoint_flags()
     define_gallery_flags()
-    flags.DEFINE_string("save_scores", "", "A .npy file for the mean scores of all pairs, float32 (images, captions).")
+    define_scores_flag()
     flags.DEFINE_string("out", None, "Directory for metrics.json and ranks.npz.", required=True)
     define_process_flags()
 

@@ -30,6 +30,7 @@ from mefn_jax.evaluation.run import (
     TrainedRun,
     define_gallery_flags,
     define_run_flags,
+    define_scores_flag,
     gallery_from_flags,
     run_from_flags,
 )
@@ -255,7 +256,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "rerank", "", "Evaluate reranking too, with this number of candidates for a caption, or share of the images."
     )
-    flags.DEFINE_string("save_scores", "", "A .npy file for the scores of all pairs, float32 (images, captions).")
+    define_scores_flag()
     flags.DEFINE_string("out", "", "Directory of the results; default: WORKDIR/eval/<split>, with --ema <split>_ema.")
     define_process_flags()
 

@@ -5,6 +5,8 @@ Training makes one of its run; `load_checkpoint` and `load_zero_shot` make one o
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -36,6 +38,20 @@ from mefn_jax.scoring.ranking import rank
 from mefn_jax.scoring.tiles import TILE_CAPTIONS, TiledScores, even_slices
 
 
+class Programs(NamedTuple):
+    """The compiled functions of an `Evaluator`: those of `Model` by name; `score` is that of `compile_scorer`."""
+
+    encode_images: Callable
+    encode_texts: Callable
+    score: Callable
+    embed: Callable
+    image_vectors: Callable
+    text_vectors: Callable
+    hub_offsets: Callable
+    attention: Callable
+    explain: Callable
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
     """A model compiled for evaluation: its encoders and its matcher on a mesh.
@@ -49,16 +65,19 @@ class Evaluator:
     mesh: jax.sharding.Mesh
 
     @functools.cached_property
-    def _programs(self):
-        """Returns the compiled programs: encode_images, encode_texts, score, embed, explain, hub_offsets."""
-        everywhere, rows = replicated(self.mesh), batch_sharding(self.mesh)
-        return (
-            jax.jit(self.model.encode_images, in_shardings=(None, rows), out_shardings=everywhere),
-            jax.jit(self.model.encode_texts, in_shardings=(None, rows, rows), out_shardings=everywhere),
-            compile_scorer(self.model, self.mesh, score_tile_mib(self.config, self.mesh)),
-            jax.jit(self.model.embed),
-            jax.jit(jax.vmap(self.model.explain, (None, 0, 0)), out_shardings=everywhere),
-            jax.jit(self.model.hub_offsets),
+    def _programs(self) -> Programs:
+        """Returns the compiled functions. Each compiles when it is first called."""
+        model, everywhere, rows = self.model, replicated(self.mesh), batch_sharding(self.mesh)
+        return Programs(
+            encode_images=jax.jit(model.encode_images, in_shardings=(None, rows), out_shardings=everywhere),
+            encode_texts=jax.jit(model.encode_texts, in_shardings=(None, rows, rows), out_shardings=everywhere),
+            score=compile_scorer(model, self.mesh, score_tile_mib(self.config, self.mesh)),
+            embed=jax.jit(model.embed),
+            image_vectors=jax.jit(model.image_vectors),
+            text_vectors=jax.jit(model.text_vectors),
+            hub_offsets=jax.jit(model.hub_offsets),
+            attention=jax.jit(jax.vmap(model.attention, (None, 0, 0))),
+            explain=jax.jit(jax.vmap(model.explain, (None, 0, 0)), out_shardings=everywhere),
         )
 
     @functools.cached_property
@@ -69,7 +88,8 @@ class Evaluator:
         """Returns k candidates for each caption, with the matcher's scores (docs/method.md, Eqs. 35, 64, 65)."""
         vectors = self.image_vectors(params, images), self.text_vectors(params, texts)
         mib = score_tile_mib(self.config, self.mesh)
-        offsets = self._programs[5](params, images, texts)  # not `self.hub_offsets`, which would wait for the result
+        # Not `self.hub_offsets`, which would wait for the result.
+        offsets = self._programs.hub_offsets(params, images, texts)
         candidates = rerank.score_candidates(self._reranker, params, images, texts, *vectors, k, self.mesh, mib)
         image_offsets, text_offsets = map(np.asarray, offsets)
         scores = candidates.scores - image_offsets[candidates.images] - text_offsets[:, None]
@@ -77,7 +97,7 @@ class Evaluator:
 
     def encode(self, params, split: Split) -> tuple[Features, Features]:
         """Returns the Features of all images and of all captions of a split, as NumPy arrays in source order."""
-        encode_images = self._programs[0]
+        encode_images = self._programs.encode_images
         c = self.config
         size = round_up(c.eval.batch_size, self.mesh.size)
         image_batches = [
@@ -90,7 +110,7 @@ class Evaluator:
         return concatenate(image_batches), self._encode_text_batches(params, text_batches)
 
     def _encode_text_batches(self, params, batches) -> Features:
-        encode_texts = self._programs[1]
+        encode_texts = self._programs.encode_texts
         return concatenate(
             [
                 _to_host(encode_texts(params, *from_full_copy(batch_sharding(self.mesh), texts)), number)
@@ -103,7 +123,7 @@ class Evaluator:
 
         The size of the batch must be a multiple of the number of devices.
         """
-        return _to_host(self._programs[0](params, from_full_copy(batch_sharding(self.mesh), pixels)), number)
+        return _to_host(self._programs.encode_images(params, from_full_copy(batch_sharding(self.mesh), pixels)), number)
 
     def encode_captions(self, params, captions: list[str]) -> Features:
         """Returns the Features of captions."""
@@ -112,19 +132,15 @@ class Evaluator:
 
     def embed(self, params, features: Features) -> np.ndarray:
         """Returns one vector for each item, float32 `(B, D)` (`Model.embed`)."""
-        return self._map_slices(self._vector_programs[0], params, features)
+        return self._map_slices(self._programs.embed, params, features)
 
     def image_vectors(self, params, images: Features) -> np.ndarray:
         """Returns the vectors of images that choose candidates, float32 `(I, D)` (`Model.image_vectors`)."""
-        return self._map_slices(self._vector_programs[1], params, images)
+        return self._map_slices(self._programs.image_vectors, params, images)
 
     def text_vectors(self, params, texts: Features) -> np.ndarray:
         """Returns the vectors of texts that choose candidates, float32 `(T, D)` (`Model.text_vectors`)."""
-        return self._map_slices(self._vector_programs[2], params, texts)
-
-    @functools.cached_property
-    def _vector_programs(self):
-        return tuple(jax.jit(f) for f in (self.model.embed, self.model.image_vectors, self.model.text_vectors))
+        return self._map_slices(self._programs.text_vectors, params, texts)
 
     def _map_slices(self, program, params, features: Features) -> np.ndarray:
         """Returns the results of a program on slices of at most TILE_CAPTIONS items, as one array."""
@@ -136,19 +152,15 @@ class Evaluator:
 
     def attention(self, params, images: Features, texts: Features) -> jax.Array:
         """Returns the attention of words over regions, image k with text k, float32 `(B, N, M)` (`Model.attention`)."""
-        return self._attention_program(params, images, texts)
-
-    @functools.cached_property
-    def _attention_program(self):
-        return jax.jit(jax.vmap(self.model.attention, (None, 0, 0)))
+        return self._programs.attention(params, images, texts)
 
     def explain(self, params, images: Features, texts: Features) -> dict:
         """Returns the terms of pairs (see `Model.explain`), image k with text k, as arrays `(B, ...)`."""
-        return self._programs[4](params, *from_full_copy(replicated(self.mesh), (images, texts)))
+        return self._programs.explain(params, *from_full_copy(replicated(self.mesh), (images, texts)))
 
     def scores(self, params, images: Features, texts: Features) -> TiledScores:
         """Returns the scores of all pairs of encoded images and captions, to be computed a tile at a time."""
-        score = functools.partial(self._programs[2], params)
+        score = functools.partial(self._programs.score, params)
         offsets = self.hub_offsets(params, images, texts)
         return TiledScores(score, images, texts, self.mesh, untiled=not self.model.has_tile, hub_offsets=offsets)
 
@@ -157,7 +169,7 @@ class Evaluator:
 
         They are subtracted from all scores of an image and of a caption, and are 0 without a hubness correction.
         """
-        return tuple(np.asarray(x) for x in self._programs[5](params, images, texts))
+        return tuple(np.asarray(x) for x in self._programs.hub_offsets(params, images, texts))
 
     def evaluate(self, params, images: Features, texts: Features, split: Split) -> dict:
         """Returns the `metrics.retrieval_metrics` of an encoded split, as training logs them."""

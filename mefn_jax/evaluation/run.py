@@ -97,6 +97,11 @@ def define_gallery_flags(with_folds: bool = True) -> None:
     flags.DEFINE_string("data_dir", "", "Prepared data set; default: the one of the configuration.")
 
 
+def define_scores_flag() -> None:
+    """Defines the flag that names a file for all scores."""
+    flags.DEFINE_string("save_scores", "", "A .npy file for the scores of all pairs, float32 (images, captions).")
+
+
 def run_from_flags() -> TrainedRun:
     """Returns the run that the flags of `define_run_flags` name."""
     f = flags.FLAGS

@@ -11,7 +11,7 @@ from absl import flags
 from mefn_jax.config import require_local
 from mefn_jax.evaluation.evaluate import EvaluationResult, evaluate_split, write_results
 from mefn_jax.evaluation.evaluator import load_zero_shot
-from mefn_jax.evaluation.run import Gallery, define_gallery_flags, gallery_from_flags
+from mefn_jax.evaluation.run import Gallery, define_gallery_flags, define_scores_flag, gallery_from_flags
 from mefn_jax.runtime.cli import define_config_flag, define_process_flags
 from mefn_jax.runtime.multihost import initialize
 from mefn_jax.runtime.storage import resolve_directory
@@ -38,7 +38,7 @@ def define_flags() -> None:
     define_config_flag(None)
     flags.mark_flag_as_required("config")
     define_gallery_flags()
-    flags.DEFINE_string("save_scores", "", "A .npy file for the scores of all pairs, float32 (images, captions).")
+    define_scores_flag()
     flags.DEFINE_string("out", "", "Directory for metrics.json and ranks.npz; default: they are not written.")
     define_process_flags()
 
