@@ -31,9 +31,8 @@ def adamw(learning_rate, weight_decay, clip_norm, factors: dict | None = None) -
     def select_matrices(params):
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
-    update_factors = (
-        None if factors is None else select_trainable(factors, factors)
-    )  # None where frozen, as in the updates
+    # None where frozen, as in the updates.
+    update_factors = None if factors is None else select_trainable(factors, factors)
 
     def scale_updates(updates, _):
         return updates if update_factors is None else jax.tree.map(lambda u, f: u * f, updates, update_factors)

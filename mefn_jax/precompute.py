@@ -84,7 +84,7 @@ def from_run(workdir) -> FrozenTowers:
     if run_evaluator.config.image.arch == "regions":
         raise ConfigError(f"--workdir={workdir}: was trained on precomputed regions; it has no image tower")
     if run_evaluator.config.text.arch == "cached":
-        raise ConfigError(f"--workdir={workdir}: was trained on cached words; it has no text tower")
+        raise ConfigError(f"--workdir={workdir}: was trained on cached text; it has no text tower")
     return FrozenTowers(
         run_evaluator.config, run_evaluator.model.image, run_evaluator.model.text, params, run_evaluator.tokenizer
     )

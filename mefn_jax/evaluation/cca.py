@@ -33,7 +33,7 @@ class CCA:
 
     Attributes:
         mean_x, mean_y: means over all pairs, `(X,)` and `(Y,)`.
-        A, B: `(X, K)` and `(Y, K)`, columns by falling correlation.
+        A, B: `R_x U` and `R_y V` of docs/method.md, Eq. 11: `(X, K)` and `(Y, K)`, columns by falling correlation.
         correlations: `(K,)`, of each pair of columns.
     """
 
@@ -44,7 +44,7 @@ class CCA:
     correlations: np.ndarray
 
     def projections(self, power: float, dim: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the first `dim` columns of A and B, each multiplied by its correlation to the `power`."""
+        """Returns the first `dim` columns of W_x and W_y of docs/method.md, Eq. 11, with `power` as q."""
         weights = self.correlations[:dim] ** power
         return self.A[:, :dim] * weights, self.B[:, :dim] * weights
 

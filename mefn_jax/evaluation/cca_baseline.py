@@ -51,8 +51,8 @@ class CosineScores:
 
 def cosine_scores(cca: CCA, power: float, features: MeanFeatures) -> CosineScores:
     """Returns the scores of a split by CCA, its correlations taken to the `power`."""
-    A, B = cca.projections(power, len(cca.correlations))
-    projected = (features.images - cca.mean_x) @ A, (features.texts - cca.mean_y) @ B
+    W_x, W_y = cca.projections(power, len(cca.correlations))
+    projected = (features.images - cca.mean_x) @ W_x, (features.texts - cca.mean_y) @ W_y
     return CosineScores(*(x / np.linalg.norm(x, axis=1, keepdims=True) for x in projected))
 
 
