@@ -1,11 +1,11 @@
 """Pointing accuracy: the wordpieces that name a thing, and attention that is right, wrong or random."""
 
 import dataclasses
-import types
 
 import numpy as np
 import pytest
 
+from configs.default import get_config
 from mefn_jax.data import tokenizer as tokens
 from mefn_jax.data.scenes import draw as draw
 from mefn_jax.data.scenes import grammar
@@ -17,6 +17,7 @@ from mefn_jax.features import Features
 from mefn_jax.matching.cosine import PooledCosine
 from mefn_jax.matching.matcher import Matcher
 from mefn_jax.model import Model
+from mefn_jax.runtime.sharding import make_mesh
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,7 @@ def test_pointing_accuracy_of_right_wrong_and_random_attention(scenes, monkeypat
     split, tokenizer = scenes
     boxes = grid_boxes(3, 3)
     monkeypatch.setattr(pointing, "region_boxes", lambda config, model: boxes)
-    config = types.SimpleNamespace(eval=types.SimpleNamespace(batch_size=64))
-    pointer = Evaluator(Model(None, None, Pointer(), None, {}), tokenizer, config, None)
+    pointer = Evaluator(Model(None, None, Pointer(), None, {}), tokenizer, get_config(), make_mesh())
     without_attention = dataclasses.replace(pointer, model=Model(None, None, PooledCosine(), None, {}))
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     right = np.zeros((split.num_captions, 20, 9), np.float32)
