@@ -21,7 +21,7 @@ from mefn_jax.data.dataset import HELD_OUT
 from mefn_jax.data.from_config import make_tokenizer, open_dataset
 from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import ConfigError
-from mefn_jax.evaluation import evaluate
+from mefn_jax.evaluation import evaluate, results
 from mefn_jax.evaluation.cca import CCA, MeanFeatures, check_supports_cca, fit_cca, mean_features
 from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.evaluation.run import define_split_flag, split_from_flags
@@ -109,7 +109,7 @@ def evaluate_cca(config, split: str, held_out_images: int, out: str) -> dict:
     image = {"power_norm": config.image.regions.power_norm}
     options = {"image": image, "ridges": [ridge_x, ridge_y], "power": power}
     report |= {"evaluated": "CCA baseline", "config": options}
-    evaluate.write_results(out, report, ranks)
+    results.write_results(out, report, ranks)
     return report
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from absl import flags
 
 from mefn_jax.errors import ConfigError
-from mefn_jax.evaluation.evaluate import check_folds, open_split, rank_and_report, write_results
+from mefn_jax.evaluation.evaluate import check_folds, open_split, rank_and_report
+from mefn_jax.evaluation.results import write_results
 from mefn_jax.evaluation.run import (
     Gallery,
     TrainedRun,

@@ -8,23 +8,21 @@ captions.
 
 import contextlib
 import dataclasses
-import io
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
-from etils import epath
 
 from mefn_jax import metrics
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.from_config import fill_data_widths, open_dataset
 from mefn_jax.data.split import Split
-from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.errors import ConfigError
 from mefn_jax.evaluation import baselines, pointing, twins
 from mefn_jax.evaluation import rerank as reranking
 from mefn_jax.evaluation.evaluator import Evaluator
+from mefn_jax.evaluation.results import write_results
 from mefn_jax.evaluation.run import (
     Gallery,
     TrainedRun,
@@ -40,7 +38,6 @@ from mefn_jax.runtime.checkpoint import versions
 from mefn_jax.runtime.cli import define_process_flags
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.multihost import initialize
-from mefn_jax.runtime.storage import write_atomic
 from mefn_jax.scoring.ranking import list_tiles, rank
 
 TOP = 10  # best captions of every image, and best images of every caption, that ranks.npz keeps
@@ -233,20 +230,6 @@ def fold_metrics(counts, split: Split, folds: int) -> tuple[dict, dict]:
         ranks.append(metrics.best_ranks(*fold))
     i2t, t2i = (np.concatenate(r) for r in zip(*ranks, strict=True))
     return metrics.average_metrics(results), {"i2t": i2t, "t2i": t2i}
-
-
-def write_results(folder: epath.Path, report: dict, ranks: dict) -> None:
-    """Writes `metrics.json` and `ranks.npz` into a folder, on process 0. Raises DataError if that is not possible."""
-    if jax.process_index():
-        return
-    ranks_file = io.BytesIO()
-    np.savez(ranks_file, **ranks)
-    try:
-        write_atomic(folder / "metrics.json", json.dumps(report, indent=1).encode())
-        write_atomic(folder / "ranks.npz", ranks_file.getvalue())
-    except OSError as e:
-        raise DataError(f"{folder}: cannot be written ({e})") from e
-    print0(f"wrote {folder}/metrics.json and ranks.npz")
 
 
 def define_flags() -> None:

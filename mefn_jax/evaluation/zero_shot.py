@@ -9,8 +9,9 @@ Both towers must be CLIP's, with their projections (docs/evaluation.md).
 from absl import flags
 
 from mefn_jax.config import require_local
-from mefn_jax.evaluation.evaluate import EvaluationResult, evaluate_split, write_results
+from mefn_jax.evaluation.evaluate import EvaluationResult, evaluate_split
 from mefn_jax.evaluation.evaluator import load_zero_shot
+from mefn_jax.evaluation.results import write_results
 from mefn_jax.evaluation.run import Gallery, define_gallery_flags, define_scores_flag, gallery_from_flags
 from mefn_jax.runtime.cli import define_config_flag, define_process_flags
 from mefn_jax.runtime.multihost import initialize

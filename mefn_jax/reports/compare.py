@@ -19,6 +19,7 @@ from absl import flags
 
 from mefn_jax import config as configuration
 from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.evaluation.results import read_results
 from mefn_jax.evaluation.run import define_split_flag, split_from_flags
 from mefn_jax.metrics import RECALLS
 from mefn_jax.runtime.console import print0
@@ -115,16 +116,15 @@ def read_evaluation(path: Path, split: str) -> Evaluation:
     """
     folder = path if (path / "metrics.json").is_file() else path / "eval" / split
     try:
-        report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        with np.load(folder / "ranks.npz", allow_pickle=False) as file:
-            i2t, t2i, caption_image = file["i2t"], file["t2i"], file["caption_image"]
+        report, ranks = read_results(folder)
+        i2t, t2i, caption_image = (ranks[key] for key in ("i2t", "t2i", "caption_image"))
         metrics = configuration.flatten({side: report[side] for side in SIDES}) | {"rsum": report["rsum"]}
-        evaluated, config = describe_evaluated(report)
-        protocol = report["protocol"]
+        evaluated, protocol = report["evaluated"], report["protocol"]
+        config = configuration.flatten({k: v for k, v in report["config"].items() if k != "model"})
     except FileNotFoundError as e:
         raise DataError(f"{e.filename}: no such file; run python eval.py --workdir={path} --split={split}") from None
-    except (KeyError, ValueError, OSError) as e:
-        raise DataError(f"{folder}: cannot be read as an evaluation ({e}); evaluate the run again") from None
+    except KeyError as e:
+        raise DataError(f"{folder}: cannot be read as an evaluation ({e} is missing); evaluate the run again") from None
     if protocol["split"] != split:
         raise DataError(
             f"{folder}: is of the split {protocol['split']}, not of {split}; give --split={protocol['split']}"
@@ -133,17 +133,6 @@ def read_evaluation(path: Path, split: str) -> Evaluation:
     caption_hits = [np.bincount(caption_image, weights=t2i <= k, minlength=len(i2t)) for k in RECALLS]
     hits = np.stack([*(i2t <= k for k in RECALLS), *caption_hits], 1).astype(float)
     return Evaluation(path, evaluated, config, metrics, protocol, hits, captions)
-
-
-def describe_evaluated(report: dict) -> tuple[str, dict]:
-    """Returns the system that a `metrics.json` is about, and its options, flat.
-
-    Earlier versions wrote no `evaluated`. In their files the configuration says what it says now: `model` has the
-    system's name, and `evaluated` is there only for averaged parameters.
-    """
-    config = report["config"]
-    evaluated = report.get("evaluated") or ", ".join(config[k] for k in ("model", "evaluated") if k in config)
-    return evaluated, configuration.flatten({k: v for k, v in config.items() if k not in ("model", "evaluated")})
 
 
 def check_protocols(runs: list[Evaluation]) -> None:

@@ -5,8 +5,8 @@
 `INDEX/` has one row for each image: `images.json` (names below the folder), `embeddings.npy` float32 `(I, D)` (the unit
 vectors by which candidates are found), and, if the matcher scores fragments, `pooled.npy` `(I, D)`, `fragments.npy`
 `(I, N, D)` and `mask.npy` bool `(I, N)`. All arrays are plain NumPy files, which searching maps into memory.
-`index.json` is the metadata: the checkpoint, the folder, the arrays that exist, the number of rows written, and the
-images that could not be decoded.
+`index.json` is the metadata: the number of the format, the checkpoint, the folder, the arrays that exist, the number of
+rows written, and the images that could not be decoded.
 """
 
 import dataclasses
@@ -35,12 +35,14 @@ from mefn_jax.features import Features
 from mefn_jax.runtime.checkpoint import params_digest
 from mefn_jax.runtime.cli import define_process_flags
 from mefn_jax.runtime.console import print0, printable
+from mefn_jax.runtime.formats import Format
 from mefn_jax.runtime.multihost import initialize
 from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, replicated, round_up
 from mefn_jax.runtime.storage import SAVE_SECONDS, write_atomic
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CHUNK = 1 << 15  # vectors searched at once
+FORMAT = Format(1, DataError, "make the index again")
 # Keys of index.json.
 METADATA_TYPES = {"checkpoint": dict, "folder": str, "images": int, "done": int, "skipped": list, "arrays": list}
 
@@ -178,7 +180,7 @@ def open_or_create(out: Path, metadata: dict, names: list[str]) -> dict:
             write_atomic(epath.Path(out / "images.json"), data)
         except OSError as e:
             raise ConfigError(f"--out={out}: cannot be written ({e.strerror})") from None
-        metadata |= {"done": 0, "skipped": [], "arrays": []}
+        metadata |= {"format": FORMAT.number, "done": 0, "skipped": [], "arrays": []}
         write_progress(out, metadata, {})
         return metadata
     old_metadata, old_names = read_index(out)
@@ -205,8 +207,10 @@ def is_leftover(path: Path, data: bytes) -> bool:
 
 
 def read_index(path: Path) -> tuple[dict, list[str]]:
-    """Reads the metadata and the names: `index.json` and `images.json`. Raises DataError if they are damaged."""
+    """Reads the metadata and the names: `index.json` and `images.json`. Raises DataError if they are damaged, or
+    of a format that cannot be read."""
     metadata, names = read_json(path / "index.json"), read_json(path / "images.json")
+    metadata = FORMAT.upgrade(metadata, f"{path}/index.json")
     for key, kind in METADATA_TYPES.items():
         require(metadata, key, kind, f"{path}/index.json")
     if not isinstance(names, list) or len(names) != metadata["images"]:

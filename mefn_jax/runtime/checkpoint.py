@@ -7,7 +7,6 @@ import hashlib
 import importlib.metadata
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,13 +15,11 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from mefn_jax.errors import CheckpointError, UnreadableCheckpointError, reason
+from mefn_jax.runtime.formats import Format
 from mefn_jax.runtime.storage import absolute
 
 v1 = ocp.v1
-FORMAT = 1  # of the checkpoints that are written; increase it with each change of their layout, ...
-# ... and add the function that makes the meta of format k that of format k + 1. An option that is new gets the value
-# that the code had before the option.
-UPGRADES: dict[int, Callable[[dict], dict]] = {}
+FORMAT = Format(1, CheckpointError, "use it with that version, or train again")
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy"),
     *("pillow", "simplejpeg", "opencv-python-headless"),  # these decode images
@@ -83,25 +80,6 @@ def code_digest() -> str:
     changes."""
     package = Path(__file__).resolve().parents[1]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))).hexdigest()[:12]
-
-
-def upgrade_meta(meta: dict, path) -> dict:
-    """Returns the meta of a checkpoint as FORMAT has it, through the UPGRADES one after the other. Raises
-    CheckpointError, naming the version, for a newer format and for checkpoints from before formats were numbered."""
-    number = meta.get("format")
-    if number is None:
-        raise CheckpointError(
-            f"{path}: was written by an earlier version (commit {meta.get('commit', 'unknown')}), before formats were "
-            "numbered; use it with that version, or train again"
-        )
-    if number > FORMAT:
-        raise CheckpointError(
-            f"{path}: has format {number}, written by a newer version (commit {meta.get('commit', 'unknown')}); this "
-            f"version reads up to format {FORMAT}: update it"
-        )
-    for older in range(number, FORMAT):
-        meta = UPGRADES[older](meta) | {"format": older + 1}
-    return meta
 
 
 class Checkpoints:
@@ -195,7 +173,7 @@ class Checkpoints:
         read."""
         with self._read_errors(step):
             meta = self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
-        return upgrade_meta(meta, self.directory / str(step))
+        return FORMAT.upgrade(meta, self.directory / str(step))
 
     def restore(self, step: int, abstract_state):
         """Returns the state at `step` in the shapes and shardings of `abstract_state`. Subtrees that are left out there

@@ -217,7 +217,7 @@ def read_on_all_processes(read):
 def checkpoint_metadata(config, tokenizer: Tokenizer) -> dict:
     """Returns what a checkpoint stores besides the state and the step (docs/training.md)."""
     return {
-        "format": FORMAT,
+        "format": FORMAT.number,
         "config": config.to_dict(),
         "tokenizer": tokenizer.json,
         "preprocessing": dataclasses.asdict(resize_from_config(config.image)),

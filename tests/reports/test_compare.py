@@ -32,7 +32,8 @@ def write_run(folder, model, seed, skill, split="val", **config):
         "captions_per_image": "5 to 6",
     }
     settings = {"model": model, "train": {"seed": seed, "log_every": seed}, "matcher": {"entropy": "shannon"} | config}
-    report = result | {"step": 1, "protocol": protocol | {"ties": "against the model"}, "config": settings}
+    report = {"format": 1, "step": 1, "evaluated": model} | result
+    report |= {"protocol": protocol | {"ties": "against the model"}, "config": settings}
     out = folder / "eval" / split
     out.mkdir(parents=True)
     (out / "metrics.json").write_text(json.dumps(report))
@@ -118,6 +119,7 @@ def test_compare_reads_files_of_earlier_versions_as_the_same_system(runs):
     ):
         path = root / "mefn" / str(seed) / "eval" / "val" / "metrics.json"
         report = json.loads(path.read_text())
+        del report["format"], report["evaluated"]
         config = report["config"] | change.get("config", {})
         path.write_text(json.dumps(report | change | {"config": config}))
     found = [compare.read_evaluation(root / "mefn" / str(seed), "val") for seed in (0, 1, 2)]
@@ -139,7 +141,13 @@ def test_compare_refuses_evaluations_that_do_not_match(runs):
     path.write_text(json.dumps(report))
     with pytest.raises(DataError, match="folds is 5, but 1 in"):
         compare.compare([f"{root}/vsepp/*"], "val", root / "out")
-    path.write_text("{}")
-    with pytest.raises(DataError, match="cannot be read as an evaluation"):
-        compare.compare([f"{root}/vsepp/*"], "val", root / "out")
+    for content, message in (
+        ("{}", "cannot be read as an evaluation"),
+        ('{"format": 1}', "cannot be read as an evaluation \\('i2t' is missing\\)"),
+        ("[]", "expected an object whose 'format' is a number"),
+        ('{"format": 2}', "has format 2, written by a newer version"),
+    ):
+        path.write_text(content)
+        with pytest.raises(DataError, match=message):
+            compare.compare([f"{root}/vsepp/*"], "val", root / "out")
     assert not (root / "out").exists()

@@ -121,7 +121,11 @@ def test_index_refuses_folder_of_broken_images(runs, tmp_path, capsys):
         ("mask.npy", None, "cannot be read as an array"),
         ("images.json", b"[]", "is not a list of 12 names"),
         ("images.json", None, "no such file"),
-        ("index.json", b"{}", "the key 'checkpoint' is missing"),
+        ("index.json", b"{}", r"was written by an earlier version \(format 0\), which .*; make the index again"),
+        ("index.json", b'{"format": 9}', "has format 9, written by a newer version"),
+        ("index.json", b'{"format": "1"}', "expected an object whose 'format' is a number"),
+        ("index.json", b"[]", "expected an object whose 'format' is a number"),
+        ("index.json", b'{"format": 1}', "the key 'checkpoint' is missing"),
         ("index.json", b"{", "not JSON"),
     ],
 )
