@@ -1,6 +1,6 @@
 """Draws explanations: entropy maps of captions of a split, or of any image and caption.
 
-    python eval.py explain --workdir=DIR --number=8 [--split=test] [--out=FOLDER] [--boxes=FILE.npy] [--photos=FOLDER]
+    python eval.py explain --workdir=DIR [--number=8] [--split=test] [--out=FOLDER] [--boxes=FILE.npy] [--photos=FOLDER]
     python eval.py explain --workdir=DIR --image=FILE --caption=TEXT [--out=FILE.png]
 
 Only MEFN and its ablations have entropy maps (docs/evaluation.md).
@@ -29,7 +29,7 @@ from mefn_jax.evaluation.run import (
 )
 from mefn_jax.reports import explanation
 from mefn_jax.reports.explanation import Explanation
-from mefn_jax.runtime.cli import define_process_flags
+from mefn_jax.runtime.cli import define_process_flags, require_flag
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.multihost import initialize
 from mefn_jax.runtime.storage import resolve_directory, write_atomic
@@ -166,12 +166,12 @@ def save_explanation(x: Explanation, path) -> Path:
 def define_flags() -> None:
     """Defines the flags of the command."""
     define_run_flags()
-    flags.DEFINE_integer("number", None, "Number of captions of the split to draw, evenly spaced.", lower_bound=1)
+    flags.DEFINE_integer("number", 8, "Number of captions of the split to draw, evenly spaced.", lower_bound=1)
     define_gallery_flags(with_folds=False)
     flags.DEFINE_string("boxes", "", "Boxes of precomputed regions, a .npy file (images, regions, 4).")
     flags.DEFINE_string("photos", "", "Photographs of precomputed regions, a folder of files named by image id.")
-    flags.DEFINE_string("image", None, "An image file to draw, in place of captions of the split.")
-    flags.DEFINE_string("caption", None, "The caption that is drawn with --image.")
+    flags.DEFINE_string("image", None, "An image file to draw with --caption, in place of captions of the split.")
+    flags.DEFINE_string("caption", None, "The caption to draw with --image.")
     flags.DEFINE_string(
         "out", "", "Folder of the pictures, or a .png file for --image; default: in WORKDIR/eval/<split>/explain."
     )
@@ -181,10 +181,11 @@ def define_flags() -> None:
 def main() -> None:
     """Runs the command."""
     f = flags.FLAGS
-    if (f.image is None) != (f.caption is None) or (f.image is None) == (f.number is None):
-        raise ConfigError("give --number=N for captions of a split, or --image=FILE and --caption=TEXT for one pair")
+    pair = None
+    if f.image is not None or f.caption is not None:
+        pair = require_flag("image"), require_flag("caption")
     initialize()
-    if f.number is not None:
-        draw_captions(run_from_flags(), gallery_from_flags(), f.number, f.out, f.boxes, f.photos)
+    if pair:
+        draw_image_file(run_from_flags(), *pair, f.out)
     else:
-        draw_image_file(run_from_flags(), f.image, f.caption, f.out)
+        draw_captions(run_from_flags(), gallery_from_flags(), f.number, f.out, f.boxes, f.photos)

@@ -23,7 +23,7 @@ from mefn_jax.evaluation.rerank import parse_rerank
 from mefn_jax.evaluation.run import TrainedRun, define_run_flags, run_from_flags
 from mefn_jax.reports import contact_sheet
 from mefn_jax.retrieval.index import load_model, open_index, require_finite, search_embeddings
-from mefn_jax.runtime.cli import define_process_flags
+from mefn_jax.runtime.cli import define_process_flags, require_flag
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.multihost import initialize
 from mefn_jax.scoring.tiles import TILE_CAPTIONS, even_slices
@@ -109,10 +109,10 @@ def print_results(rows: list[tuple[float, str]], title: str) -> None:
 def define_flags() -> None:
     """Defines the flags of the command."""
     define_run_flags()
-    flags.DEFINE_string("index", None, "Directory of an index, whose images are ranked by --caption.")
+    flags.DEFINE_string("index", None, "Directory of an index, whose images are ranked for --caption.")
     flags.DEFINE_string("caption", None, "The caption that is searched for.")
-    flags.DEFINE_string("image", None, "An image file, by which the lines of --captions are ranked.")
-    flags.DEFINE_string("captions", None, "A text file with one caption on each line.")
+    flags.DEFINE_string("image", None, "An image file, for which the lines of --captions are ranked.")
+    flags.DEFINE_string("captions", None, "A text file with one caption on each line, to rank for --image.")
     flags.DEFINE_integer("top_k", 10, "Number of results.", lower_bound=1)
     flags.DEFINE_string(
         "rerank", "", "Images of the index that the matcher scores, as a number or a share; default: the nearest 1000."
@@ -124,11 +124,12 @@ def define_flags() -> None:
 def main() -> None:
     """Runs the command."""
     f = flags.FLAGS
-    options = {name for name in ("index", "caption", "image", "captions") if f[name].value is not None}
-    if options not in ({"index", "caption"}, {"image", "captions"}):
-        raise ConfigError("give --index=INDEX and --caption=TEXT, or --image=FILE and --captions=FILE.txt")
+    by_image = f.image is not None or f.captions is not None
+    by_caption = f.index is not None or f.caption is not None or not by_image
+    caption_query = [require_flag(name) for name in ("index", "caption")] if by_caption else None
+    image_query = [require_flag(name) for name in ("image", "captions")] if by_image else None
     initialize()
-    if f.caption is not None:
-        search_images(run_from_flags(), f.index, f.caption, f.top_k, f.rerank, f.out)
-    else:
-        rank_captions(run_from_flags(), f.image, f.captions, f.top_k)
+    if caption_query:
+        search_images(run_from_flags(), *caption_query, f.top_k, f.rerank, f.out)
+    if image_query:
+        rank_captions(run_from_flags(), *image_query, f.top_k)

@@ -128,9 +128,21 @@ def _flag_message(error: Exception) -> str:
     """Returns the message of an error in the flags, on one line."""
     text = str(error.args[0] if error.args else error)
     if missing := re.search(r"Flag --(\w+) must have a value other than None", text):
-        description = flags.FLAGS[missing[1]].help
-        return f"--{missing[1]} is missing: {description[0].lower()}{description[1:].rstrip('.')}"
+        return _describe_missing(missing[1])
     return " ".join(text.split("\n"))
+
+
+def require_flag(name: str):
+    """Returns the value of a flag. Raises ConfigError if it is not given."""
+    if flags.FLAGS[name].value is None:
+        raise ConfigError(_describe_missing(name))
+    return flags.FLAGS[name].value
+
+
+def _describe_missing(name: str) -> str:
+    """Returns the message that a flag is missing, and what it is."""
+    description = flags.FLAGS[name].help
+    return f"--{name} is missing: {description[0].lower()}{description[1:].rstrip('.')}"
 
 
 def _exit_without_reader() -> None:
