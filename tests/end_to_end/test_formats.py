@@ -1,0 +1,50 @@
+"""Runs, evaluations and indexes of every earlier format, which this version must read to the same results.
+
+`fixtures/format_K.tar.gz` has `run/` (checkpoints and the evaluation of val) and `index/` (of four images) as the last
+commit of format K wrote them. For a new format, first add the archive of the format before, from a run of
+
+    python train.py --config=configs/shapes.py:smoke --workdir=run --config.train.ema_decay=0.5 --config.embed_dim=8 ...
+
+with one layer of width 8 in both encoders, `text.vocab_size=100` and `train.save_every=8`.
+"""
+
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+from commands import ROOT
+
+from mefn_jax.evaluation.evaluate import evaluate
+from mefn_jax.evaluation.results import read_results
+from mefn_jax.evaluation.run import Gallery, TrainedRun
+from mefn_jax.reports.compare import read_evaluation
+from mefn_jax.retrieval.search import search_images
+from mefn_jax.runtime import checkpoint
+
+ARCHIVES = sorted((ROOT / "tests" / "fixtures").glob("format_*.tar.gz"))
+
+
+def test_every_format_has_an_archive():
+    names = [path.name for path in ARCHIVES]
+    assert names == [f"format_{k}.tar.gz" for k in range(1, checkpoint.FORMAT.number + 1)]
+
+
+@pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: path.name.removesuffix(".tar.gz"))
+def test_run_of_earlier_format_is_read_to_the_same_results(archive, tmp_path):
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path, filter="data")
+    run = TrainedRun(tmp_path / "run", "latest")
+    report, ranks = read_results(tmp_path / "run" / "eval" / "val")
+    assert read_evaluation(tmp_path / "run", "val").metrics["rsum"] == report["rsum"]
+    result = evaluate(run, Gallery(split="val"), out=str(tmp_path / "again"))
+    # Two captions may change places by rounding: 0.83 is one of 120 captions.
+    assert result.report["rsum"] == pytest.approx(report["rsum"], abs=1.7)
+    for key in ("positive_scores", "t2i_top_scores", "i2t_top_scores"):
+        np.testing.assert_allclose(result.ranks[key], ranks[key], atol=1e-4, err_msg=key)
+    np.testing.assert_array_equal(result.ranks["caption_image"], ranks["caption_image"])
+    _, averaged, _ = TrainedRun(tmp_path / "run", "latest", ema=True).load()
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (averaged, result.params)), strict=True))
+    found = search_images(run, str(tmp_path / "index"), "a red circle")
+    assert [name for _, name in found] == ["1.png", "2.png", "0.png", "3.png"]
+    np.testing.assert_allclose([score for score, _ in found], [0.0306, -0.0929, -0.1452, -0.1696], atol=2e-4)
