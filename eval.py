@@ -40,6 +40,8 @@ def main() -> None:
     verb = sys.argv.pop(1) if has_verb else ""
     if has_verb and verb not in VERBS:
         fail(f"{verb!r} is not one of the verbs {', '.join(VERBS)}{suggest(verb, VERBS)}", 2)
+    if misplaced := [word for word in sys.argv[1:] if not has_verb and word in VERBS]:
+        fail(f"a verb is the first word: python eval.py {misplaced[0]} ...", 2)
     module = importlib.import_module(VERBS.get(verb, "mefn_jax.evaluation.evaluate"))
     run_command(module.main, module.define_flags, module.__doc__ if has_verb else __doc__)
 

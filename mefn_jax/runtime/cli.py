@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -73,7 +74,9 @@ def define_config_flag(default: str | None) -> None:
 def _describe_unknown(default: str | None) -> str:
     """Returns a message about the first override on the command line that the configuration lacks, with the names that
     it has there; empty if there is none."""
-    chosen = [argument.removeprefix("--config=") for argument in sys.argv if argument.startswith("--config=")]
+    words = sys.argv[1:]
+    chosen = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+    chosen += [value for name, value in itertools.pairwise(words) if name == "--config"]
     path, _, argument = (chosen or [default or ""])[-1].partition(":")
     if not path:
         return ""
