@@ -24,7 +24,7 @@ def name_evaluated(report: dict) -> dict:
     return report | {"evaluated": evaluated, "config": {k: v for k, v in config.items() if k != "evaluated"}}
 
 
-FORMAT = Format(1, DataError, "evaluate the run again", {0: name_evaluated})
+RESULTS_FORMAT = Format(1, DataError, "evaluate the run again", {0: name_evaluated})
 
 
 def write_results(folder: epath.Path, report: dict, ranks: dict) -> None:
@@ -34,7 +34,7 @@ def write_results(folder: epath.Path, report: dict, ranks: dict) -> None:
     ranks_file = io.BytesIO()
     np.savez(ranks_file, **ranks)
     try:
-        write_atomic(folder / "metrics.json", json.dumps({"format": FORMAT.number} | report, indent=1).encode())
+        write_atomic(folder / "metrics.json", json.dumps({"format": RESULTS_FORMAT.number} | report, indent=1).encode())
         write_atomic(folder / "ranks.npz", ranks_file.getvalue())
     except OSError as e:
         raise DataError(f"{folder}: cannot be written ({e})") from e
@@ -50,7 +50,7 @@ def read_results(folder) -> tuple[dict, dict[str, np.ndarray]]:
         report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         with np.load(folder / "ranks.npz", allow_pickle=False) as file:
             ranks = dict(file)
-        return FORMAT.upgrade(report, folder / "metrics.json"), ranks
+        return RESULTS_FORMAT.upgrade(report, folder / "metrics.json"), ranks
     except FileNotFoundError:
         raise
     except (KeyError, ValueError, TypeError, OSError) as e:

@@ -42,7 +42,7 @@ from mefn_jax.runtime.storage import SAVE_SECONDS, write_atomic
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CHUNK = 1 << 15  # vectors searched at once
-FORMAT = Format(1, DataError, "make the index again")
+INDEX_FORMAT = Format(1, DataError, "make the index again")
 # Keys of index.json.
 METADATA_TYPES = {"checkpoint": dict, "folder": str, "images": int, "done": int, "skipped": list, "arrays": list}
 
@@ -180,7 +180,7 @@ def open_or_create(out: Path, metadata: dict, names: list[str]) -> dict:
             write_atomic(epath.Path(out / "images.json"), data)
         except OSError as e:
             raise ConfigError(f"--out={out}: cannot be written ({e.strerror})") from None
-        metadata |= {"format": FORMAT.number, "done": 0, "skipped": [], "arrays": []}
+        metadata |= {"format": INDEX_FORMAT.number, "done": 0, "skipped": [], "arrays": []}
         write_progress(out, metadata, {})
         return metadata
     old_metadata, old_names = read_index(out)
@@ -210,7 +210,7 @@ def read_index(path: Path) -> tuple[dict, list[str]]:
     """Reads the metadata and the names: `index.json` and `images.json`. Raises DataError if they are damaged, or
     of a format that cannot be read."""
     metadata, names = read_json(path / "index.json"), read_json(path / "images.json")
-    metadata = FORMAT.upgrade(metadata, f"{path}/index.json")
+    metadata = INDEX_FORMAT.upgrade(metadata, f"{path}/index.json")
     for key, kind in METADATA_TYPES.items():
         require(metadata, key, kind, f"{path}/index.json")
     if not isinstance(names, list) or len(names) != metadata["images"]:

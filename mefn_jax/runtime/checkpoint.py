@@ -19,7 +19,7 @@ from mefn_jax.runtime.formats import Format
 from mefn_jax.runtime.storage import absolute
 
 v1 = ocp.v1
-FORMAT = Format(1, CheckpointError, "use it with that version, or train again")
+CHECKPOINT_FORMAT = Format(1, CheckpointError, "use it with that version, or train again")
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy"),
     *("pillow", "simplejpeg", "opencv-python-headless"),  # these decode images
@@ -173,7 +173,7 @@ class Checkpoints:
         read."""
         with self._read_errors(step):
             meta = self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
-        return FORMAT.upgrade(meta, self.directory / str(step))
+        return CHECKPOINT_FORMAT.upgrade(meta, self.directory / str(step))
 
     def restore(self, step: int, abstract_state):
         """Returns the state at `step` in the shapes and shardings of `abstract_state`. Subtrees that are left out there

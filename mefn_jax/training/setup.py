@@ -22,7 +22,7 @@ from mefn_jax.errors import CheckpointError, ConfigError, OtherProcessError, Unr
 from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.model import Model, build_model, dummy_inputs, split_constants
 from mefn_jax.resolve import resolve
-from mefn_jax.runtime.checkpoint import FORMAT, Checkpoints, code_digest, git_commit, versions
+from mefn_jax.runtime.checkpoint import CHECKPOINT_FORMAT, Checkpoints, code_digest, git_commit, versions
 from mefn_jax.runtime.console import print0, print_rows
 from mefn_jax.runtime.multihost import broadcast_text, check_processes_agree, on_all_processes
 from mefn_jax.runtime.sharding import (
@@ -217,7 +217,7 @@ def read_on_all_processes(read):
 def checkpoint_metadata(config, tokenizer: Tokenizer) -> dict:
     """Returns what a checkpoint stores besides the state and the step (docs/training.md)."""
     return {
-        "format": FORMAT.number,
+        "format": CHECKPOINT_FORMAT.number,
         "config": config.to_dict(),
         "tokenizer": tokenizer.json,
         "preprocessing": dataclasses.asdict(resize_from_config(config.image)),

@@ -40,7 +40,7 @@ def test_evaluator_subtracts_hub_offsets_in_both_stages(name):
 
 def test_checkpoints_store_their_format(trained):
     with checkpoint.Checkpoints(trained[0]) as checkpoints:
-        assert checkpoints.meta(checkpoints.latest)["format"] == checkpoint.FORMAT.number
+        assert checkpoints.meta(checkpoints.latest)["format"] == checkpoint.CHECKPOINT_FORMAT.number
 
 
 def test_load_checkpoint_reads_earlier_format_with_its_upgrade(trained, monkeypatch):
@@ -54,10 +54,10 @@ def test_load_checkpoint_reads_earlier_format_with_its_upgrade(trained, monkeypa
         meta["config"]["eval"]["score_tile_mib"] = 0.5
         return meta
 
-    number = checkpoint.FORMAT.number
+    number = checkpoint.CHECKPOINT_FORMAT.number
     later = dataclasses.replace(
-        checkpoint.FORMAT, number=number + 2, upgrades={number: drop_option, number + 1: add_option}
+        checkpoint.CHECKPOINT_FORMAT, number=number + 2, upgrades={number: drop_option, number + 1: add_option}
     )
-    monkeypatch.setattr(checkpoint, "FORMAT", later)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_FORMAT", later)
     loaded, _, _ = evaluator.load_checkpoint(trained[0], "latest")
     assert loaded.config.eval.score_tile_mib == 0.5

@@ -44,7 +44,7 @@ def test_upgrade_refuses_other_formats_by_name(metadata, message):
         FORMAT.upgrade(metadata, "run/checkpoints/8")
 
 
-@pytest.mark.parametrize("kind", [checkpoint.FORMAT, index.FORMAT, results.FORMAT])
+@pytest.mark.parametrize("kind", [checkpoint.CHECKPOINT_FORMAT, index.INDEX_FORMAT, results.RESULTS_FORMAT])
 def test_every_numbered_format_has_an_upgrade(kind):
     assert set(range(1, kind.number)) <= set(kind.upgrades)
     assert issubclass(kind.error, CheckpointError | DataError)

@@ -27,7 +27,7 @@ ARCHIVES = sorted((ROOT / "tests" / "fixtures").glob("format_*.tar.gz"))
 
 def test_every_format_has_an_archive():
     names = [path.name for path in ARCHIVES]
-    assert names == [f"format_{k}.tar.gz" for k in range(1, checkpoint.FORMAT.number + 1)]
+    assert names == [f"format_{k}.tar.gz" for k in range(1, checkpoint.CHECKPOINT_FORMAT.number + 1)]
 
 
 @pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: path.name.removesuffix(".tar.gz"))
