@@ -106,4 +106,4 @@ def test_eval_command_indexes_and_answers_queries(runs, folder, tmp_path, comman
     assert "0.png in 3 captions" in printed
     assert len([line for line in printed.splitlines() if line.strip()[:1] in ("1", "2")]) == 2
     refused = command("eval.py", "search", *options, f"--caption={CAPTION}", check=False)
-    assert "give --index=INDEX and --caption=TEXT, or --image=FILE and --captions=FILE.txt" in refused.stderr
+    assert "--index is missing: directory of an index" in refused.stderr
