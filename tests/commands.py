@@ -10,7 +10,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SMOKE = "--config=configs/shapes.py:smoke"
 # One size of vocabulary, so that the commands on all data sets share their compiled programs.
 SMOKE_FLICKR8K = ("--config=configs/flickr8k.py:smoke", "--config.text.vocab_size=400", "--config.train.steps=2")
-IGNORED_VARIABLES = ("PYTEST_CURRENT_TEST",)  # of the environment; no command reads them
+# Variables that pytest and libraries set in the process of the tests; no command depends on them.
+IGNORED_VARIABLES = (
+    "ALLOW_MULTIPLE_LIBTPU_LOAD",
+    "CRC32C_SW_MODE",
+    "PYTEST_CURRENT_TEST",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS",
+)
 
 
 def environment(cache, devices=1) -> dict:

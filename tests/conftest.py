@@ -1,6 +1,7 @@
 """Fixtures that the tests share: small data, trained runs, and the commands as a user runs them."""
 
 import fcntl
+import gc
 import importlib.metadata
 import json
 import os
@@ -24,6 +25,8 @@ from fake_gcs import FakeGcs
 from forks import Forks
 from PIL import Image
 from sample_data import write_cached_text, write_flickr8k, write_precomputed
+
+gc.set_threshold(50_000, 20, 20)  # tracing makes many objects that live on: collecting less often saves a tenth
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Runs the project's scripts as forks of a process that has imported their modules, because importing takes longer than
 many of them run. A script sees the same as if it was started by itself."""
 
+import gc
 import importlib
 import json
 import os
@@ -10,14 +11,20 @@ import sys
 from pathlib import Path
 
 IMPORTED = (
-    "training.loop",
-    "evaluation.ensemble",
-    "evaluation.zero_shot",
-    "retrieval.search",
-    "reports.compare",
-    "reports.explain",
-    "precompute",
-    "data.prepare",
+    "mefn_jax.training.loop",
+    "mefn_jax.evaluation.ensemble",
+    "mefn_jax.evaluation.zero_shot",
+    "mefn_jax.retrieval.search",
+    "mefn_jax.reports.compare",
+    "mefn_jax.reports.explain",
+    "mefn_jax.reports.report",
+    "mefn_jax.precompute",
+    "mefn_jax.data.prepare",
+    # What these import only where they need it:
+    "mefn_jax.data.formats.tfds_writer",
+    "mefn_jax.reports.figures",
+    "tensorboardX",
+    "transformers.models.auto.tokenization_auto",
 )
 
 
@@ -51,7 +58,10 @@ class Forks:
 def serve() -> None:
     """Forks a script for each line of stdin, and writes its exit code."""
     for name in IMPORTED:
-        importlib.import_module(f"mefn_jax.{name}")
+        importlib.import_module(name)
+    # Tracing makes many objects that live on, among which a collection finds no garbage.
+    gc.set_threshold(50_000, 20, 20)
+    gc.freeze()
     for line in sys.stdin:
         words, out, err = json.loads(line)
         child = os.fork()

@@ -98,15 +98,16 @@ def stopped(start_training, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("processes", [1, 4])
+@pytest.mark.parametrize("processes", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_sigterm_saves_one_step_and_any_number_of_processes_resumes(
     processes, stopped, unbroken, start_training, tmp_path
 ):
     workdir = tmp_path / "run"
     shutil.copytree(stopped, workdir)
     (step,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
-    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2") if processes == 4 else ()
-    outputs = finish(start_training(workdir, processes, STEPS, *mesh, devices=2 if processes == 1 else 1))
+    mesh = {1: (), 2: ("data=1", "fsdp=2"), 4: ("data=2", "fsdp=2")}[processes]
+    flags = [f"--config.mesh.{axis}" for axis in mesh]
+    outputs = finish(start_training(workdir, processes, STEPS, *flags, devices=2 if processes == 1 else 1))
     assert f"resuming after {step}" in outputs[0]
     values, expected = logged(workdir, "loss"), logged(unbroken, "loss")
     assert values.keys() >= expected.keys()

@@ -86,7 +86,9 @@ def test_unreadable_only_checkpoint_is_kept(eight_steps, start_training, tmp_pat
 def test_checkpoint_of_newer_format_does_not_count_as_unreadable(eight_steps, monkeypatch):
     """Training moves unreadable checkpoints away; one of another format must stay."""
     number = checkpoint.CHECKPOINT_FORMAT.number
-    monkeypatch.setattr(checkpoint, "CHECKPOINT_FORMAT", dataclasses.replace(checkpoint.CHECKPOINT_FORMAT, number=number - 1))
+    monkeypatch.setattr(
+        checkpoint, "CHECKPOINT_FORMAT", dataclasses.replace(checkpoint.CHECKPOINT_FORMAT, number=number - 1)
+    )
     message = f"/8: has format {number}, written by a newer version"
     with Checkpoints(eight_steps) as checkpoints, pytest.raises(CheckpointError, match=message) as raised:
         checkpoints.meta(8)
