@@ -50,6 +50,8 @@ def get_config(arg=""):
     if options["text"] == "clip":
         c.text.max_tokens = 75  # the longest text that CLIP reads
     c.train.update(epochs=30.0, batch_size=128, learning_rate=5e-4)
-    # Pretrained towers learn more slowly than new parameters (VSE-infinity's factor for BERT).
-    c.train.lr_multipliers = ("image/backbone:0.1", "text/backbone:0.1")
+    # Pretrained towers learn more slowly than new parameters (VSE-infinity's factor for BERT). Precomputed regions have
+    # no tower, and a GRU is never pretrained.
+    pretrained = {"image": c.image.arch != "regions", "text": c.text.arch != "gru"}
+    c.train.lr_multipliers = tuple(f"{kind}/backbone:0.1" for kind in pretrained if pretrained[kind])
     return default.finish(c, options)

@@ -104,6 +104,21 @@ def compile_train(config, target: str, report: str = "") -> bool:
     whether the program fits. Raises ConfigError."""
     config = resolve_config(config, report, "--compile_report")
     mesh = make_mesh(config.mesh, topology_devices(target, "--compile_for"))
+    step_config, *arguments = abstract_train_step(config, mesh)
+    state_shapes, batch, _ = arguments
+    lowered = step.compile_step(mesh, state_shapes, step_config).lower(*arguments)
+    report_values = compile_and_analyze(
+        lowered, mesh, flops.step_flops(step_config, mesh, state_shapes.variables, batch)
+    )
+    report_values |= summarize_params(mesh, state_shapes.params)
+    title = f"{config.model}, batch {config.train.batch_size:,} ({config.train.batch_size // mesh.size} a chip)"
+    return print_and_write_report(report_values, target, mesh, title, report, TRAIN_ADVICE)
+
+
+def abstract_train_step(config, mesh):
+    """Returns what the train step of a complete configuration is compiled from: its StepConfig, and the arguments as
+    shapes with shardings: state, batch and (as numbers) hyperparameters. Raises ConfigError if the configuration does
+    not fit the mesh or itself."""
     check_divides(config.train.batch_size, config.train.grad_cache_chunks, mesh)
     model = build_model(config, config.text.vocab_size or DEFAULT_VOCABULARY)
     init, hyper = make_init(model, config, mesh), hyperparameters_from_config(config, steps=1000)
@@ -115,14 +130,7 @@ def compile_train(config, target: str, report: str = "") -> bool:
         state.create_state, init, hyper.seed, optimizer, lr_multipliers, mesh, with_ema=with_ema
     )
     state_shapes = abstract_params(mesh, jax.eval_shape(make_state))
-    batch = with_batch_sharding(batch_shapes(config), batch_sharding(mesh))
-    lowered = step.compile_step(mesh, state_shapes, step_config).lower(state_shapes, batch, hyper)
-    report_values = compile_and_analyze(
-        lowered, mesh, flops.step_flops(step_config, mesh, state_shapes.variables, batch)
-    )
-    report_values |= summarize_params(mesh, state_shapes.params)
-    title = f"{config.model}, batch {config.train.batch_size:,} ({config.train.batch_size // mesh.size} a chip)"
-    return print_and_write_report(report_values, target, mesh, title, report, TRAIN_ADVICE)
+    return step_config, state_shapes, with_batch_sharding(batch_shapes(config), batch_sharding(mesh)), hyper
 
 
 def compile_scoring(config, target: str, report: str = "") -> bool:

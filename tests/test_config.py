@@ -4,16 +4,19 @@ import dataclasses
 import importlib
 import re
 
+import jax
 import pytest
 from commands import ROOT
 
-from configs import default
+from configs import default, flickr30k, precomputed
+from mefn_jax import aot, losses
 from mefn_jax import config as configuration
-from mefn_jax import losses
 from mefn_jax.errors import ConfigError
 from mefn_jax.matching.matcher import Matcher
 from mefn_jax.model import MODEL_CHOICES, MODELS, matcher_options
 from mefn_jax.resolve import note_contradictions
+from mefn_jax.runtime.sharding import make_mesh
+from mefn_jax.training.step import compile_step
 
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
 
@@ -33,6 +36,30 @@ def test_shipped_configs_are_valid(name, model):
         assert set(configuration.flatten(config.to_dict())) == set(
             configuration.flatten(load("default", f"model={model}").to_dict())
         )
+
+
+ARGUMENTS = [
+    *(
+        ("flickr30k", f"model=vsepp,image={image},text={text}")
+        for image in flickr30k.IMAGES
+        for text in flickr30k.TEXTS
+    ),
+    *(("precomputed", f"model=vsepp,text={text}") for text in precomputed.TEXTS),
+    *(("shapes", f"model={model}") for model in sorted(MODELS)),
+    ("flickr8k", "model=vsepp"),
+]  # every system with one configuration, and everything else with one system
+
+
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+def test_every_argument_of_a_configuration_makes_a_train_step(name, argument):
+    """Traces the train step with the shapes of the data that the configuration is meant for."""
+    config = load(name, f"{argument},smoke")
+    with config.unlocked():
+        config.image.regions.width, config.text.cached.width, config.text.vocab_size = 20, 12, 100
+    mesh = make_mesh(devices=jax.devices()[:1])
+    step_config, *arguments = aot.abstract_train_step(config, mesh)
+    _, metrics = jax.eval_shape(compile_step(mesh, arguments[0], step_config), *arguments)
+    assert metrics.keys() == {"loss", "grad_norm"}
 
 
 def test_every_option_has_a_comment():

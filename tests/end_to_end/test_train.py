@@ -97,11 +97,10 @@ def test_precomputed_regions_train_and_refuse_other_width(tmp_path, command):
     data, run = tmp_path / "f30k_precomp", tmp_path / "run"
     for split, images in (("train", 20), ("dev", 6), ("test", 6)):
         write_precomputed(data, split, images, repeated=split == "train", shape=(5, 8))
-    options = ("--config=configs/flickr8k.py:smoke", f"--config.data.dir={data}", f"--workdir={run}")
-    refused = command("train.py", *options, check=False)
+    options = (f"--config.data.dir={data}", f"--workdir={run}")
+    refused = command("train.py", "--config=configs/flickr8k.py:smoke", *options, check=False)
     assert "image.arch=vit takes images, but the data set has precomputed regions; set" in refused.stderr
-    options += ("--config.image.arch=regions", "--config.image.regions.projection=mlp", "--config.image.pooling=gpo")
-    options += ("--config.augment.region_dropout=0.2", "--config.augment.word_noise=0.2")
+    options = ("--config=configs/flickr30k.py:image=regions,smoke", *options)  # as README has it
     text = command("train.py", *options, "--config.train.steps=2").stdout
     assert "training a tokenizer on the 100 training captions" in text
     assert "train 20 images, 100 captions; val 6, 30" in text
