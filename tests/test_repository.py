@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from configs import default
 from eval import VERBS
@@ -27,6 +29,23 @@ def test_ci_runs_test_command_of_readme():
     assert f"&& {command}\n" in readme
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith(command)
     assert "bash .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+
+
+def read_requirements(name):
+    """The requirements of a file, as (name, specifier); files that it includes are left out."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    return [Requirement(line) for line in lines if line and not line.startswith("-")]
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.13"])
+def test_constraints_have_a_version_within_every_requirements_bounds(python):
+    pinned = {canonicalize_name(r.name): r.specifier for r in read_requirements(f"constraints-{python}.txt")}
+    assert all(str(specifier).startswith("==") for specifier in pinned.values())
+    for requirement in read_requirements("requirements.txt") + read_requirements("requirements-test.txt"):
+        assert {">=", "<"} <= {part.operator for part in requirement.specifier}, requirement
+        version = str(pinned[canonicalize_name(requirement.name)]).removeprefix("==")
+        assert requirement.specifier.contains(version), requirement
+    assert f'"{python}"' in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
 
 
 def test_readme_names_files_that_exist():
