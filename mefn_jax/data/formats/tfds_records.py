@@ -56,7 +56,7 @@ def find_undecodable(records: TfdsRecords) -> dict[int, str]:
     for k in range(len(records)):
         record = records[k]
         try:
-            images.decode(record["image"], images.Resize(32), record["image_id"])
+            images.decode(record["image"], images.Resize(32), record["image_id"], may_reduce=True)
         except DataError:
             undecodable[k] = record["image_id"]
     return undecodable
