@@ -7,10 +7,10 @@ the training pipeline: it decodes, crops at random, scales to 224, mirrors, stac
 the device) and encodes captions. It is compared with a torch DataLoader whose transform is written out below, without
 captions, and with two bare decoders, ours and Pillow, which only decode the same JPEGs at full size.
 
-Whole images, without a random crop, are 640 x 480: resized exactly as Pillow does it, as evaluation needs them, and at a
-reduced scale, as training may. A decoder that knew the crop could save at most what lies between a bare decoder at full
-size and one at 1/8, which has all bits to read but hardly a pixel to compute. Precomputed regions, 36 x 2048 float32,
-are read through the pipeline and by indexing the memory-mapped file.
+Whole images, without a random crop, are 640 x 480: resized exactly as Pillow does it, as evaluation needs them, and at
+a reduced scale, as training may. A decoder that knew the crop could save at most what lies between a bare decoder at
+full size and one at 1/8, which has all bits to read but hardly a pixel to compute. Precomputed regions, 36 x 2048
+float32, are read through the pipeline and by indexing the memory-mapped file.
 
 Prints tables. The last line is a JSON object: our images per second over torch's and over our bare decoder's, those of
 exact over those of reduced resizing (`exact`), and the rows of regions per second over those of bare indexing. Without

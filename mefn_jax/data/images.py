@@ -25,7 +25,7 @@ RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
 }
 BLUR_REACHES = 5**0.5  # largest reduction for which the blur of `_resize_bilinear` suffices
-RESIZE_MODES = ("crop", "squash")
+RESIZE_MODES = ("crop", "squash", "squash_crop")
 MAX_RESIZED_PIXELS = 2**24  # of a whole image that is resized to be cropped
 START_OF_JPEG, START_OF_SCAN = b"\xff\xd8", b"\xda"
 ORIENTATION = 0x0112  # EXIF tag
@@ -54,8 +54,9 @@ class Resize:
     Attributes:
         size: side of the square, in pixels.
         mode: "crop" scales the shorter side to `size / crop` pixels and cuts out the center square; "squash" scales
-            both sides to `size`, whatever the image's shape.
-        crop: fraction of the shorter side that is kept.
+            both sides to `size`, whatever the image's shape; "squash_crop" scales both sides to `size / crop` and cuts
+            out the center square.
+        crop: fraction of the (shorter) side that is kept, except by "squash".
         resample: a name of RESAMPLE.
     """
 
@@ -245,7 +246,7 @@ def _choose_reduction(sides: tuple[int, int], min_side: int) -> int:
 
 
 def _resize_whole(source: _Source, resize: Resize) -> np.ndarray:
-    """Resizes the whole image (`squash`), then cuts out its center square (`crop`): uint8 `(size, size, 3)`.
+    """Resizes the whole image, then cuts out its center square unless `squash`: uint8 `(size, size, 3)`.
 
     Pillow clips between its two passes, and their order follows from the sizes. A resize of the crop's box alone would
     therefore give other pixels, by up to 25 of 255.
@@ -325,7 +326,8 @@ def _shorter_side(resize: Resize) -> int:
 def _place_center(sides: tuple[int, int], resize: Resize) -> tuple[tuple[int, int], tuple[int, int]]:
     """Returns the sides (width, height) to which an image of `sides` is resized, and the left top corner of its center
     square there. The longer side is rounded down, as in Hugging Face and torchvision."""
-    width, height = (side * _shorter_side(resize) // min(sides) for side in sides)
+    shorter = _shorter_side(resize)
+    width, height = (shorter if resize.mode == "squash_crop" else side * shorter // min(sides) for side in sides)
     return (width, height), ((width - resize.size) // 2, (height - resize.size) // 2)
 
 

@@ -12,6 +12,7 @@ A batch is a dict of NumPy arrays (docs/data.md, The batch):
 Random numbers of a row follow from (seed, epoch, caption) alone.
 """
 
+import dataclasses
 import functools
 
 import grain
@@ -135,6 +136,8 @@ def training_dataset_from_config(config, split: Split, tokenizer: Tokenizer, row
     """Returns the `training_dataset` of a configuration."""
     d, t = config.data, config.train
     resize, augment = images.resize_from_config(config.image), Augment(**config.augment)
+    if augment.flip and not word_augment.knows_sides(split.sampled_captions):
+        augment = dataclasses.replace(augment, flip=0.0)  # `statistics.summarize_text` says so
     # A pretrained tower knows the pixels of the whole image as its own preprocessing resizes them.
     may_reduce = not config.image.pretrained
     return training_dataset(split, tokenizer, resize, t.batch_size, t.seed, rows, d.pair_twins, augment, may_reduce)

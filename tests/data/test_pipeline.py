@@ -166,6 +166,19 @@ def test_only_a_pretrained_tower_is_trained_on_the_pixels_of_evaluation(split_an
         assert np.abs(trained.astype(int) - evaluated).mean() < 40
 
 
+@pytest.mark.parametrize(
+    ("caption", "mirrored"), [("a dog runs", True), ("hundur hleypur", False), ("Hund links", False)]
+)
+def test_images_are_mirrored_where_left_and_right_are_known(caption, mirrored, split_and_tokenizer):
+    ramp, out = np.tile(np.arange(0, 240, 6, dtype=np.uint8), (40, 1)), io.BytesIO()
+    Image.fromarray(ramp).save(out, "PNG")
+    records = [{"image": out.getvalue(), "captions": [caption], "image_id": str(k)} for k in range(4)]
+    split, config = Split("train", records, np.arange(4), np.arange(5)), default.get_config("smoke").unlock()
+    config.image.size, config.train.batch_size, config.augment.flip = 16, 4, 1.0
+    pixels = pipeline.training_dataset_from_config(config, split, split_and_tokenizer[1])[0]["images"]
+    assert (pixels[:, 0, 0, 0] > pixels[:, 0, -1, 0]).all() == mirrored
+
+
 def test_evaluation_batches_keep_order_and_pad_the_last(split_and_tokenizer):
     split, tokenizer = split_and_tokenizer
     batches = list(pipeline.image_batches(split, images.Resize(16), 16, 2))
