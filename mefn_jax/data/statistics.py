@@ -1,6 +1,7 @@
 """Statistics of the captions of a data set: numbers, lengths, unknown tokens, repetitions."""
 
 import dataclasses
+import hashlib
 import itertools
 
 import numpy as np
@@ -26,6 +27,7 @@ class Statistics:
         lengths: int `(C,)`, the number of wordpieces of each caption before it is cut.
         unknown: int `(C,)`, the number of unknown tokens of each caption.
         side_fraction: the fraction of captions that mention left or right, in [0, 1].
+        image_digests: a digest of each image file; none for precomputed regions.
     """
 
     texts: list[str]
@@ -33,15 +35,21 @@ class Statistics:
     lengths: np.ndarray
     unknown: np.ndarray
     side_fraction: float
+    image_digests: list[bytes]
 
 
 def compute_statistics(split: Split, tokenizer: Tokenizer) -> Statistics:
     """Computes the statistics of a split: reads all its captions, with a progress bar on a terminal."""
-    captions = [c for k in tqdm(range(split.num_images), split.name, disable=None) for c in split.record(k)["captions"]]
+    captions, digests = [], []
+    for k in tqdm(range(split.num_images), split.name, disable=None):
+        record = split.record(k)
+        captions += record["captions"]
+        if "image" in record:
+            digests.append(hashlib.blake2b(record["image"], digest_size=16).digest())
     lengths, unknown = _count_wordpieces(captions, tokenizer)
     texts = [tokenizer.normalize(c) for c in captions]
     side_fraction = float(np.mean([mentions_side(c) for c in captions]))
-    return Statistics(texts, np.diff(split.caption_offsets), lengths, unknown, side_fraction)
+    return Statistics(texts, np.diff(split.caption_offsets), lengths, unknown, side_fraction, digests)
 
 
 def _count_wordpieces(captions: list[str], t: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
@@ -140,16 +148,21 @@ def format_histogram(lengths: np.ndarray, max_bins: int = 16, width: int = 50) -
 
 
 def format_duplicates(statistics: dict[str, Statistics]) -> list[str]:
-    """Returns lines with the number of captions that repeat another of their split, and of those that two splits share,
-    word for word."""
-    sets = {name: set(s.texts) for name, s in statistics.items()}
-    lines = [
-        f"{len(s.texts) - len(sets[name]):,} captions of {name} repeat another of {name}"
-        for name, s in statistics.items()
+    """Returns lines with the numbers of captions and of images that repeat another of their split, and of those that
+    two splits share: captions word for word, images byte for byte."""
+    return [
+        *_format_repeated("captions", {name: s.texts for name, s in statistics.items()}),
+        *_format_repeated("images", {name: s.image_digests for name, s in statistics.items() if s.image_digests}),
     ]
-    for a, b in itertools.combinations(statistics, 2):
-        num_shared = sum(text in sets[a] for text in statistics[b].texts)
-        lines.append(
-            f"{num_shared:,} captions of {b} ({100 * num_shared / len(statistics[b].texts):.2f} %) stand in {a} too"
-        )
+
+
+def _format_repeated(kind: str, items: dict[str, list]) -> list[str]:
+    """Returns lines with the number of items that occur a second time in their split, and of those in two splits."""
+    sets = {name: set(values) for name, values in items.items()}
+    lines = [
+        f"{len(values) - len(sets[name]):,} {kind} of {name} repeat another of {name}" for name, values in items.items()
+    ]
+    for a, b in itertools.combinations(items, 2):
+        num_shared = sum(value in sets[a] for value in items[b])
+        lines.append(f"{num_shared:,} {kind} of {b} ({100 * num_shared / len(items[b]):.2f} %) stand in {a} too")
     return lines

@@ -197,8 +197,14 @@ class EncodedCaptions:
 
 
 def read_tokenizer_json(directory) -> str:
-    """Returns the text of a data set's `tokenizer.json`. Raises DataError if the file is missing."""
+    """Returns the text of a data set's `tokenizer.json`. Raises DataError, naming the directory, if the file is missing
+    or damaged."""
     path = Path(directory) / TOKENIZER_FILE
     if not path.is_file():
         raise DataError(f"{path}: no such file; run python -m mefn_jax.data.prepare again")
-    return read_text(path)
+    text = read_text(path)
+    try:
+        Tokenizer(text, 1, False, "keep")
+    except DataError as e:
+        raise DataError(f"{directory}: {e}") from None
+    return text

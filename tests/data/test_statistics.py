@@ -49,6 +49,25 @@ def test_compute_statistics_equals_count_by_hand(statistics_of):
     assert "val: a cat ☃ right there" in text
 
 
+def test_format_duplicates_counts_images_by_content():
+    files = {"train": [b"a", b"b", b"a"], "val": [b"c"], "test": [b"b", b"c", b"d", b"e"]}
+    statistics_of = {}
+    for name, contents in files.items():
+        split = make_split(name, [[f"{name} {k}"] for k in range(len(contents))])
+        for record, content in zip(split.records, contents, strict=True):
+            record["image"] = content
+        statistics_of[name] = statistics.compute_statistics(split, TOKENIZER)
+    lines = [line for line in statistics.format_duplicates(statistics_of) if " images of " in line]
+    assert lines == [
+        "1 images of train repeat another of train",
+        "0 images of val repeat another of val",
+        "0 images of test repeat another of test",
+        "0 images of val (0.00 %) stand in train too",
+        "1 images of test (25.00 %) stand in train too",
+        "1 images of test (25.00 %) stand in val too",
+    ]
+
+
 def test_summarize_text_counts_and_warns():
     english = make_split("train", [["a dog runs", "a cat"], ["the cat left"]])
     line, warnings = statistics.summarize_text(english, TOKENIZER, True)
