@@ -5,11 +5,16 @@
 Images are 500 x 375 JPEGs (quality 90, 4:2:0): mosaics of the photographs in FOLDER, or noise of all scales. Ours is
 the training pipeline: it decodes, crops at random, scales to 224, mirrors, stacks uint8 batches (the cast happens on
 the device) and encodes captions. It is compared with a torch DataLoader whose transform is written out below, without
-captions, and with two bare decoders, ours and Pillow, which only decode the same JPEGs at full size. Precomputed
-regions, 36 x 2048 float32, are read through the pipeline and by indexing the memory-mapped file.
+captions, and with two bare decoders, ours and Pillow, which only decode the same JPEGs at full size.
 
-Prints a table. The last line is a JSON object: our images per second over torch's and over our bare decoder's, and the
-rows of regions per second over those of bare indexing. Without torch, `vs_torch` is null.
+Whole images, without a random crop, are 640 x 480: resized exactly as Pillow does it, as evaluation needs them, and at
+a reduced scale, as training may. A decoder that knew the crop could save at most what lies between a bare decoder at
+full size and one at 1/8, which has all bits to read but hardly a pixel to compute. Precomputed regions, 36 x 2048
+float32, are read through the pipeline and by indexing the memory-mapped file.
+
+Prints tables. The last line is a JSON object: our images per second over torch's and over our bare decoder's, those of
+exact over those of reduced resizing (`exact`), and the rows of regions per second over those of bare indexing. Without
+torch, `vs_torch` is null.
 """
 
 import argparse
@@ -39,7 +44,7 @@ from mefn_jax.data.split import Split
 
 SIZE = 224
 BATCH = 32
-SIDES = (500, 375)
+SIDES, WHOLE_SIDES = (500, 375), (640, 480)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATIOS = (3 / 4, 4 / 3)
 WARM_UP = 2
@@ -54,25 +59,25 @@ def pin_to_one_core() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def make_mosaic(photographs: list[Path], rng: np.random.Generator) -> Image.Image:
+def make_mosaic(photographs: list[Path], sides: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """Returns photographs side by side at their own scale, so that a pixel holds as much detail as in a photograph."""
-    canvas = Image.new("RGB", SIDES)
-    for top in range(0, SIDES[1], SIZE):
-        for left in range(0, SIDES[0], SIZE):
+    canvas = Image.new("RGB", sides)
+    for top in range(0, sides[1], SIZE):
+        for left in range(0, sides[0], SIZE):
             canvas.paste(Image.open(photographs[rng.integers(len(photographs))]).convert("RGB"), (left, top))
     return canvas
 
 
-def make_noise(rng: np.random.Generator) -> Image.Image:
+def make_noise(sides: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """Returns noise of all scales from one pixel to the whole image. As in photographs, coarse scales are stronger."""
-    total = np.full((SIDES[1], SIDES[0], 3), 128.0)
+    total = np.full((sides[1], sides[0], 3), 128.0)
     for scale in (2, 4, 8, 16, 32, 64, 128):
-        coarse = rng.integers(0, 256, (SIDES[1] // scale + 2, SIDES[0] // scale + 2, 3), np.uint8)
-        total += (np.asarray(Image.fromarray(coarse).resize(SIDES, Image.Resampling.BICUBIC)) - 128.0) * scale**0.5 / 12
+        coarse = rng.integers(0, 256, (sides[1] // scale + 2, sides[0] // scale + 2, 3), np.uint8)
+        total += (np.asarray(Image.fromarray(coarse).resize(sides, Image.Resampling.BICUBIC)) - 128.0) * scale**0.5 / 12
     return Image.fromarray(total.clip(0, 255).astype(np.uint8))
 
 
-def make_jpegs(folder: Path | None, number: int) -> list[bytes]:
+def make_jpegs(folder: Path | None, number: int, sides: tuple[int, int]) -> list[bytes]:
     """Returns the encoded images, the same in every run."""
     rng = np.random.default_rng(0)
     photographs = sorted(folder.glob("*.jpg")) if folder else []
@@ -81,7 +86,7 @@ def make_jpegs(folder: Path | None, number: int) -> list[bytes]:
     jpegs = []
     for _ in range(number):
         buffer = io.BytesIO()
-        image = make_mosaic(photographs, rng) if photographs else make_noise(rng)
+        image = make_mosaic(photographs, sides, rng) if photographs else make_noise(sides, rng)
         image.save(buffer, "JPEG", quality=90, subsampling="4:2:0")
         jpegs.append(buffer.getvalue())
     return jpegs
@@ -118,6 +123,27 @@ def make_decoder_pass(jpegs: list[bytes], decode: Callable) -> Callable:
             decode(data)
 
     return run_pass
+
+
+def make_whole_passes(jpegs: list[bytes]) -> dict[str, Callable]:
+    """Returns functions for one pass over whole JPEGs: exactly, at a reduced scale, with Pillow alone, and decoders."""
+    resize = images.Resize(SIZE)
+
+    def resize_with_pillow(data):
+        image = Image.fromarray(decode_with_pillow(data))
+        width, height = (side * SIZE // min(image.size) for side in image.size)
+        left, top = (width - SIZE) // 2, (height - SIZE) // 2
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(image.crop((left, top, left + SIZE, top + SIZE)))
+
+    decoders = {
+        "ours": lambda data: images.decode(data, resize, ""),
+        "reduced": lambda data: images.decode(data, resize, "", may_reduce=True),
+        "Pillow": resize_with_pillow,
+        "bare decoder": simplejpeg.decode_jpeg,
+        "bare, at 1/8": lambda data: simplejpeg.decode_jpeg(data, min_width=1, min_height=1),
+    }
+    return {name: make_decoder_pass(jpegs, decode) for name, decode in decoders.items()}
 
 
 def decode_with_pillow(data: bytes) -> np.ndarray:
@@ -236,7 +262,7 @@ def main() -> None:
     """Runs the benchmark."""
     options = parse_options()
     pin_to_one_core()
-    jpegs = make_jpegs(options.images, options.number)
+    jpegs = make_jpegs(options.images, options.number, SIDES)
     augment = Augment(crop=options.crop, flip=0.5)
     passes = {
         "ours": make_pipeline_pass(jpegs, augment),
@@ -252,6 +278,10 @@ def main() -> None:
     print(f"{len(jpegs)} JPEGs of {SIDES[0]} x {SIDES[1]}, {size:.0f} kB each, to {SIZE}; one core\n")
     ratios = print_table(image_rates, "images/s")
     result = {"vs_torch": ratios.get("torch"), "vs_decoder": ratios["bare decoder"]}
+    whole_jpegs = make_jpegs(options.images, options.number, WHOLE_SIDES)
+    whole_rates = measure_rates(make_whole_passes(whole_jpegs), len(whole_jpegs), options.repeats)
+    print(f"{len(whole_jpegs)} whole JPEGs of {WHOLE_SIDES[0]} x {WHOLE_SIDES[1]} to {SIZE}; one core\n")
+    result["exact"] = print_table(whole_rates, "images/s")["reduced"]
     with tempfile.TemporaryDirectory() as root:
         complete_rows = options.rows // ROW_BATCH * ROW_BATCH
         region_rates = measure_rates(make_region_passes(Path(root), options.rows), complete_rows, options.repeats)

@@ -38,7 +38,7 @@ def base(model="mefn"):
     c.image.arch = "resnet"  # resnet, vit, or regions (precomputed, from data.dir)
     c.image.pretrained = ""  # checkpoint in Hugging Face layout: directory or hub name; its sizes replace those below
     c.image.size = 0  # side of the square input in pixels; 0: that of the pretrained checkpoint, else 224
-    c.image.resize = "crop"  # crop (the center square) or squash (the whole image into a square)
+    c.image.resize = "crop"  # crop (the center square), squash (the whole image into a square) or squash_crop (both)
     c.image.crop = 1.0  # crop: fraction of the shorter side that is kept
     c.image.resample = "bilinear"  # bilinear, bicubic, lanczos or nearest
     c.image.mean = (0.485, 0.456, 0.406)  # mean of the pixels per channel, in [0, 1]
@@ -118,7 +118,7 @@ def base(model="mefn"):
 
     c.augment = ConfigDict()  # training only; draws follow from (seed, epoch, caption)
     c.augment.crop = 1.0  # random crop: smallest fraction of the image's area; 1: no random crop
-    c.augment.flip = 0.0  # probability of mirroring, never if a caption of the image says left or right
+    c.augment.flip = 0.0  # probability of mirroring, never if a caption of the image says left or right in any language
     c.augment.color_jitter = 0.0  # x: brightness, contrast and saturation factors in 1 - x to 1 + x
     c.augment.word_noise = 0.0  # probability that a word is masked, replaced or dropped (VSE-infinity: 0.2)
     c.augment.region_dropout = 0.0  # probability that a region is left out (VSE-infinity: 0.2)

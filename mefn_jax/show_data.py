@@ -2,9 +2,9 @@
 
     python -m mefn_jax.show_data --config=configs/NAME.py [--config.data.dir=DIR] --out=FILE.png [--rows=24] [--step=1]
 
-Prints the sizes of the splits, captions per image, caption lengths, the share of unknown tokens, and captions that
-occur in two splits. Draws a contact sheet of the batch of a training step: augmented images, tokens, and the positives
-among its rows. Precomputed regions are all drawn, because region dropout is decided on the device.
+Prints the sizes of the splits, captions per image, caption lengths, the share of unknown tokens, and captions and
+images that occur in two splits. Draws a contact sheet of the batch of a training step: augmented images, tokens, and
+the positives among its rows. Precomputed regions are all drawn, because region dropout is decided on the device.
 """
 
 import dataclasses

@@ -12,6 +12,9 @@ A batch is a dict of NumPy arrays (docs/data.md, The batch):
 Random numbers of a row follow from (seed, epoch, caption) alone.
 """
 
+import dataclasses
+import functools
+
 import grain
 import numpy as np
 
@@ -27,9 +30,9 @@ IMAGE, WORDS = range(2)  # independent streams of random numbers
 class LoadBatch(grain.transforms.Map):
     """Map that loads this process's part of a step's batch: `rows`, positions among the `size` rows."""
 
-    def __init__(self, split: Split, order, size: int, rows, tokenizer: Tokenizer, resize, augment, seed: int):
+    def __init__(self, split: Split, order, size: int, rows, tokenizer: Tokenizer, resize, augment, seed, may_reduce):
         self.split, self.order, self.size, self.rows = split, order, size, rows
-        self.resize, self.augment, self.seed = resize, augment or Augment(), seed
+        self.resize, self.augment, self.seed, self.may_reduce = resize, augment or Augment(), seed, may_reduce
         self.encoded = None if split.cached_text else EncodedCaptions(tokenizer, split.num_captions)
 
     def map(self, step: int) -> dict:
@@ -70,14 +73,13 @@ class LoadBatch(grain.transforms.Map):
         """Returns `images` of a batch: precomputed regions, or pixels with augmentation."""
         if self.split.region_width:
             return self.split.records.read(self.split.record_ids[image_index])
+        decode = functools.partial(images.decode, resize=self.resize, may_reduce=self.may_reduce)
         if not self.augment.changes_pixels:
-            return np.stack([images.decode(record["image"], self.resize, record["image_id"]) for record in records])
+            return np.stack([decode(r["image"], name=r["image_id"]) for r in records])
+        decode = functools.partial(decode, augment=self.augment)
         rows = zip(records, self._make_rngs(IMAGE, epoch, caption_index), strict=True)
         return np.stack(
-            [
-                images.decode(r["image"], self.resize, r["image_id"], self.augment, rng, _may_flip(r["captions"]))
-                for r, rng in rows
-            ]
+            [decode(r["image"], name=r["image_id"], rng=rng, may_flip=_may_flip(r["captions"])) for r, rng in rows]
         )
 
     def _make_rngs(self, stream: int, epochs, captions):
@@ -109,13 +111,14 @@ def training_dataset(
     rows: np.ndarray | None = None,
     pair_twins=False,
     augment: Augment | None = None,
+    may_reduce: bool = False,
 ):
     """Returns an endless grain dataset: `dataset[k]` is the part of step k's batch that this process loads.
 
     `batch_size` counts the whole batch; `rows` are the positions in it that belong to this process, ascending (by
     default all). Every pass visits each (image, caption) pair once, in a new order. With `pair_twins` (drawn scenes),
     a caption and that of its twin stay together, so that batches of even size hold both; if an odd number of captions
-    has no twin, one of them is visited twice.
+    has no twin, one of them is visited twice. `may_reduce` is that of `images.decode`.
     """
     order = (
         shuffle_twin_pairs(split, seed)
@@ -125,7 +128,7 @@ def training_dataset(
     steps = PASSES * (len(order) // batch_size + 1)
     rows = np.arange(batch_size) if rows is None else rows
     return grain.MapDataset.range(steps).map(
-        LoadBatch(split, order, batch_size, rows, tokenizer, resize, augment, seed)
+        LoadBatch(split, order, batch_size, rows, tokenizer, resize, augment, seed, may_reduce)
     )
 
 
@@ -133,7 +136,11 @@ def training_dataset_from_config(config, split: Split, tokenizer: Tokenizer, row
     """Returns the `training_dataset` of a configuration."""
     d, t = config.data, config.train
     resize, augment = images.resize_from_config(config.image), Augment(**config.augment)
-    return training_dataset(split, tokenizer, resize, t.batch_size, t.seed, rows, d.pair_twins, augment)
+    if augment.flip and not word_augment.knows_sides(split.sampled_captions):
+        augment = dataclasses.replace(augment, flip=0.0)  # `statistics.summarize_text` says so
+    # A pretrained tower knows the pixels of the whole image as its own preprocessing resizes them.
+    may_reduce = not config.image.pretrained
+    return training_dataset(split, tokenizer, resize, t.batch_size, t.seed, rows, d.pair_twins, augment, may_reduce)
 
 
 class ShuffledCaptions:

@@ -135,17 +135,20 @@ def _read_source(source: str, path: str, image_folder: str, captions_per_image: 
 def open_drawn_scenes(scenes, seed: int) -> Path:
     """Returns the directory of the drawn scenes with these numbers (train, val, test) and this seed.
 
-    It is made on first use and lies in `$MEFN_CACHE`, or in `~/.cache/mefn_jax`.
+    It is made on first use and lies in `$MEFN_CACHE`, or in `~/.cache/mefn_jax`. Raises DataError if it is damaged.
     """
     cache_key = json.dumps([SHAPES_VERSION, [int(n) for n in scenes], int(seed)])
     cache = Path(os.environ.get("MEFN_CACHE") or Path.home() / ".cache" / "mefn_jax")
     out = cache / f"shapes-{hashlib.sha256(cache_key.encode()).hexdigest()[:12]}"
-    if not (out / tokenizer.TOKENIZER_FILE).is_file():
+    made = out / tokenizer.TOKENIZER_FILE
+    if out.is_dir() and any(out.iterdir()) and not made.is_file():
+        raise DataError(f"{out}: drawn scenes without {made.name}; remove this directory, and they are drawn again")
+    if not made.is_file():
         try:
             prepare("shapes", "", out, vocab_size=1000, lower_case=True, punctuation="keep", scenes=scenes, seed=seed)
-        except OSError:
+        except (OSError, DataError):
             # If another process was faster, its data set is the same as ours.
-            if not (out / tokenizer.TOKENIZER_FILE).is_file():
+            if not made.is_file():
                 raise
     return out
 

@@ -1,6 +1,7 @@
 """Tokenization of captions: text normalization, training of a WordPiece vocabulary, and encoding to fixed shapes."""
 
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,22 @@ from mefn_jax.errors import DataError
 PAD, UNK, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TOKENIZER_FILE = "tokenizer.json"
 VOCAB_SIZE = 8000  # default for the largest number of wordpieces of a trained vocabulary
+UNICODE_FORM = "NFKC"  # of trained vocabularies: one form of accents, ligatures and wide letters
+# Longer words are encoded in parts: the time that WordPiece takes grows with the cube of a word's length.
+MAX_WORD = 500
 # Names that tokenizers use for the tokens around a caption and for padding.
 STARTS, ENDS, PADS = (CLS, "<|startoftext|>", "<s>"), (SEP, "<|endoftext|>", "</s>"), (PAD, "<pad>", "<|endoftext|>")
 
 
-def normalize_caption(caption: str, lower_case: bool, punctuation: str) -> str:
-    """Returns a caption as the tokenizer sees it. `punctuation` is "keep" or "drop"; white space is folded."""
-    if punctuation == "drop":
-        caption = re.sub(r"[^\w\s]", " ", caption)
+def normalize_caption(caption: str, lower_case: bool, punctuation: str, unicode_form: str = "") -> str:
+    """Returns a caption as the tokenizer sees it: in a normal form of Unicode if one is given, lower-cased, without
+    punctuation ("drop"; "keep" keeps it), and with white space folded."""
+    if unicode_form:
+        caption = unicodedata.normalize(unicode_form, caption)
+    if punctuation == "drop":  # but not the marks that belong to letters, such as the vowels of Hindi and Thai
+        caption = re.sub(
+            r"[^\w\s]", lambda match: match[0] if unicodedata.category(match[0])[0] == "M" else " ", caption
+        )
     if lower_case:
         caption = caption.lower()
     return " ".join(caption.split())
@@ -32,18 +41,30 @@ def train_tokenizer(captions: list[str], vocab_size: int, lower_case: bool, punc
     Pieces that no training caption uses (intermediate merges) are dropped and the rest is sorted, so that a small
     closed vocabulary always gets the same ids. Single characters stay, so that unseen words can be spelled.
     """
-    texts = [normalize_caption(c, lower_case, punctuation) for c in captions]
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token=UNK))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    texts = [normalize_caption(c, lower_case, punctuation, UNICODE_FORM) for c in captions]
+    tokenizer = tokenizers.Tokenizer(_make_model(None))
+    tokenizer.normalizer = _make_normalizer()
+    parts = pre_tokenizers.Split(tokenizers.Regex(f".{{1,{MAX_WORD}}}"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), parts])
     tokenizer.train_from_iterator(
         texts, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False)
     )
     used_pieces = {piece for encoding in tokenizer.encode_batch(texts) for piece in encoding.tokens}
     vocabulary = {p for p in tokenizer.get_vocab() if p in used_pieces or len(p.removeprefix("##")) == 1}
     pieces = [*SPECIAL, *sorted(vocabulary - set(SPECIAL))]
-    tokenizer.model = models.WordPiece({p: k for k, p in enumerate(pieces)}, unk_token=UNK)
+    tokenizer.model = _make_model({p: k for k, p in enumerate(pieces)})
     return tokenizer.to_str()
+
+
+def _make_model(vocabulary: dict[str, int] | None) -> models.WordPiece:
+    """Returns the model of a trained vocabulary, given as the id of each piece; None: before training."""
+    return models.WordPiece(vocabulary, unk_token=UNK, max_input_chars_per_word=MAX_WORD)
+
+
+def _make_normalizer() -> normalizers.Normalizer:
+    """Returns the normalizer of a trained vocabulary, by which `Tokenizer` knows it, too."""
+    bert = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    return normalizers.Sequence([getattr(normalizers, UNICODE_FORM)(), bert])
 
 
 class Tokenizer:
@@ -54,6 +75,8 @@ class Tokenizer:
         max_tokens: the largest number of wordpieces that are kept of a caption, without [CLS] and [SEP].
         lower_case: captions are lower-cased first.
         punctuation: "keep" or "drop", see `normalize_caption`.
+        unicode_form: normal form that captions are brought into first, "NFKC" for a vocabulary of `train_tokenizer`, ""
+            for one of another origin, which normalizes captions itself.
         pad, cls, sep: ids of the tokens for padding, start and end.
         mask: id of the mask token; None if there is none (CLIP's tokenizer).
         unknown: id of the unknown token; None if there is none (tokenizers that know every byte).
@@ -70,6 +93,7 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(json)
         except Exception as e:  # the library raises no narrower class
             raise DataError(f"{TOKENIZER_FILE} cannot be read ({e}); make the data set again") from None
+        self.unicode_form = UNICODE_FORM if _is_trained_here(self._tokenizer) else ""
         self._tokenizer.no_truncation()  # a checkpoint's file may ask for both, but `encode` does them, to one length
         self._tokenizer.no_padding()
         self.pad, self.cls, self.sep = (self._find_id(names) for names in (PADS, STARTS, ENDS))
@@ -85,9 +109,13 @@ class Tokenizer:
         and [SEP]."""
         return self.encode(captions)[:2]
 
+    def normalize(self, caption: str) -> str:
+        """Returns a caption as the vocabulary sees it, see `normalize_caption`."""
+        return normalize_caption(caption, self.lower_case, self.punctuation, self.unicode_form)
+
     def encode(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns `ids`, `mask`, and the word that each token belongs to, int16 `(B, max_tokens + 2)`, -1 for none."""
-        texts = [normalize_caption(c, self.lower_case, self.punctuation) for c in captions]
+        texts = [self.normalize(c) for c in captions]
         ids = np.full((len(texts), self.max_tokens + 2), self.pad, np.int32)
         mask, word_index = np.zeros(ids.shape, bool), np.full(ids.shape, -1, np.int16)
         for row, encoding in enumerate(self._tokenizer.encode_batch(texts, add_special_tokens=False)):
@@ -116,7 +144,7 @@ class Tokenizer:
     def words(self, caption: str) -> tuple[list[str], np.ndarray]:
         """Returns the words of one caption as they are written, and the word that each wordpiece belongs to, int64
         `(M,)`. Words beyond the first `max_tokens` pieces are left out."""
-        text = normalize_caption(caption, self.lower_case, self.punctuation)
+        text = self.normalize(caption)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         word_index = np.unique(encoding.word_ids[: self.max_tokens], return_inverse=True)[1]
         spans = [(0, 0)] * (word_index.max(initial=-1) + 1)
@@ -130,8 +158,14 @@ class Tokenizer:
 
     def _tokenize(self, caption: str) -> list[str]:
         """Returns all wordpieces of a caption."""
-        text = normalize_caption(caption, self.lower_case, self.punctuation)
+        text = self.normalize(caption)
         return self._tokenizer.encode(text, add_special_tokens=False).tokens
+
+
+def _is_trained_here(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Returns whether a tokenizer is one of `train_tokenizer`, of a version that has normal forms."""
+    normalizer = tokenizer.normalizer
+    return normalizer is not None and normalizer.__getstate__() == _make_normalizer().__getstate__()
 
 
 class EncodedCaptions:
@@ -163,8 +197,14 @@ class EncodedCaptions:
 
 
 def read_tokenizer_json(directory) -> str:
-    """Returns the text of a data set's `tokenizer.json`. Raises DataError if the file is missing."""
+    """Returns the text of a data set's `tokenizer.json`. Raises DataError, naming the directory, if the file is missing
+    or damaged."""
     path = Path(directory) / TOKENIZER_FILE
     if not path.is_file():
         raise DataError(f"{path}: no such file; run python -m mefn_jax.data.prepare again")
-    return read_text(path)
+    text = read_text(path)
+    try:
+        Tokenizer(text, 1, False, "keep")
+    except DataError as e:
+        raise DataError(f"{directory}: {e}") from None
+    return text

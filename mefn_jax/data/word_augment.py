@@ -1,17 +1,91 @@
 """Word noise: random changes of whole words of training captions, as in VSE-infinity (Chen et al. 2021)."""
 
+import functools
 import re
+import unicodedata
 
 import numpy as np
 
-SIDE = re.compile(r"\b(left|right)(most|wards?|hand(ed)?|side)?\b", re.IGNORECASE)
+# Words for left and right by language, as patterns of whole words in lower case. A word too many costs only that an
+# image is not mirrored.
+SIDE_WORDS = {
+    "English": r"(left|right)(most|wards?|hand(ed)?|side)?",
+    "German": r"(links|rechts)\w*|(link|recht)e[mnrs]?",
+    "Dutch": r"(linker|rechter)\w*|(links|rechts)e?",
+    "French": r"gauches?|droite?s?",
+    "Spanish": r"izquierd\w*|derech\w*|izda|dcha",
+    "Portuguese, Galician": r"esquerd\w*|direit\w*|dereit\w*",
+    "Catalan": r"esquerr\w*|dret\w?s?",
+    "Italian": r"sinistr\w*|destr[aeio]",
+    "Romanian": r"st[aâ]ng\w*|dreapt\w*|drept\w*",
+    "Swedish": r"vänst\w*|höger\w*|högra",
+    "Danish, Norwegian": r"venst\w*|højre\w*|høyre\w*",
+    "Icelandic": r"vinstri|hægri|hægra",
+    "Finnish, Estonian": r"vasen|vasem\w*|vasak\w*|oikea\w*|oikeal\w*|parem\w*",
+    "Latvian, Lithuanian": r"kreis\w*|labaj\w*|kair\w*|dešin\w*",
+    "Polish": r"(lew|praw)(o|y|a|ą|e|ej|ego|emu|ym|ą)",
+    "Czech, Slovak": r"(v|na|do|z)?(lev|ľav|prav)(o|ý|á|é|ou|ú|ého|ém|ej|a)",
+    "Croatian, Serbian, Slovene": r"lijev\w*|lev[aeiou]|levoj|levem|desn\w*|nadesno|lijevo|ulijevo|udesno",
+    "Hungarian": r"bal|bal(ra|ról|on|oldal\w*)|jobb\w*",
+    "Turkish, Azerbaijani": r"sol|sol(da|daki|una|unda|undaki|dan|a)|sağ\w*",
+    "Albanian": r"majt\w*|djatht\w*",
+    "Basque": r"ezker\w*|eskuin\w*|eskubi\w*",
+    "Esperanto": r"(mal)?dekstr\w*",
+    "Vietnamese": r"trái|phải",
+    "Indonesian, Malay, Filipino": r"kiri|kanan|kaliwa",
+    "Swahili": r"kushoto|kulia",
+}
+# The same for languages with prefixes or without spaces: parts of words.
+SIDE_PARTS = {
+    "Greek": "αριστερ|δεξ[ιί]",
+    "Russian, Ukrainian, Bulgarian, Serbian": "лев|лів|ляв|прав|десн|дясн|лијев",
+    "Kazakh, Mongolian": "сол|оң|зүүн|баруун",
+    "Chinese": "[左右]",
+    "Japanese": "ひだり|みぎ|ヒダリ|ミギ",
+    "Korean": "왼|오른|좌|우측",
+    "Thai, Lao": "ซ้าย|ขวา|ຊ້າຍ|ຂວາ",
+    "Khmer, Burmese": "ឆ្វេង|ស្តាំ|ស្ដាំ|ဘယ်|ညာ",
+    "Hindi, Marathi, Nepali": "बाएँ|बाएं|बाय|बाई|बायाँ|दाएँ|दाएं|दाय|दाई|दाहिन|डाव|उजव|देब्रे",
+    "Bengali": "বাম|বাঁ|ডান",
+    "Gujarati, Punjabi": "ડાબ|જમણ|ਖੱਬ|ਸੱਜ",
+    "Tamil, Telugu, Kannada, Malayalam": "இட|வல|ఎడమ|కుడి|ಎಡ|ಬಲ|ഇട|വല",
+    "Arabic": "يسار|يمين|أيسر|أيمن|ايسر|ايمن|يسرى|يمنى|شمال",
+    "Persian, Urdu": "چپ|راست|بائیں|دائیں|بایاں|دایاں",
+    "Hebrew": "שמאל|ימין|ימני|ימנית",
+    "Georgian, Armenian, Amharic": "მარცხ|მარჯვ|ძախ|ձախ|աջ|ግራ|ቀኝ",
+}
+WORD = re.compile(r"\w+")
+SIDE_WORD, SIDE_PART = re.compile("|".join(SIDE_WORDS.values())), re.compile("|".join(SIDE_PARTS.values()))
+COMMON_ENGLISH = re.compile(
+    r"\b(the|and|with|of|while|wearing|standing|sitting|walking|playing|holding|looking|next|near|front|man|woman|men|"
+    r"women|people|person|child|children|boy|girl|young|dog|two|three|white|black|red|blue|green)\b",
+    re.IGNORECASE,
+)
+ENGLISH_SHARE = 0.25  # of captions that have a word of COMMON_ENGLISH; in photograph captions it is above 0.9
 # Cumulative fractions: half of the changed words are masked, a tenth is replaced, the rest is dropped.
 MASKED, REPLACED = 0.5, 0.6
 
 
 def mentions_side(caption: str) -> bool:
-    """Returns whether a caption mentions left or right, so that its image must not be mirrored."""
-    return SIDE.search(caption) is not None
+    """Returns whether a caption mentions left or right, in any language of the tables, so that its image must not be
+    mirrored."""
+    caption = unicodedata.normalize("NFKC", caption).lower()
+    if not caption.isascii() and SIDE_PART.search(caption):
+        return True
+    return any(map(_is_side, WORD.findall(caption)))
+
+
+@functools.lru_cache(100_000)
+def _is_side(word: str) -> bool:
+    """Returns whether a word is one of SIDE_WORDS."""
+    return SIDE_WORD.fullmatch(word) is not None
+
+
+def knows_sides(captions: list[str]) -> bool:
+    """Returns whether `mentions_side` knows the language of these captions, a sample of a data set: whether they are
+    English, or at least one of them mentions left or right."""
+    num_english = sum(COMMON_ENGLISH.search(caption) is not None for caption in captions)
+    return num_english >= ENGLISH_SHARE * len(captions) or any(map(mentions_side, captions))
 
 
 def add_word_noise(

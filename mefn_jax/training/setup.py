@@ -16,6 +16,7 @@ from mefn_jax.data.dataset import HELD_OUT, Dataset
 from mefn_jax.data.from_config import make_tokenizer, open_dataset
 from mefn_jax.data.images import resize_from_config
 from mefn_jax.data.split import Split
+from mefn_jax.data.statistics import summarize_text
 from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.encoders.pretrained.towers import check_vocabulary, insert_pretrained
 from mefn_jax.errors import CheckpointError, ConfigError, OtherProcessError, UnreadableCheckpointError
@@ -273,6 +274,7 @@ def print_header(run: Run, workdir) -> None:
     )
     device = mesh.devices.flat[0]
     package_versions = versions()
+    text, warnings = summarize_text(train_split, run.evaluator.tokenizer, config.augment.flip > 0)
     for split in (train_split, val_split):
         if split.skipped:
             print0(
@@ -285,6 +287,7 @@ def print_header(run: Run, workdir) -> None:
             "data": f"{config.data.dir or 'drawn scenes'}: train {train_split.num_images:,} images, "
             f"{train_split.num_captions:,} captions; {val_split.name} {val_split.num_images:,}, "
             f"{val_split.num_captions:,}",
+            "text": text,
             "devices": f"{mesh.size} x {device.device_kind}, {jax.process_count()} process(es), {describe_mesh(mesh)}",
             "batch": f"{config.train.batch_size} pairs, {config.train.batch_size // mesh.size} a device",
             "steps": f"{run.steps:,} ({run.steps * config.train.batch_size / train_split.num_captions:.1f} epochs)"
@@ -297,3 +300,5 @@ def print_header(run: Run, workdir) -> None:
             "workdir": str(workdir),
         }
     )
+    for warning in warnings:
+        print0(warning)

@@ -1,6 +1,7 @@
 """The grain pipeline: the content of a batch, the order of batches, and reading ahead."""
 
 import dataclasses
+import io
 import itertools
 import threading
 
@@ -10,12 +11,15 @@ import pytest
 from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sample_data import PREPARE_OPTIONS, make_tokenizer
 
+from configs import default
 from mefn_jax.data import images, pipeline
 from mefn_jax.data.augment import Augment
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.prepare import prepare
+from mefn_jax.data.split import Split
 from mefn_jax.errors import DataError
 
 
@@ -146,6 +150,33 @@ def test_training_batch_rows_match_their_indices(split_and_tokenizer):
         text = record["captions"][batch["caption_index"][k] - 5 * batch["image_index"][k]]
         np.testing.assert_array_equal(batch["text"][k], tokenizer([text])[0][0])
         np.testing.assert_array_equal(batch["images"][k], images.decode(record["image"], images.Resize(16), ""))
+
+
+def test_only_a_pretrained_tower_is_trained_on_the_pixels_of_evaluation(split_and_tokenizer):
+    noise, out = np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8), io.BytesIO()
+    Image.fromarray(noise).save(out, "JPEG")
+    records = [{"image": out.getvalue(), "captions": ["a dog"], "image_id": str(k)} for k in range(4)]
+    split, config = Split("train", records, np.arange(4), np.arange(5)), default.get_config("smoke").unlock()
+    config.image.size, config.train.batch_size = 32, 2
+    evaluated = next(pipeline.image_batches(split, images.Resize(32), 2, 1))[0]
+    for pretrained in ("", "RESNET"):
+        config.image.pretrained = pretrained
+        trained = pipeline.training_dataset_from_config(config, split, split_and_tokenizer[1])[0]["images"]
+        assert np.array_equal(trained, evaluated) == bool(pretrained)
+        assert np.abs(trained.astype(int) - evaluated).mean() < 40
+
+
+@pytest.mark.parametrize(
+    ("caption", "mirrored"), [("a dog runs", True), ("hundur hleypur", False), ("Hund links", False)]
+)
+def test_images_are_mirrored_where_left_and_right_are_known(caption, mirrored, split_and_tokenizer):
+    ramp, out = np.tile(np.arange(0, 240, 6, dtype=np.uint8), (40, 1)), io.BytesIO()
+    Image.fromarray(ramp).save(out, "PNG")
+    records = [{"image": out.getvalue(), "captions": [caption], "image_id": str(k)} for k in range(4)]
+    split, config = Split("train", records, np.arange(4), np.arange(5)), default.get_config("smoke").unlock()
+    config.image.size, config.train.batch_size, config.augment.flip = 16, 4, 1.0
+    pixels = pipeline.training_dataset_from_config(config, split, split_and_tokenizer[1])[0]["images"]
+    assert (pixels[:, 0, 0, 0] > pixels[:, 0, -1, 0]).all() == mirrored
 
 
 def test_evaluation_batches_keep_order_and_pad_the_last(split_and_tokenizer):

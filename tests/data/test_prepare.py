@@ -94,3 +94,16 @@ def test_open_drawn_scenes_keeps_images_and_captions(cache, monkeypatch):
     records = tfds.builder_from_directory(str(directory)).as_data_source("test")
     assert records[0]["image"].shape == (96, 96, 3)
     assert len(json.loads(records[0]["scene"])["captions"]) == 5
+
+
+def test_open_drawn_scenes_names_damaged_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEFN_CACHE", str(tmp_path))
+    directory = open_drawn_scenes((2, 1, 1), 0)
+    assert open_drawn_scenes((2, 1, 1), 0) == directory
+    (directory / tok.TOKENIZER_FILE).write_text("{")
+    with pytest.raises(DataError) as error:
+        _ = Dataset(directory).tokenizer_json
+    assert str(error.value).startswith(f"{directory}: tokenizer.json")
+    (directory / tok.TOKENIZER_FILE).unlink()
+    with pytest.raises(DataError, match=f"{directory}: drawn scenes without tokenizer.json; remove this directory"):
+        open_drawn_scenes((2, 1, 1), 0)

@@ -49,6 +49,47 @@ def test_compute_statistics_equals_count_by_hand(statistics_of):
     assert "val: a cat ☃ right there" in text
 
 
+def test_format_duplicates_counts_images_by_content():
+    files = {"train": [b"a", b"b", b"a"], "val": [b"c"], "test": [b"b", b"c", b"d", b"e"]}
+    statistics_of = {}
+    for name, contents in files.items():
+        split = make_split(name, [[f"{name} {k}"] for k in range(len(contents))])
+        for record, content in zip(split.records, contents, strict=True):
+            record["image"] = content
+        statistics_of[name] = statistics.compute_statistics(split, TOKENIZER)
+    lines = [line for line in statistics.format_duplicates(statistics_of) if " images of " in line]
+    assert lines == [
+        "1 images of train repeat another of train",
+        "0 images of val repeat another of val",
+        "0 images of test repeat another of test",
+        "0 images of val (0.00 %) stand in train too",
+        "1 images of test (25.00 %) stand in train too",
+        "1 images of test (25.00 %) stand in val too",
+    ]
+
+
+def test_summarize_text_counts_and_warns():
+    english = make_split("train", [["a dog runs", "a cat"], ["the cat left"]])
+    line, warnings = statistics.summarize_text(english, TOKENIZER, True)
+    assert line == "0.00 % of wordpieces unknown, 0 of 3 captions cut at 4"
+    assert not warnings
+    finnish = make_split("train", [["☃ koira juoksee", "a a a a a"], ["lumi"] * 3])
+    line, (unknown, cut, flips) = statistics.summarize_text(finnish, TOKENIZER, True)
+    assert int(line.split(" captions")[0].split()[-1]) == 5
+    assert "of the wordpieces of train are unknown" in unknown
+    assert "'☃ koira juoksee'" in unknown
+    assert "of the captions of train are cut at text.max_tokens=4 wordpieces" in cut
+    assert flips.startswith("note: augment.flip is off")
+    assert len(statistics.summarize_text(finnish, TOKENIZER, False)[1]) == 2
+
+
+def test_summarize_text_takes_evenly_spaced_images(monkeypatch):
+    monkeypatch.setattr("mefn_jax.data.split.SAMPLED_IMAGES", 3)
+    split = make_split("train", [[f"dog {k}"] for k in range(7)])
+    assert split.sampled_captions == ["dog 0", "dog 3", "dog 6"]
+    assert "of a sample of 3 cut" in statistics.summarize_text(split, TOKENIZER, False)[0]
+
+
 def test_format_histogram_counts_every_caption_once():
     lengths = np.random.default_rng(0).integers(0, 77, 1000)
     lines = statistics.format_histogram(lengths)

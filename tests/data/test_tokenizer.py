@@ -1,8 +1,13 @@
 """Normalization and tokenization of captions."""
 
 import json
+import unicodedata
 
 import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mefn_jax.data import tokenizer as tok
 
@@ -31,6 +36,70 @@ def test_train_tokenizer_ignores_order_of_captions():
         f"a {c} {s} left of a {d} {s}" for c in ("red", "blue") for d in ("green", "red") for s in ("disc", "star")
     ]
     assert tok.train_tokenizer(captions, 300, True, "keep") == tok.train_tokenizer(captions[::-1], 300, True, "keep")
+
+
+WIDE = "ﬁre in the oﬃce of \uff21\uff22\uff23\uff0c \uff11\uff12\u00a0㎞"
+
+
+@pytest.mark.parametrize("punctuation", ["keep", "drop"])
+def test_tokenizer_gives_every_spelling_of_a_word_the_same_ids(punctuation):
+    captions = ["ein Mädchen läuft am Café vorbei", "fire in the office of ABC, 12 km", "コーヒー と パン", "한국 사람"]
+    spelled = [unicodedata.normalize("NFD", c) for c in captions]
+    spelled[1] = WIDE  # ligatures, wide letters, a unit of one character
+    spelled[2] = "ｺｰﾋｰ と ﾊﾟﾝ"  # half-width kana
+    for trained, queried in ((captions, spelled), (spelled, captions)):
+        tokenizer = tok.Tokenizer(tok.train_tokenizer(trained, 300, True, punctuation), 40, True, punctuation)
+        for a, b in zip(tokenizer(trained), tokenizer(queried), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert tokenizer.unknown not in tokenizer(queried)[0]
+        assert tokenizer.words(queried[0])[0][1] == "mädchen"
+
+
+def test_trained_json_gives_the_same_ids_to_other_readers():
+    text = tok.train_tokenizer(["ein Mädchen läuft", "the oﬃce"], 300, False, "keep")
+    alone = tokenizers.Tokenizer.from_str(text)
+    for caption in ("ein Mädchen läuft", unicodedata.normalize("NFD", "ein Mädchen"), "the office"):
+        assert alone.encode(caption).tokens == tok.Tokenizer(text, 40, False, "keep").pieces(caption)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text(st.characters(codec="ascii"), max_size=60))
+def test_normal_form_changes_no_ascii_caption(caption):
+    for options in ((True, "keep"), (False, "drop")):
+        assert tok.normalize_caption(caption, *options, tok.UNICODE_FORM) == tok.normalize_caption(caption, *options)
+
+
+def test_tokenizer_of_other_origin_sees_captions_as_they_are():
+    bert = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "[PAD]": 1, "[CLS]": 2, "[SEP]": 3, "ﬁ": 4}))
+    bert.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    foreign = tok.Tokenizer(bert.to_str(), 4, False, "keep")
+    assert foreign.unicode_form == ""
+    assert foreign.pieces("ﬁ") == ["ﬁ"]
+
+
+def test_dropping_punctuation_keeps_marks_of_letters():
+    assert tok.normalize_caption("हिन्दी, लड़की!", True, "drop") == "हिन्दी लड़की"
+
+
+@pytest.mark.parametrize("length", [101, 450, 2000])
+@pytest.mark.parametrize("letters", ["สุนัขตัวใหญ่วิ่งเล่นอยู่บนสนามหญ้า", "ខ្មែរភាសាឆ្កែ", "いぬがはしってねこがねる", "abcdefgh"])
+def test_tokenizer_spells_words_of_any_length(letters, length):
+    """Two captions without spaces that differ at their end, and a query that begins inside of the first."""
+    word = (letters * length)[:length]
+    captions = [word + letters[0] * 2 + letters[3], word + letters[3] * 2 + letters[0], " ".join(letters)]
+    tokenizer = tok.Tokenizer(tok.train_tokenizer(captions, 200, True, "keep"), length + 10, True, "keep")
+    ids, mask = tokenizer([*captions, captions[0][20:]])
+    assert tokenizer.unknown not in ids
+    assert not np.array_equal(ids[0], ids[1])
+    assert mask[0].sum() > 2
+    joined = "".join(p.removeprefix("##") for p in tokenizer.pieces(captions[0]))
+    assert joined == unicodedata.normalize("NFKC", captions[0])
+
+
+def test_tokenizer_spells_query_that_begins_with_a_letter_from_inside():
+    """Without spaces, only the first letter of a caption begins a word."""
+    tokenizer = tok.Tokenizer(tok.train_tokenizer(["แมวนอนบนเตียง"] * 2, 100, True, "keep"), 20, True, "keep")
+    assert tok.UNK not in tokenizer.pieces("นอน")
 
 
 TEXTS = ["a dog runs on the grass", "two children playing", "unbelievable", "red car"]

@@ -1,5 +1,7 @@
 """Word noise: the rates of VSE-infinity, whole words, and captions that name a side."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -87,3 +89,47 @@ def test_word_noise_drops_words_without_mask_token():
 )
 def test_mentions_side_finds_left_and_right(caption, expected):
     assert word_augment.mentions_side(caption) == expected
+
+
+SIDES = """
+ein Hund links neben einem Baum|der rechte Mann winkt|in der linken Hand|un chien à gauche d'un arbre|la fille de droite
+un perro a la izquierda|en su mano derecha|um cão à esquerda|o homem da direita|un cane a sinistra|la mano destra
+een hond links van een boom|in zijn rechterhand|en hund till vänster|i höger hand|en hund til venstre|høyre hånd
+koira puun vasemmalla puolella|oikeassa kädessä|pies po lewej stronie|w prawej ręce|pes vlevo od stromu|pravá ruka
+pas lijevo od stabla|desna ruka|kutya a fa bal oldalán|a jobb kezében|köpek solda|sağ elinde
+un câine în stânga copacului|mâna dreaptă|собака слева от дерева|в правой руке|собака ліворуч|куче вляво от дървото
+ένας σκύλος αριστερά|στο δεξί χέρι|כלב משמאל לעץ|ביד ימין|كلب على يسار الشجرة|في يده اليمنى|سگی در سمت چپ درخت
+पेड़ के बाईं ओर एक कुत्ता|दाहिने हाथ में|গাছের বাম দিকে একটি কুকুর|ডান হাতে|หมาอยู่ทางซ้าย|มือขวา|狗在树的左边|右手
+木の右側にいる犬|ひだりの犬|나무 왼쪽에 있는 개|오른손에|con chó ở bên trái|tay phải|seekor anjing di kiri
+tangan kanan|mbwa kushoto mwa mti|gos a l'esquerra|a mà dreta
+"""
+
+
+@pytest.mark.parametrize("caption", [c for line in SIDES.strip().splitlines() for c in line.split("|")])
+def test_mentions_side_in_other_languages(caption):
+    for form in ("NFC", "NFD"):
+        assert word_augment.mentions_side(unicodedata.normalize(form, caption))
+        assert word_augment.mentions_side(unicodedata.normalize(form, caption.upper()))
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a dog runs across solid ground, soldiers destroy a bridge",
+        "a labrador and prawns, a lever on a linked chain",
+        "a level field of dressed people",
+        "ein Hund läuft über das Gras",
+        "un chien court",
+        "狗在跑",
+        "犬が走る",
+        "собака бежит",
+    ],
+)
+def test_mentions_side_leaves_other_words_alone(caption):
+    assert not word_augment.mentions_side(caption)
+
+
+def test_knows_sides_of_english_and_of_languages_in_its_tables():
+    assert word_augment.knows_sides(["two dogs playing", "a man in a red shirt", "snow"])
+    assert word_augment.knows_sides(["ein Hund rennt", "eine Katze links"])
+    assert not word_augment.knows_sides(["hundur hleypur", "köttur sefur", "maður gengur"])

@@ -10,6 +10,7 @@ import numpy as np
 
 from mefn_jax.data import tokenizer
 from mefn_jax.data.formats.tfds_records import TfdsRecords, find_undecodable, open_builder
+from mefn_jax.data.parsing import require
 from mefn_jax.data.split import Split
 from mefn_jax.errors import DataError
 
@@ -36,6 +37,7 @@ class Prepared:
             raise DataError(
                 f"data.dir: {directory}: neither made by python -m mefn_jax.data.prepare, nor TFDS coco_captions"
             )
+        require(self.metadata, "caption_counts", dict, f"{directory}/metadata.json")
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -49,7 +51,11 @@ class Prepared:
 
     def split(self, name: str) -> Split:
         """Returns the split `name`, one of `splits`. Raises DataError if its files do not fit the metadata."""
-        records, counts = TfdsRecords(self.builder, name, _parse_example), self.metadata["caption_counts"][name]
+        where = f"{self.directory}/metadata.json: caption_counts"
+        records = TfdsRecords(self.builder, name, _parse_example)
+        counts = require(self.metadata["caption_counts"], name, list, where)
+        if not all(type(count) is int and count > 0 for count in counts):
+            raise DataError(f"{where}: {name!r} must be a list of whole numbers above 0; make the data set again")
         if len(counts) != len(records):
             raise DataError(
                 f"{self.directory}: {len(records)} examples of {name}, but caption_counts has {len(counts)}; make the "

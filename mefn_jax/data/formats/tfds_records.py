@@ -12,9 +12,11 @@ from mefn_jax.errors import DataError, reason
 
 @contextlib.contextmanager
 def _damage_errors(subject):
-    """Raises DataError, naming `subject` as damaged, for any error in the body."""
+    """Raises DataError, naming `subject` as damaged, for any error in the body but a DataError."""
     try:
         yield
+    except DataError:
+        raise
     except Exception as e:  # TFDS, protobuf and Riegeli raise errors of many classes
         raise DataError(f"{subject}: damaged ({reason(e)}); make the data set again") from e
 
@@ -46,8 +48,7 @@ class TfdsRecords:
     def __getitem__(self, row: int) -> dict:
         """Returns a record. Raises DataError if it cannot be read."""
         with _damage_errors(f"{self._where}: record {row}"):
-            example = self._source[row]
-        return self._convert(example, self._where)
+            return self._convert(self._source[row], self._where)
 
 
 def find_undecodable(records: TfdsRecords) -> dict[int, str]:
@@ -56,7 +57,7 @@ def find_undecodable(records: TfdsRecords) -> dict[int, str]:
     for k in range(len(records)):
         record = records[k]
         try:
-            images.decode(record["image"], images.Resize(32), record["image_id"])
+            images.decode(record["image"], images.Resize(32), record["image_id"], may_reduce=True)
         except DataError:
             undecodable[k] = record["image_id"]
     return undecodable

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mefn_jax.data.parsing import clean_caption, find_image, read_json, require
+from mefn_jax.data.parsing import ImageFiles, clean_caption, read_json, require
 from mefn_jax.errors import DataError
 
 COCO_SPLITS = ("train", "val", "test")
@@ -12,18 +12,19 @@ def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
     """Reads the folder `path` of annotation files; images lie in `images`, or in its folders `train2017/` and so on.
 
     Returns `(splits, notes)` as `karpathy.read` does: images in the order of the file, captions in the order of their
-    ids. Images without captions are left out and counted in a note. Raises DataError that names the malformed entry.
+    ids. Images without captions are left out and counted in a note. Raises DataError that names the malformed entry,
+    or one whose image another entry has.
     """
     root, folder = Path(path), Path(images)
     if not folder.is_dir():
         raise DataError(f"--images={images}: no such directory; give the folder of the images")
-    splits, notes = {}, []
+    splits, notes, image_files = {}, [], ImageFiles()
     for split in COCO_SPLITS:
         files = sorted(root.glob(f"captions_{split}*.json"))
         if len(files) > 1:
             raise DataError(f"{root}: {', '.join(f.name for f in files)}: keep one file for each split")
         if files:
-            splits[split], num_left_out = _read_split(files[0], folder)
+            splits[split], num_left_out = _read_split(files[0], image_files, folder)
             if num_left_out:
                 notes.append(f"{files[0].name}: left out {num_left_out} images without captions")
     if not splits:
@@ -33,7 +34,7 @@ def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
     return splits, notes
 
 
-def _read_split(path: Path, folder: Path) -> tuple[list[dict], int]:
+def _read_split(path: Path, image_files: ImageFiles, folder: Path) -> tuple[list[dict], int]:
     """Returns the entries of a split, and the number of images without captions."""
     document = read_json(path)
     # captions_train2017.json names images in train2017/.
@@ -57,7 +58,7 @@ def _read_split(path: Path, folder: Path) -> tuple[list[dict], int]:
         captions[image_id][caption_id] = clean_caption(require(entry, "caption", str, where), where)
     entries = [
         {
-            "image": find_image(folder, name, where),
+            "image": image_files.find(folder, name, where),
             "image_id": name,
             "captions": [captions[image_id][n] for n in sorted(captions[image_id])],
         }

@@ -7,7 +7,7 @@ Flickr8k).
 import re
 from pathlib import Path
 
-from mefn_jax.data.parsing import find_image, read_text
+from mefn_jax.data.parsing import ImageFiles, read_text
 from mefn_jax.errors import DataError
 
 TOKEN_FILE = "Flickr8k.token.txt"
@@ -17,7 +17,7 @@ LISTS = {
     "val": "Flickr_8k.devImages.txt",
     "test": "Flickr_8k.testImages.txt",
 }
-LINE = re.compile(r"(?P<name>[^\t#]+)#(?P<number>\d+)\t(?P<caption>.*)")
+LINE = re.compile(r"(?P<name>[^\t#]+)#(?P<number>[0-9]{1,9})\t(?P<caption>.*)")
 
 
 def read(path) -> tuple[dict[str, list[dict]], list[str]]:
@@ -38,8 +38,12 @@ def read(path) -> tuple[dict[str, list[dict]], list[str]]:
         raise DataError(f"{root}: no split list; expected at least one of {', '.join(LISTS.values())}")
     names = _read_lists(lists)
     captions, num_skipped = _read_tokens(root / TOKEN_FILE, listed={n for split in names.values() for n in split})
+    image_files = ImageFiles()
     splits = {
-        split: [_make_entry(name, number, lists[split], images, captions) for number, name in enumerate(listed, 1)]
+        split: [
+            _make_entry(name, f"{lists[split]}:{number}", image_files, images, captions)
+            for number, name in enumerate(listed, 1)
+        ]
         for split, listed in names.items()
     }
     notes = [f"{TOKEN_FILE}: skipped {num_skipped} captions whose image is in no split list"] if num_skipped else []
@@ -88,12 +92,12 @@ def _read_lines(path: Path) -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def _make_entry(name: str, line_number: int, listing: Path, images: Path, captions: dict[str, list[str]]) -> dict:
-    """Returns the entry of an image, which stands in line `line_number` of the split list `listing`."""
+def _make_entry(name: str, where: str, image_files: ImageFiles, images: Path, captions: dict[str, list[str]]) -> dict:
+    """Returns the entry of an image, which is listed at the place `where`."""
     # A name must not lead out of the image folder.
     if name != Path(name).name or name in (".", ".."):
-        raise DataError(f"{listing}:{line_number}: {name!r} is not a plain file name")
-    image = find_image(images, name, f"{listing}:{line_number}")
+        raise DataError(f"{where}: {name!r} is not a plain file name")
+    image = image_files.find(images, name, where)
     if name not in captions:
-        raise DataError(f"{listing}:{line_number}: image {name!r} has no caption in {TOKEN_FILE}; take it off the list")
+        raise DataError(f"{where}: image {name!r} has no caption in {TOKEN_FILE}; take it off the list")
     return {"image": image, "image_id": name, "captions": captions[name]}

@@ -7,11 +7,10 @@ its split, and images are ordered by their first row (docs/data.md, Table).
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from mefn_jax.data.parsing import clean_caption, find_image, read_text, require
+from mefn_jax.data.parsing import ImageFiles, clean_caption, find_repeated, parse_json, read_text, require
 from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import DataError
 
@@ -29,6 +28,7 @@ def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
     files = [(None, path)] if path.is_file() else _list_files(path)
     splits: dict[str, dict[str, dict]] = {}
     split_of_image: dict[str, str] = {}
+    image_files = ImageFiles()
     for split, file in files:
         for where, row in _read_rows(file):
             name, text = require(row, "image", str, where), require(row, "caption", str, where)
@@ -42,7 +42,7 @@ def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
                 )
             entries = splits.setdefault(row_split, {})
             if name not in entries:
-                entries[name] = {"image": find_image(folder, name, where), "image_id": name, "captions": []}
+                entries[name] = {"image": image_files.find(folder, name, where), "image_id": name, "captions": []}
             entries[name]["captions"].append(clean_caption(text, where))
     if not splits:
         raise DataError(f"{path}: no rows")
@@ -68,19 +68,26 @@ def _read_rows(path: Path) -> Iterator[tuple[str, dict]]:
     if path.suffix == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
-                try:
-                    yield f"{path}:{number}", json.loads(line)
-                except (ValueError, RecursionError) as e:
-                    raise DataError(f"{path}:{number}: not JSON ({e})") from None
-        return
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+                yield f"{path}:{number}", parse_json(line, f"{path}:{number}")
+    else:
+        yield from _read_csv_rows(path, text)
+
+
+def _read_csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict]]:
+    """Yields the place of each row of a CSV file with a header, the line that it begins in, and the row."""
+    rows, header, line_number = csv.reader(io.StringIO(text, newline=""), strict=True), None, 1
     try:
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            if None in row or None in row.values():
-                raise DataError(
-                    f"{where}: the number of columns differs from the header ({', '.join(reader.fieldnames)})"
-                )
-            yield where, row
+        for row in rows:
+            where, line_number = f"{path}:{line_number}", rows.line_num + 1
+            if not row:
+                continue
+            if header is None:
+                header = row
+                if repeated := find_repeated(name for name in header if name):
+                    raise DataError(f"{where}: two columns are called {repeated!r}; rename or remove one")
+            elif len(row) != len(header):
+                raise DataError(f"{where}: the number of columns differs from the header ({', '.join(header)[:300]})")
+            else:
+                yield where, dict(zip(header, row, strict=True))
     except csv.Error as e:
-        raise DataError(f"{path}:{reader.line_num}: not CSV ({e})") from None
+        raise DataError(f"{path}:{line_number}: not CSV ({e}); is a quote missing?") from None

@@ -18,8 +18,9 @@ def truncate_shard(root):
     shard.write_bytes(shard.read_bytes()[:5000])
 
 
-def remove_caption_counts(root):
-    edit(root / "metadata.json", lambda t: json.dumps(json.loads(t) | {"caption_counts": {"train": [5], "val": [5]}}))
+def set_caption_counts(counts):
+    """Returns the damage that replaces the numbers of captions in the metadata."""
+    return lambda root: edit(root / "metadata.json", lambda t: json.dumps(json.loads(t) | {"caption_counts": counts}))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,12 @@ def remove_caption_counts(root):
         (lambda root: (root / "tokenizer.json").write_bytes(b"\xff"), "tokenizer.json: not UTF-8"),
         (lambda root: next(root.glob("*-train.array_record-*")).unlink(), "damaged"),
         (truncate_shard, "damaged"),
-        (remove_caption_counts, "40 examples of train, but caption_counts has 1"),
+        (set_caption_counts({"train": [5], "val": [5]}), "40 examples of train, but caption_counts has 1"),
+        (set_caption_counts([5]), "metadata.json: 'caption_counts' must be of type dict"),
+        (set_caption_counts({"train": 5}), "caption_counts: 'train' must be of type list"),
+        (set_caption_counts({"train": [5] * 39 + ["5"]}), "'train' must be a list of whole numbers above 0"),
+        (set_caption_counts({"train": [5] * 39 + [-1]}), "'train' must be a list of whole numbers above 0"),
+        (lambda root: (root / "metadata.json").write_text("[]"), "neither made by python -m mefn_jax.data.prepare"),
     ],
 )
 def test_prepared_dataset_names_damaged_file(prepared, tmp_path, damage, message):

@@ -27,6 +27,7 @@ def test_flickr8k_keeps_order_of_split_lists(flickr8k):
     [
         ("Flickr8k.token.txt", lambda t: "no tab here\n" + t, r"token.txt:1: not '<image>#<number><tab><caption>'"),
         ("Flickr8k.token.txt", lambda t: t + "\nx\n", r"token.txt:92: not"),
+        ("Flickr8k.token.txt", lambda t: f"train_0.jpg#{'9' * 5000}\tx\n" + t, r"token.txt:1: not"),
         ("Flickr8k.token.txt", lambda t: "train_0.jpg#7\t  \n" + t, r"token.txt:1: empty caption of 'train_0.jpg'"),
         ("Flickr8k.token.txt", lambda t: "train_0.jpg#1\tagain\n" + t, r"caption train_0.jpg#1 occurs a second"),
         ("Flickr8k.token.txt", lambda t: t.replace("dev_2.jpg", "dev_x.jpg"), r"'dev_2.jpg' has no caption"),
