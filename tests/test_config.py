@@ -120,7 +120,7 @@ def test_get_config_refuses_unknown_argument(arg, message):
         ("train.layer_decay", 0.0, "train.layer_decay: 0.0 must be in (0, 1]"),
         ("image.region_grids", (), "image.region_grids: () must be numbers above 0"),
         ("image.region_grids", (7, 7, 7, 7, 7), "image.region_grids: 5 grids, but the ResNet has 4 stages"),
-        ("image.resize", "stretch", "image.resize: 'stretch' is not one of crop, squash"),
+        ("image.resize", "stretch", "image.resize: 'stretch' is not one of crop, squash, squash_crop"),
         ("train.dtype", "float16", "train.dtype: 'float16' is not one of float32, bfloat16"),
         ("text.bert.heads", 7, "text.bert.width=768 is not a multiple of text.bert.heads=7"),
         ("loss.anchors", "images", "loss.anchors: 'images' is not one of both, image, text, did you mean 'image'?"),

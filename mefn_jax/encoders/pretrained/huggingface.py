@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from mefn_jax.encoders.bert import BERT
@@ -109,13 +110,13 @@ def _is_never_other(name: str) -> bool:
 
 
 def _make_text():
-    """Returns token ids and mask of one text."""
-    return jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
+    """Returns shape and type of token ids and mask of one text."""
+    return jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1, 1), bool)
 
 
 def _make_pixels(module: ViT):
-    """Returns pixels of one image, of the size that the position table was made for."""
-    return (jnp.zeros((1, *(n * module.patch for n in module.position_grid), 3)),)
+    """Returns shape and type of the pixels of one image, of the size that the position table was made for."""
+    return (jax.ShapeDtypeStruct((1, *(n * module.patch for n in module.position_grid), 3), jnp.float32),)
 
 
 def _read_sizes(c: dict) -> dict:
@@ -244,7 +245,7 @@ def _map_resnet(c: dict, tensors: dict):
             in_width = module.widths[s] if b else (module.stem_width, *module.widths)[s]
             if in_width != module.widths[s] or (b == 0 and (s > 0 or module.downsample_first_stage)):
                 rows += map_conv_norm(f"{theirs}.shortcut", ours, "shortcut")
-    return module, rows, (jnp.zeros((1, 64, 64, 3)),), _is_never_other
+    return module, rows, (jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),), _is_never_other
 
 
 # Options of config.json that are supported with a single value only.
