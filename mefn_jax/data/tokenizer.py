@@ -99,6 +99,10 @@ def check_tokenizer_json(text: str) -> None:
         _check_ids("model.vocab", model["vocab"].items() if isinstance(model.get("vocab"), dict) else ())
     added = content.get("added_tokens")
     entries = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
+    padding = content.get("padding")
+    _check_ids(
+        where, "padding", [(padding.get("pad_token"), padding.get("pad_id"))] if isinstance(padding, dict) else ()
+    )
     _check_ids("added_tokens", [(t.get("content"), t.get("id")) for t in entries])
 
 
@@ -107,8 +111,7 @@ def _check_ids(key: str, items) -> None:
     for token, number in items:
         if type(number) is not int or not 0 <= number <= MAX_TOKEN_ID:
             raise DataError(
-                f"{TOKENIZER_FILE}: {key}: the id {str(number)[:40]} of {str(token)[:40]!r} is not in 0 to "
-                f"{MAX_TOKEN_ID}"
+                f"{TOKENIZER_FILE}: {key}: the id {str(number)[:40]} of {str(token)[:40]!r} is not in 0 to {MAX_TOKEN_ID}"
             )
 
 

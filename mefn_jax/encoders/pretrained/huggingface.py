@@ -153,15 +153,18 @@ def _map_bert(c: dict, tensors: dict):
 
 
 def _read_patch_grid(c: dict) -> dict:
-    """Returns a ViT's patch size and the grid of its position table. Raises ValueError for a size that is no square."""
+    """Returns a ViT's patch size and the grid of its position table. Raises ValueError for sizes that are no square or
+    give no patch."""
     size, patch = (_check_square(c[key], key) for key in ("image_size", "patch_size"))
+    if size < patch:
+        raise ValueError(f"image_size {size} is smaller than patch_size {patch}")
     return {"patch": patch, "position_grid": (size // patch, size // patch)}
 
 
 def _check_square(value, key: str) -> int:
     """Returns the side of a square that is given as a number or as equal numbers. Raises ValueError if they differ."""
     sides = {*value} if isinstance(value, list | tuple) else {value}
-    if len(sides) > 1:
+    if len(sides) != 1:
         raise ValueError(f"{key} {value} is not square; only squares are supported")
     return sides.pop()
 
@@ -218,6 +221,8 @@ def _map_clip_text(c: dict, tensors: dict):
 def _map_resnet(c: dict, tensors: dict):
     p = _find_prefix(tensors, "embedder.embedder.convolution.weight", "", "resnet.")
     bottleneck = c["layer_type"] == "bottleneck"
+    if len(c["depths"]) != len(c["hidden_sizes"]) or not c["depths"]:
+        raise ValueError("depths and hidden_sizes must hold a number for each stage")
     module = ResNet(
         stem_width=c["embedding_size"],
         depths=tuple(c["depths"]),

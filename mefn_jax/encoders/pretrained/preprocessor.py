@@ -39,7 +39,7 @@ DEFAULT_PROCESSORS = {
     "clip": "CLIPImageProcessor",
     "clip_vision_model": "CLIPImageProcessor",
 }
-SWITCHES = (
+SWITCH_SETTINGS = (
     "do_resize",
     "do_center_crop",
     "do_rescale",
@@ -48,9 +48,9 @@ SWITCHES = (
     "default_to_square",
     "use_square_size",
 )
-NUMBERS = ("rescale_factor", "crop_pct")
-COLORS = ("image_mean", "image_std")
-SIZES = ("size", "crop_size")
+NUMBER_SETTINGS = ("rescale_factor", "crop_pct")
+COLOR_SETTINGS = ("image_mean", "image_std")
+SIZE_SETTINGS = ("size", "crop_size")
 SIZE_KEYS = ("height", "width", "shortest_edge", "longest_edge")
 
 
@@ -109,18 +109,18 @@ def _find_class(directory: Path, path: Path, settings: dict) -> str:
 def _complete(path: Path, name: str, settings: dict):
     """Returns the image processor of `transformers` with these settings. Raises WeightsError for a value of the wrong
     type."""
-    known = (*SWITCHES, *NUMBERS, *COLORS, *SIZES, "resample")
+    known = (*SWITCH_SETTINGS, *NUMBER_SETTINGS, *COLOR_SETTINGS, *SIZE_SETTINGS, "resample")
     settings = {key: settings[key] for key in known if key in settings}  # null is kept: the class takes it for False
     for key, value in settings.items():
         if value is None:
             continue
-        if key in SWITCHES and not isinstance(value, bool):
+        if key in SWITCH_SETTINGS and not isinstance(value, bool):
             raise WeightsError(f"{path}: {key} {str(value)[:60]} must be true or false")
-        if key in NUMBERS and not (_is_number(value) and value > 0):
+        if key in NUMBER_SETTINGS and not (_is_number(value) and value > 0):
             raise WeightsError(f"{path}: {key} {str(value)[:60]} must be a number above 0")
-        if key in COLORS:
+        if key in COLOR_SETTINGS:
             _check_colors(path, key, value)
-        if key in SIZES:
+        if key in SIZE_SETTINGS:
             _check_size(path, key, value)
     try:
         return getattr(import_transformers(), f"{name}Pil")(**settings)
@@ -163,7 +163,9 @@ def _read_normalization(path: Path, processor) -> dict:
     `transformers` multiplies a pixel of [0, 255] by a factor f and then normalizes it: (f x - m) / s. This equals
     (x / 255 - m / (255 f)) / (s / (255 f)).
     """
-    needed = (["rescale_factor"] if processor.do_rescale else []) + (list(COLORS) if processor.do_normalize else [])
+    needed = (["rescale_factor"] if processor.do_rescale else []) + (
+        list(COLOR_SETTINGS) if processor.do_normalize else []
+    )
     for key in needed:
         if getattr(processor, key) is None:
             raise WeightsError(f"{path}: {key} must not be null")

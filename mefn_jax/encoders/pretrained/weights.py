@@ -168,8 +168,6 @@ def _check_sizes(path: Path, values: dict, headers: dict) -> None:
                 raise WeightsError(f"{path}: {key} {str(value)[:60]} must be a whole number above 0")
             if number > limit:
                 raise WeightsError(f"{path}: {key} {str(value)[:60]} is more than the {limit} that the files allow")
-    if not all(values.get(key, 1) for key in ("depths", "hidden_sizes")):
-        raise WeightsError(f"{path}: depths and hidden_sizes must hold a number for each stage")
 
 
 def module_options(module: nn.Module) -> dict:

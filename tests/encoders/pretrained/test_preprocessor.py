@@ -178,7 +178,13 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=5,
 )
-KEYS = [*preprocessor.SWITCHES, *preprocessor.NUMBERS, *preprocessor.COLORS, *preprocessor.SIZES, "resample"]
+KEYS = [
+    *preprocessor.SWITCH_SETTINGS,
+    *preprocessor.NUMBER_SETTINGS,
+    *preprocessor.COLOR_SETTINGS,
+    *preprocessor.SIZE_SETTINGS,
+    "resample",
+]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
