@@ -11,8 +11,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from mefn_jax.data.tokenizer import Tokenizer, check_tokenizer_json
+from mefn_jax.data.tokenizer import MAX_TOKEN_ID, Tokenizer, check_tokenizer_json
 from mefn_jax.encoders.pretrained.files import check_links, import_transformers, read_object, to_one_line
+from mefn_jax.encoders.pretrained.weights import read_config
 from mefn_jax.errors import DataError, WeightsError
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
@@ -39,12 +40,14 @@ def read_tokenizer(directory) -> str:
             "checkpoint's source"
         )
     options, model_type = _read_options(directory)
+    config = read_config(directory)
+    rows = config.get("text_config", config).get("vocab_size", MAX_TOKEN_ID)
     try:
         if (directory / VOCABULARIES[0]).is_file():
             check_tokenizer_json((directory / VOCABULARIES[0]).read_text(encoding="utf-8"))
         tokenizer = _load(directory, options, model_type)
         _require_vocabulary(directory, tokenizer)
-        text = _serialize(tokenizer)
+        text = _serialize(tokenizer, rows)
         _compare(directory, tokenizer, Tokenizer(text, LONGEST_PROBE, False, "keep"))
     except WeightsError:
         raise
@@ -96,17 +99,25 @@ def _require_vocabulary(directory: Path, tokenizer) -> None:
         raise WeightsError(f"{directory / name}: no such file, which {type(tokenizer).__name__} reads; copy it")
 
 
-def _serialize(tokenizer) -> str:
+def _serialize(tokenizer, rows: int) -> str:
     """Returns the text of the `tokenizer.json` of a tokenizer of `transformers`, with its token for padding, or that at
-    the end of a caption if it has none."""
+    the end of a caption if it has none.
+
+    The library gives tokens for mask and padding that a vocabulary lacks new ids, which may lie beyond the `rows` of
+    the embedding. They are left out.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise DataError(f"{type(tokenizer).__name__} runs in Python and has no tokenizer.json; it is not supported")
+    used = {getattr(tokenizer, f"{name}_token") for name in ("cls", "sep", "bos", "eos", "unk")}
+    needless = {tokenizer.mask_token, tokenizer.pad_token} - used
     ends = (tokenizer.pad_token_id, tokenizer.sep_token_id, tokenizer.eos_token_id)
-    number = next((n for n in ends if n is not None), 0)
+    number = next((n for n in ends if n is not None and n < rows), 0)
     backend.no_truncation()
     backend.enable_padding(pad_id=number, pad_token=tokenizer.convert_ids_to_tokens(number) or "")
-    return backend.to_str()
+    content = json.loads(backend.to_str())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["id"] < rows or t["content"] not in needless]
+    return json.dumps(content, ensure_ascii=False)
 
 
 def _compare(directory: Path, tokenizer, own: Tokenizer) -> None:

@@ -133,6 +133,17 @@ def test_ids_equal_transformers(name, tmp_path):
         assert tokenizer.pad == expected.pad_token_id
 
 
+def test_invented_mask_beyond_embedding_is_left_out(tmp_path):
+    """transformers gives a mask that the vocabulary lacks the next id, for which the embedding has no row."""
+    fill(tmp_path, ("bert", lambda d: write_vocabulary(d, SPECIAL[:4])))
+    captions = ["The dog runs", "a [MASK]"]
+    assert Tokenizer(read_tokenizer(tmp_path), 8, False, "keep").mask == 20
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 20}))
+    tokenizer = Tokenizer(read_tokenizer(tmp_path), 8, False, "keep")
+    assert (tokenizer.vocab_size, tokenizer.mask) == (20, None)
+    assert tokenizer(captions)[0].max() < 20
+
+
 def test_layouts_differ():
     """Captions tell the layouts apart: some ids would be wrong if one tokenizer were taken for another."""
     text = make_tokenizer(SPECIAL, tokenizers.models.WordPiece, True, lowercase=False).to_str()
