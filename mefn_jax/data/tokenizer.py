@@ -79,19 +79,20 @@ def check_tokenizer_json(text: str) -> None:
     work or may never end: ids beyond MAX_TOKEN_ID, random merges, regular expressions that backtrack without bound."""
     try:
         content = jsonlib.loads(text)
+        parts = content if isinstance(content, dict) else {}
+        patterns = [(key, p) for key in ("normalizer", "pre_tokenizer") for p in _find_patterns(parts.get(key))]
     except ValueError as e:
         raise DataError(f"{TOKENIZER_FILE} is not JSON ({e})") from None
     except RecursionError:
         raise DataError(f"{TOKENIZER_FILE} is not JSON that can be read (nested too deeply)") from None
     if not isinstance(content, dict):
         raise DataError(f"{TOKENIZER_FILE} holds a {type(content).__name__}, not an object")
-    for key in ("normalizer", "pre_tokenizer"):
-        for pattern in _find_patterns(content.get(key)):
-            if not _is_bounded(pattern):
-                raise DataError(
-                    f"{TOKENIZER_FILE}: the regular expression {pattern[:80]!r} in {key} may take without end; it may "
-                    "have one of * + {n} in each alternative, none after a group"
-                )
+    for key, pattern in patterns:
+        if not _is_bounded(pattern):
+            raise DataError(
+                f"{TOKENIZER_FILE}: the regular expression {pattern[:80]!r} in {key} may take without end; it may "
+                "have one of * + {n} in each alternative, none after a group"
+            )
     model = content.get("model")
     if isinstance(model, dict):
         if model.get("dropout"):
@@ -100,9 +101,7 @@ def check_tokenizer_json(text: str) -> None:
     added = content.get("added_tokens")
     entries = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
     padding = content.get("padding")
-    _check_ids(
-        where, "padding", [(padding.get("pad_token"), padding.get("pad_id"))] if isinstance(padding, dict) else ()
-    )
+    _check_ids("padding", [(padding.get("pad_token"), padding.get("pad_id"))] if isinstance(padding, dict) else ())
     _check_ids("added_tokens", [(t.get("content"), t.get("id")) for t in entries])
 
 
@@ -111,7 +110,8 @@ def _check_ids(key: str, items) -> None:
     for token, number in items:
         if type(number) is not int or not 0 <= number <= MAX_TOKEN_ID:
             raise DataError(
-                f"{TOKENIZER_FILE}: {key}: the id {str(number)[:40]} of {str(token)[:40]!r} is not in 0 to {MAX_TOKEN_ID}"
+                f"{TOKENIZER_FILE}: {key}: the id {str(number)[:40]} of {str(token)[:40]!r} is not in 0 to "
+                f"{MAX_TOKEN_ID}"
             )
 
 

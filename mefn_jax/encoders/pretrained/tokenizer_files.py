@@ -11,9 +11,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from mefn_jax.data.tokenizer import MAX_TOKEN_ID, Tokenizer, check_tokenizer_json
+from mefn_jax.data.tokenizer import Tokenizer, check_tokenizer_json
 from mefn_jax.encoders.pretrained.files import check_links, import_transformers, read_object, to_one_line
-from mefn_jax.encoders.pretrained.weights import read_config
+from mefn_jax.encoders.pretrained.weights import read_config, select_tower
 from mefn_jax.errors import DataError, WeightsError
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
@@ -40,8 +40,7 @@ def read_tokenizer(directory) -> str:
             "checkpoint's source"
         )
     options, model_type = _read_options(directory)
-    config = read_config(directory)
-    rows = config.get("text_config", config).get("vocab_size", MAX_TOKEN_ID)
+    rows = _read_rows(directory)
     try:
         if (directory / VOCABULARIES[0]).is_file():
             check_tokenizer_json((directory / VOCABULARIES[0]).read_text(encoding="utf-8"))
@@ -75,6 +74,14 @@ def _read_options(directory: Path) -> tuple[dict, str]:
     if options.get("truncation_side", "right") != "right":
         raise WeightsError(f"{paths[0]}: truncation_side must be right; captions are cut at their end")
     return {k: v for k, v in options.items() if not LEADING_KEYS.fullmatch(k)}, config.get("model_type")
+
+
+def _read_rows(directory: Path) -> int:
+    """Returns the rows of the word embedding, by config.json."""
+    rows = select_tower(read_config(directory), "text").get("vocab_size")
+    if not isinstance(rows, int):
+        raise WeightsError(f"{directory / 'config.json'}: describes no text tower with a vocab_size")
+    return rows
 
 
 def _load(directory: Path, options: dict, model_type: str):

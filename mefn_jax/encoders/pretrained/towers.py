@@ -66,8 +66,7 @@ def load_pretrained(config: ConfigDict) -> tuple[ConfigDict, dict[str, Tower], s
 
 def _check_end_token(directory: Path, tokenizer_json: str) -> None:
     """Raises WeightsError if `transformers` would pool at another token than the tokenizer's end of a caption."""
-    config = weights.read_config(directory)
-    named = config.get("text_config", config).get("eos_token_id")
+    named = weights.select_tower(weights.read_config(directory), "text").get("eos_token_id")
     tokenizer = Tokenizer(tokenizer_json, 1, False, "keep")
     # In configurations of the first CLIPs the id is 2 by mistake, and the token with the largest id is meant.
     pooled = tokenizer.vocab_size - 1 if named == 2 else named

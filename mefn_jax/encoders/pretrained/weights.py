@@ -119,7 +119,7 @@ def load_tower(directory, kind: str) -> Tower:
             f"{directory}: model_type {str(name)[:60]!r} is no {kind} tower that can be loaded; supported are "
             f"{supported}"
         )
-    values = config.get({"image": "vision_config", "text": "text_config"}[kind], config)
+    values = select_tower(config, kind)
     _check_options(directory, name, values)
     # The oldest checkpoints of BERT use these names of a LayerNorm's parameters.
     new_names = {"gamma": "weight", "beta": "bias"}
@@ -135,6 +135,15 @@ def load_tower(directory, kind: str) -> Tower:
         raise WeightsError(f"{directory}/config.json: {to_one_line(e)}") from None
     projection_shape = (config.get("projection_dim"), values.get("hidden_size"))
     return Tower(module, *_match_tensors(directory, headers, table, shapes, is_other_tower, projection_shape))
+
+
+def select_tower(config: dict, kind: str) -> dict:
+    """Returns the part of config.json that describes the tower of `kind` "image" or "text"."""
+    return (
+        config[{"image": "vision_config", "text": "text_config"}[kind]]
+        if config.get("model_type") == "clip"
+        else config
+    )
 
 
 def _check_options(directory: Path, name: str, values: dict) -> None:

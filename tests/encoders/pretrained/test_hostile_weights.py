@@ -98,6 +98,11 @@ def test_number_of_labels_allocates_nothing(tmp_path):
     assert weights.load_tower(tmp_path, "text").module.width == 16
 
 
+def test_sections_of_other_architectures_are_ignored(tmp_path):
+    change_config(copy("bert", tmp_path), text_config={"hidden_size": 3}, vision_config={})
+    assert weights.load_tower(tmp_path, "text").module.width == 16
+
+
 def test_deep_nesting_is_named(tmp_path):
     (copy("bert", tmp_path) / "config.json").write_text('{"a": ' * 100_000)
     assert "config.json: is not JSON that can be read (nested too deeply)" in refusal(tmp_path, "text")
