@@ -144,7 +144,10 @@ def _is_bounded(pattern: str) -> bool:
         if repetitions > 1 or optional > MAX_OPTIONAL:
             return False
         previous = part
-    return len(pattern) <= MAX_PATTERN_LENGTH
+    has_spaces = re.search(
+        r"\(\?[a-zA-Z-]*x", pattern
+    )  # extended syntax, where blanks part a group from its repetition
+    return len(pattern) <= MAX_PATTERN_LENGTH and not has_spaces
 
 
 def _as_data_error(error: BaseException, what: str, remedy: str) -> BaseException:

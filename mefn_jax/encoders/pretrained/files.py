@@ -78,6 +78,6 @@ def import_transformers():
     return transformers
 
 
-def to_one_line(error: BaseException) -> str:
-    """Returns the message of an error on one line, at most 300 characters."""
-    return " ".join(str(error).split())[:300]
+def to_one_line(message) -> str:
+    """Returns a message, or that of an error, on one line, at most 300 characters."""
+    return " ".join(str(message).split())[:300]

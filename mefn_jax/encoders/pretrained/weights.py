@@ -272,7 +272,7 @@ def _read_tensors(directory: Path, headers: list[TensorHeader]) -> dict[tuple[Pa
 def _list_problems(problems) -> str:
     """Returns problems in one line, at most MAX_LISTED of them."""
     more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-    return "; ".join(sorted(problems)[:MAX_LISTED]) + more
+    return "; ".join(map(to_one_line, sorted(problems)[:MAX_LISTED])) + more
 
 
 def _list_files(directory: Path) -> list[Path]:
@@ -287,7 +287,7 @@ def _list_files(directory: Path) -> list[Path]:
         missing = [n for n, path in zip(names, paths, strict=True) if not path.is_file()]
         if missing:
             raise WeightsError(
-                f"{directory}: {index.name} lists {', '.join(missing)[:300]}, which are missing; copy them too"
+                f"{directory}: {index.name} lists {to_one_line(', '.join(missing))}, which are missing; copy them too"
             )
         return paths
     if single.is_file():

@@ -192,6 +192,13 @@ def test_impossible_values_are_named(name, tensor, change, message, tmp_path):
     assert message in refusal(tmp_path, KINDS[name])
 
 
+def test_long_names_of_tensors_stay_one_line(tmp_path):
+    tensors = load_file(copy("bert", tmp_path) / "model.safetensors")
+    more = {f"a\nb{k}" + "c" * 10**5: np.zeros(1, np.float32) for k in range(80)}
+    save_file(tensors | more, tmp_path / "model.safetensors")
+    assert "and 20 more" in refusal(tmp_path, "text")
+
+
 def test_logit_scale_of_one_number_in_a_row_is_read(tmp_path):
     tensors = load_file(copy("clip", tmp_path) / "model.safetensors")
     save_file(tensors | {"logit_scale": tensors["logit_scale"].reshape(1)}, tmp_path / "model.safetensors")
