@@ -1,6 +1,7 @@
 """Configuration: parses the arguments of `get_config`, and checks options with errors that name them."""
 
 import difflib
+import math
 
 from ml_collections import ConfigDict
 
@@ -14,6 +15,7 @@ BASE_CHOICES = {
     "image.vit.pool": ("mean", "class", "pooler"),
 }
 DEFAULT_SIZE = 224  # side of images in pixels, if neither the configuration nor a checkpoint gives one
+MAX_IMAGE_SIZE = 4096  # largest side of the square input in pixels; beyond, no tower's activations fit into memory
 POSITIVE = (
     "embed_dim",
     "text.max_tokens",
@@ -136,15 +138,27 @@ def check_config(config: ConfigDict, choices: dict) -> None:
     for key in ("image.crop", "augment.crop", "train.layer_decay"):
         if not 0 < get_dotted(config, key) <= 1:
             raise ConfigError(f"{key}: {get_dotted(config, key)!r} must be in (0, 1]")
-    for key in ("image.mean", "image.std"):
-        if len(get_dotted(config, key)) != 3:
-            raise ConfigError(f"{key}: {tuple(get_dotted(config, key))} must be three numbers, one for each channel")
+    if config.image.size > MAX_IMAGE_SIZE:
+        raise ConfigError(f"image.size: {config.image.size} must be at most {MAX_IMAGE_SIZE}")
+    _check_colors("image.mean", config.image.mean, -math.inf)
+    _check_colors("image.std", config.image.std, 0.0)
     if not 0 <= config.augment.flip <= 1:
         raise ConfigError(f"augment.flip: {config.augment.flip!r} must be in [0, 1]")
     for kind, check_tower in (("image", check_image_tower), ("text", check_text_tower)):
         has_no_tower = config[kind].arch in ("regions", "cached")
         if has_no_tower or not config[kind].pretrained:  # otherwise the sizes come from the checkpoint
             check_tower(config)
+
+
+def _check_colors(key: str, values, above: float) -> None:
+    """Raises ConfigError if the values of an option are not three finite numbers above a bound, one for each channel of
+    the pixels."""
+    values = tuple(values) if isinstance(values, list | tuple) else (values,)
+    are_numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    if len(values) != 3 or not are_numbers:
+        raise ConfigError(f"{key}: {values} must be three numbers, one for each channel")
+    if min(values) <= above:
+        raise ConfigError(f"{key}: {values} must be above {above:g}, or pixels are divided by nothing")
 
 
 def check_image_tower(config: ConfigDict) -> None:

@@ -229,7 +229,13 @@ def clip(tmp_path):
     )
     tokenizer.normalizer = tokenizers.normalizers.Lowercase()
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    start, end = vocabulary[-2:]
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{start} $A {end}", special_tokens=[(start, 38), (end, 39)]
+    )
     tokenizer.save(str(tmp_path / "clip" / "tokenizer.json"))
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": end, "eos_token": end}
+    (tmp_path / "clip" / "tokenizer_config.json").write_text(json.dumps(names))
     pixels = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28], "resample": 3}
     pixels |= {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}, "do_center_crop": True}
     (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(pixels))

@@ -61,7 +61,7 @@ def test_precompute_writes_states_of_towers(towers, prepared, tmp_path, command)
     for k in (0, 17, 59):
         expected = np.asarray(states[k, 1 : mask[k].sum() - 1])
         np.testing.assert_allclose(words[offsets[k] : offsets[k + 1]], expected, atol=5e-3)
-    assert Tokenizer((out / "tokenizer.json").read_text(), 10, False, "keep").vocab_size == 11
+    assert Tokenizer((out / "tokenizer.json").read_text(), 10, False, "keep").vocab_size == 12  # with [MASK]
     assert not list(out.glob("*.part"))
 
 

@@ -1,5 +1,6 @@
 """Tokenization of captions: text normalization, training of a WordPiece vocabulary, and encoding to fixed shapes."""
 
+import json as jsonlib
 import re
 import unicodedata
 from pathlib import Path
@@ -17,8 +18,14 @@ VOCAB_SIZE = 8000  # default for the largest number of wordpieces of a trained v
 UNICODE_FORM = "NFKC"  # of trained vocabularies: one form of accents, ligatures and wide letters
 # Longer words are encoded in parts: the time that WordPiece takes grows with the cube of a word's length.
 MAX_WORD = 500
+MAX_TOKEN_ID = 2**22  # ids index the rows of an embedding; the largest vocabularies in use have 2**20
+MAX_PATTERN_LENGTH = 10_000
+MAX_OPTIONAL = 3  # optional parts of an alternative: each doubles the ways to match
+# Parts of a regular expression in Oniguruma's syntax: an escape, a class of characters, a group's flags, a character.
+PATTERN_PARTS = re.compile(r"\\[pPx]\{[^}]*\}|\\.|\[(?:[^\[\]\\]|\\.|\[[^\[\]]*\])*\]|\(\?<?[:=!>i]|.", re.DOTALL)
 # Names that tokenizers use for the tokens around a caption and for padding.
 STARTS, ENDS, PADS = (CLS, "<|startoftext|>", "<s>"), (SEP, "<|endoftext|>", "</s>"), (PAD, "<pad>", "<|endoftext|>")
+MASKS = (MASK, "<mask>")
 
 
 def normalize_caption(caption: str, lower_case: bool, punctuation: str, unicode_form: str = "") -> str:
@@ -67,6 +74,90 @@ def _make_normalizer() -> normalizers.Normalizer:
     return normalizers.Sequence([getattr(normalizers, UNICODE_FORM)(), bert])
 
 
+def check_tokenizer_json(text: str) -> None:
+    """Raises DataError, naming the key, if the text of a `tokenizer.json` is no JSON object, or asks for what cannot
+    work or may never end: ids beyond MAX_TOKEN_ID, random merges, regular expressions that backtrack without bound."""
+    try:
+        content = jsonlib.loads(text)
+        parts = content if isinstance(content, dict) else {}
+        patterns = [(key, p) for key in ("normalizer", "pre_tokenizer") for p in _find_patterns(parts.get(key))]
+    except ValueError as e:
+        raise DataError(f"{TOKENIZER_FILE} is not JSON ({e})") from None
+    except RecursionError:
+        raise DataError(f"{TOKENIZER_FILE} is not JSON that can be read (nested too deeply)") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{TOKENIZER_FILE} holds a {type(content).__name__}, not an object")
+    for key, pattern in patterns:
+        if not _is_bounded(pattern):
+            raise DataError(
+                f"{TOKENIZER_FILE}: the regular expression {pattern[:80]!r} in {key} may take without end; it may "
+                "have one of * + {n} in each alternative, none after a group"
+            )
+    model = content.get("model")
+    if isinstance(model, dict):
+        if model.get("dropout"):
+            raise DataError(f"{TOKENIZER_FILE}: model.dropout {model['dropout']!r} makes ids random; set it to null")
+        _check_ids("model.vocab", model["vocab"].items() if isinstance(model.get("vocab"), dict) else ())
+    added = content.get("added_tokens")
+    entries = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
+    padding = content.get("padding")
+    _check_ids("padding", [(padding.get("pad_token"), padding.get("pad_id"))] if isinstance(padding, dict) else ())
+    _check_ids("added_tokens", [(t.get("content"), t.get("id")) for t in entries])
+
+
+def _check_ids(key: str, items) -> None:
+    """Raises DataError if an id of the pairs (token, id) is no whole number in 0 to MAX_TOKEN_ID."""
+    for token, number in items:
+        if type(number) is not int or not 0 <= number <= MAX_TOKEN_ID:
+            raise DataError(
+                f"{TOKENIZER_FILE}: {key}: the id {str(number)[:40]} of {str(token)[:40]!r} is not in 0 to "
+                f"{MAX_TOKEN_ID}"
+            )
+
+
+def _find_patterns(value) -> list[str]:
+    """Returns all regular expressions in a part of a `tokenizer.json`."""
+    if isinstance(value, list):
+        return [pattern for item in value for pattern in _find_patterns(item)]
+    if not isinstance(value, dict):
+        return []
+    own = [value["Regex"]] if isinstance(value.get("Regex"), str) else []
+    return own + [pattern for item in value.values() for pattern in _find_patterns(item)]
+
+
+def _is_bounded(pattern: str) -> bool:
+    """Returns True for a regular expression whose search surely ends: each alternative has at most one repetition and
+    MAX_OPTIONAL optional parts, and no group is repeated or referred to. The patterns of CLIP and GPT-2 are of this
+    kind."""
+    repetitions, optional, depth, previous = 0, 0, 0, ""
+    for part in PATTERN_PARTS.findall(pattern):
+        if part == "|" and depth == 0:
+            repetitions = optional = 0
+        elif part in ("*", "+", "{"):
+            repetitions += 1
+            if previous == ")":
+                return False
+        elif re.fullmatch(r"\\[1-9kgK]", part):
+            return False
+        optional += part == "?"
+        depth += part.startswith("(") - (part == ")")
+        if repetitions > 1 or optional > MAX_OPTIONAL:
+            return False
+        previous = part
+    has_spaces = re.search(
+        r"\(\?[a-zA-Z-]*x", pattern
+    )  # extended syntax, where blanks part a group from its repetition
+    return len(pattern) <= MAX_PATTERN_LENGTH and not has_spaces
+
+
+def _as_data_error(error: BaseException, what: str, remedy: str) -> BaseException:
+    """Returns an error of the library as a DataError; the user's interrupt and the end of the process as they are. A
+    panic of the library is no Exception, but a BaseException of a class that cannot be imported."""
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        return DataError(f"{what} ({' '.join(str(error).split())[:300]}); {remedy}")
+    return error
+
+
 class Tokenizer:
     """Tokenizer that encodes captions to `[CLS] wordpieces [SEP] [PAD]...` of one length.
 
@@ -85,21 +176,24 @@ class Tokenizer:
     """
 
     def __init__(self, json: str, max_tokens: int, lower_case: bool, punctuation: str):
-        """Loads the tokenizer. Raises DataError if `json` cannot be read, or a token for padding, start or end is
-        missing."""
+        """Loads the tokenizer. Raises DataError if `json` cannot be read or is refused by `check_tokenizer_json`, or a
+        token for padding, start or end is missing."""
         self.json, self.max_tokens = json, max_tokens
         self.lower_case, self.punctuation = lower_case, punctuation
+        check_tokenizer_json(json)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json)
-        except Exception as e:  # the library raises no narrower class
-            raise DataError(f"{TOKENIZER_FILE} cannot be read ({e}); make the data set again") from None
+        except BaseException as e:
+            raise _as_data_error(e, f"{TOKENIZER_FILE} cannot be read", "make the data set again") from None
+        padding = self._tokenizer.padding
         self.unicode_form = UNICODE_FORM if _is_trained_here(self._tokenizer) else ""
         self._tokenizer.no_truncation()  # a checkpoint's file may ask for both, but `encode` does them, to one length
         self._tokenizer.no_padding()
-        self.pad, self.cls, self.sep = (self._find_id(names) for names in (PADS, STARTS, ENDS))
-        self.mask = self._tokenizer.token_to_id(MASK)
-        self.unknown = self._tokenizer.token_to_id(UNK)
-        ids = set(self._tokenizer.get_vocab().values())
+        self.cls, self.sep = self._find_ends()
+        self.pad = padding["pad_id"] if padding else self._find_id(PADS)
+        self.mask = next((i for i in map(self._tokenizer.token_to_id, MASKS) if i is not None), None)
+        self.unknown = self._find_unknown()
+        ids = {*self._tokenizer.get_vocab().values(), self.pad}
         self.vocab_size = max(ids) + 1
         special = {self.pad, self.cls, self.sep, self.mask, self.unknown}
         self.ordinary = np.array(sorted(ids - special), np.int32)
@@ -110,7 +204,10 @@ class Tokenizer:
         return self.encode(captions)[:2]
 
     def normalize(self, caption: str) -> str:
-        """Returns a caption as the vocabulary sees it, see `normalize_caption`."""
+        """Returns a caption as the vocabulary sees it, see `normalize_caption`; as it is if nothing is asked for, since
+        the tokenizer of a pretrained tower handles white space itself."""
+        if self.punctuation == "keep" and not (self.lower_case or self.unicode_form):
+            return caption
         return normalize_caption(caption, self.lower_case, self.punctuation, self.unicode_form)
 
     def encode(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -118,7 +215,7 @@ class Tokenizer:
         texts = [self.normalize(c) for c in captions]
         ids = np.full((len(texts), self.max_tokens + 2), self.pad, np.int32)
         mask, word_index = np.zeros(ids.shape, bool), np.full(ids.shape, -1, np.int16)
-        for row, encoding in enumerate(self._tokenizer.encode_batch(texts, add_special_tokens=False)):
+        for row, encoding in enumerate(self._encode_texts(texts)):
             pieces = encoding.ids[: self.max_tokens]
             ids[row, : len(pieces) + 2] = [self.cls, *pieces, self.sep]
             mask[row, : len(pieces) + 2] = True
@@ -129,6 +226,29 @@ class Tokenizer:
         """Returns the token of each id, and whether it is the unknown or the mask token."""
         marked = {self.unknown, self.mask} - {None}
         return [(self._tokenizer.id_to_token(int(i)) or "?", int(i) in marked) for i in ids]
+
+    def _encode_texts(self, texts: list[str]) -> list[tokenizers.Encoding]:
+        """Encodes texts without the tokens around them. Raises DataError for a text that the tokenizer cannot encode:
+        half of a surrogate pair, or a search for its regular expression that exceeds the library's limit."""
+        try:
+            return self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        except BaseException as e:
+            shown = ascii(texts[0][:60]) if len(texts) == 1 else f"one of {len(texts)} captions"
+            raise _as_data_error(e, f"{TOKENIZER_FILE} cannot encode {shown}", "correct the caption") from None
+
+    def _find_ends(self) -> tuple[int, int]:
+        """Returns the ids of the tokens before and after a caption: those that the tokenizer itself puts around a text,
+        else those with one of the usual names."""
+        encoding = self._tokenizer.encode("")
+        around = [i for i, special in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if special]
+        return tuple(around) if len(around) == 2 else (self._find_id(STARTS), self._find_id(ENDS))
+
+    def _find_unknown(self) -> int | None:
+        """Returns the id of the unknown token; None if there is none, or it is the end of text as in CLIP, whose
+        tokenizer knows every byte."""
+        name = getattr(self._tokenizer.model, "unk_token", None) or UNK
+        number = self._tokenizer.token_to_id(name)
+        return None if number in (self.cls, self.sep) else number
 
     def _find_id(self, names: tuple) -> int:
         """Returns the id of the first of these tokens that exists. Raises DataError if none does."""
@@ -145,7 +265,7 @@ class Tokenizer:
         """Returns the words of one caption as they are written, and the word that each wordpiece belongs to, int64
         `(M,)`. Words beyond the first `max_tokens` pieces are left out."""
         text = self.normalize(caption)
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        (encoding,) = self._encode_texts([text])
         word_index = np.unique(encoding.word_ids[: self.max_tokens], return_inverse=True)[1]
         spans = [(0, 0)] * (word_index.max(initial=-1) + 1)
         for word, (start, stop) in zip(word_index, encoding.offsets, strict=False):
@@ -158,8 +278,7 @@ class Tokenizer:
 
     def _tokenize(self, caption: str) -> list[str]:
         """Returns all wordpieces of a caption."""
-        text = self.normalize(caption)
-        return self._tokenizer.encode(text, add_special_tokens=False).tokens
+        return self._encode_texts([self.normalize(caption)])[0].tokens
 
 
 def _is_trained_here(tokenizer: tokenizers.Tokenizer) -> bool:

@@ -9,8 +9,9 @@ from mefn_jax.encoders.transformer import Transformer
 class CLIPText(Transformer, kw_only=True):
     """CLIP's text tower: token ids int32 and mask bool `(B, L)` -> `(hidden states (B, L, C), pooled (B, C))`.
 
-    `pooled` is the hidden state of the last token that `mask` keeps, the end of text. As attention is causal, it is the
-    only token that attends to all others.
+    `pooled` is the hidden state of the end of text, which is the last token that `mask` keeps. If a caption itself
+    holds this token, it is the first of them, as in the original. As attention is causal, only the last token attends
+    to all others.
 
     Attributes, beyond a Transformer's:
         vocab_size: rows of the word embedding.
@@ -32,5 +33,6 @@ class CLIPText(Transformer, kw_only=True):
         x = x + embed(self.max_positions, "positions")(jnp.arange(ids.shape[1]))
         x = self.blocks(x, mask, deterministic, pre_norm=True, causal=True)
         x = nn.LayerNorm(self.eps, dtype=self.dtype, name="norm")(x)
-        end_of_text = jnp.sum(mask, 1) - 1  # (B,)
+        last = jnp.take_along_axis(ids, jnp.sum(mask, 1, keepdims=True) - 1, 1)  # (B, 1)
+        end_of_text = jnp.argmax(ids == last, 1)  # (B,)
         return x, jnp.take_along_axis(x, end_of_text[:, None, None], 1)[:, 0]

@@ -1,6 +1,8 @@
 """Normalization and tokenization of captions."""
 
+import copy
 import json
+import time
 import unicodedata
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mefn_jax.data import tokenizer as tok
+from mefn_jax.errors import DataError
 
 
 def test_normalize_caption_lowercases_and_drops_punctuation():
@@ -130,3 +133,159 @@ def test_encoded_captions_encodes_each_caption_once():
         for found, expected in zip(encoded(np.array(positions), texts), TOKENIZER.encode(texts), strict=True):
             np.testing.assert_array_equal(found, expected)
     assert calls == [TEXTS[2], TEXTS[0], TEXTS[1], TEXTS[3], TEXTS[3]]
+
+
+def change(**values) -> str:
+    """The text of a tokenizer with other values at its top level; a dotted key leads into an object."""
+    content = json.loads(TOKENIZER.json)
+    for key, value in values.items():
+        place, _, name = key.rpartition("__")
+        (content[place] if place else content)[name] = value
+    return json.dumps(content)
+
+
+def split_at(pattern):
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+HARMLESS = [
+    r"\s+",
+    r"\w+|[^\w\s]+",
+    r".{1,500}",
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"\(a\)+|[(a)+]+|[[:alpha:]]+",
+]
+ENDLESS = [
+    r"(a+)+$",
+    r"(a|a)*$",
+    r"(a|aa)+b",
+    r"(x+x+)+y",
+    r"a*a*a*a*b",
+    r"a?a?a?a?a?a?aaaaaa",
+    r"x+(a|b+)c",
+    r"(?:a{1,50}){1,50}",
+    r"(.*)\1",
+    r"(?<w>a)\k<w>",
+    r"(?x)(a|a) +b",
+    r"(?-ix:(a|a) *)b",
+    "a|" * 10_000,
+]
+
+
+@pytest.mark.parametrize("pattern", HARMLESS)
+def test_tokenizer_takes_regular_expressions_that_end(pattern):
+    tokenizer = tok.Tokenizer(change(pre_tokenizer=split_at(pattern)), 8, False, "keep")
+    start = time.perf_counter()
+    tokenizer(["a" * 3000 + "b", "a dog's  ... (a)" * 200])
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("pattern", ENDLESS)
+@pytest.mark.parametrize("place", ["pre_tokenizer", "normalizer"])
+def test_tokenizer_refuses_regular_expressions_that_may_not_end(pattern, place):
+    part = split_at(pattern)
+    if place == "normalizer":
+        part = {"type": "Replace", "pattern": {"Regex": pattern}, "content": ""}
+    text = change(**{place: {"type": "Sequence", f"{place}s": [part]}})
+    with pytest.raises(DataError, match=f"tokenizer.json: the regular expression .* in {place} may take without end"):
+        tok.Tokenizer(text, 8, False, "keep")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"normalizer": ' + "[" * 700 + "]" * 700 + "}", "nested too deeply"),
+        ("[]", "holds a list, not an object"),
+        ("{}", "cannot be read"),
+        (
+            change(model__vocab={"[PAD]": 4294967295}),
+            r"model.vocab: the id 4294967295 of '\[PAD\]' is not in 0 to 4194304",
+        ),
+        (change(model__vocab={"a": -1}), "model.vocab: the id -1"),
+        (change(model__vocab={"a": 1.5}), "model.vocab: the id 1.5"),
+        (change(model__vocab=[]), "cannot be read"),
+        (change(added_tokens=[{"content": "x", "id": 2**40}]), "added_tokens: the id 1099511627776 of 'x'"),
+        (change(model__dropout=0.5), "model.dropout 0.5 makes ids random"),
+        (change(model__vocab={"a": 0}, added_tokens=[]), r"none of the tokens \[CLS\]"),
+        (change(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "cannot be read"),
+        (change(padding={"strategy": "BatchLongest", "pad_id": 2**32 - 1}), "padding: the id 4294967295"),
+        (change(padding={"strategy": "BatchLongest", "pad_id": 1}), "cannot be read"),
+    ],
+)
+def test_tokenizer_names_what_it_refuses(text, message):
+    with pytest.raises(DataError, match=message) as error:
+        tok.Tokenizer(text, 8, False, "keep")
+    assert "\n" not in str(error.value)
+
+
+def test_read_tokenizer_json_names_damaged_file(tmp_path):
+    for text in ("{", '{"model": 3}', change(model__dropout=0.5)):
+        (tmp_path / "tokenizer.json").write_text(text)
+        with pytest.raises(DataError) as error:
+            tok.read_tokenizer_json(tmp_path)
+        assert f"{tmp_path}: tokenizer.json" in str(error.value)
+    (tmp_path / "tokenizer.json").write_text(TOKENIZER.json)
+    assert tok.read_tokenizer_json(tmp_path) == TOKENIZER.json
+
+
+def test_tokenizer_names_caption_that_cannot_be_encoded():
+    with pytest.raises(DataError, match=r"cannot encode 'a .*ud800.*correct the caption"):
+        TOKENIZER(["a \ud800"])
+
+
+def test_tokenizer_turns_panic_of_library_into_our_error(monkeypatch):
+    """The library's panics are no Exceptions."""
+    panic = type("PanicException", (BaseException,), {})
+
+    class Broken:
+        def encode_batch(self, texts, add_special_tokens):
+            raise panic("retry-limit-in-match over")
+
+    tokenizer = copy.copy(TOKENIZER)
+    tokenizer._tokenizer = Broken()
+    with pytest.raises(DataError, match=r"cannot encode one of 2 captions .retry-limit-in-match over"):
+        tokenizer(["a", "b"])
+    monkeypatch.setattr(Broken, "encode_batch", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer(["a"])
+
+
+def test_tokenizer_takes_names_and_padding_from_file():
+    """The tokens around a caption are those of the file's post-processor, and padding that of its `padding`."""
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<u>": 0, "<b>": 1, "<e>": 2, "a": 3, "<p>": 4}, "<u>"))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    library.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<b> $A <e>", special_tokens=[("<b>", 1), ("<e>", 2)]
+    )
+    library.enable_padding(pad_id=4, pad_token="<p>")
+    tokenizer = tok.Tokenizer(library.to_str(), 4, False, "keep")
+    assert tokenizer(["a b"])[0].tolist() == [[1, 3, 0, 2, 4, 4]]
+    assert (tokenizer.unknown, tokenizer.mask, tokenizer.ordinary.tolist()) == (0, None, [3])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_tokenizer_raises_only_its_own_error(data):
+    """One value of the file, at any depth, is replaced by another."""
+    content = place = json.loads(TOKENIZER.json)
+    while True:
+        key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+        if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
+            break
+        place = place[key]
+    place[key] = data.draw(JSON)
+    try:
+        tokenizer = tok.Tokenizer(json.dumps(content), 4, True, "keep")
+        tokenizer(TEXTS)
+    except DataError as e:
+        assert "tokenizer" in str(e)  # noqa: PT017 (either outcome is right)

@@ -11,6 +11,7 @@ from mefn_jax.data import images
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.encoders.pretrained import weights
+from mefn_jax.encoders.pretrained.tokenizer_files import read_tokenizer
 
 
 def test_eval_prints_and_writes_metrics_and_baselines(trained, command):
@@ -78,7 +79,7 @@ def test_zero_shot_clip_equals_cosines_of_projected_states(clip, prepared, tmp_p
     # The same scores, written out: cosines of the projected pooled states.
     split = Dataset(prepared).split("val")
     captions = [c for k in range(split.num_images) for c in split.record(k)["captions"]]
-    ids, mask = Tokenizer(weights.read_tokenizer(clip), 10, False, "keep")(captions)
+    ids, mask = Tokenizer(read_tokenizer(clip), 10, False, "keep")(captions)
     assert {tuple(ids[0, [0, -1]]), ids[0, mask[0]][-1]} == {(38, 39), 39}
     resize = images.Resize(16, resample="bicubic")
     pixels = np.stack([images.decode(split.record(k)["image"], resize, "") for k in range(split.num_images)])

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from mefn_jax.encoders.bert import BERT
@@ -109,13 +110,13 @@ def _is_never_other(name: str) -> bool:
 
 
 def _make_text():
-    """Returns token ids and mask of one text."""
-    return jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
+    """Returns shape and type of token ids and mask of one text."""
+    return jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1, 1), bool)
 
 
 def _make_pixels(module: ViT):
-    """Returns pixels of one image, of the size that the position table was made for."""
-    return (jnp.zeros((1, *(n * module.patch for n in module.position_grid), 3)),)
+    """Returns shape and type of the pixels of one image, of the size that the position table was made for."""
+    return (jax.ShapeDtypeStruct((1, *(n * module.patch for n in module.position_grid), 3), jnp.float32),)
 
 
 def _read_sizes(c: dict) -> dict:
@@ -152,15 +153,18 @@ def _map_bert(c: dict, tensors: dict):
 
 
 def _read_patch_grid(c: dict) -> dict:
-    """Returns a ViT's patch size and the grid of its position table. Raises ValueError for a size that is no square."""
+    """Returns a ViT's patch size and the grid of its position table. Raises ValueError for sizes that are no square or
+    give no patch."""
     size, patch = (_check_square(c[key], key) for key in ("image_size", "patch_size"))
+    if size < patch:
+        raise ValueError(f"image_size {size} is smaller than patch_size {patch}")
     return {"patch": patch, "position_grid": (size // patch, size // patch)}
 
 
 def _check_square(value, key: str) -> int:
     """Returns the side of a square that is given as a number or as equal numbers. Raises ValueError if they differ."""
     sides = {*value} if isinstance(value, list | tuple) else {value}
-    if len(sides) > 1:
+    if len(sides) != 1:
         raise ValueError(f"{key} {value} is not square; only squares are supported")
     return sides.pop()
 
@@ -217,6 +221,8 @@ def _map_clip_text(c: dict, tensors: dict):
 def _map_resnet(c: dict, tensors: dict):
     p = _find_prefix(tensors, "embedder.embedder.convolution.weight", "", "resnet.")
     bottleneck = c["layer_type"] == "bottleneck"
+    if len(c["depths"]) != len(c["hidden_sizes"]) or not c["depths"]:
+        raise ValueError("depths and hidden_sizes must hold a number for each stage")
     module = ResNet(
         stem_width=c["embedding_size"],
         depths=tuple(c["depths"]),
@@ -244,7 +250,7 @@ def _map_resnet(c: dict, tensors: dict):
             in_width = module.widths[s] if b else (module.stem_width, *module.widths)[s]
             if in_width != module.widths[s] or (b == 0 and (s > 0 or module.downsample_first_stage)):
                 rows += map_conv_norm(f"{theirs}.shortcut", ours, "shortcut")
-    return module, rows, (jnp.zeros((1, 64, 64, 3)),), _is_never_other
+    return module, rows, (jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),), _is_never_other
 
 
 # Options of config.json that are supported with a single value only.

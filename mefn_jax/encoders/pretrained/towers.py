@@ -1,11 +1,16 @@
 """Insertion of pretrained towers into a configuration and into a model's parameters."""
 
+from pathlib import Path
+
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mefn_jax.config import DEFAULT_SIZE, check_image_tower, check_text_tower
+from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.encoders.clip_text import CLIPText
 from mefn_jax.encoders.pretrained import preprocessor, weights
+from mefn_jax.encoders.pretrained.sentence_transformers import note_unread_modules
+from mefn_jax.encoders.pretrained.tokenizer_files import read_tokenizer
 from mefn_jax.encoders.pretrained.weights import Tower
 from mefn_jax.encoders.resnet import ResNet
 from mefn_jax.errors import WeightsError
@@ -48,12 +53,28 @@ def load_pretrained(config: ConfigDict) -> tuple[ConfigDict, dict[str, Tower], s
         config.text[config.text.arch].update(sizes)
         # The checkpoint's tokenizer normalizes captions itself.
         config.text.update(lower_case=False, punctuation="keep")
-        tokenizer_json = weights.read_tokenizer(directory)
+        tokenizer_json = read_tokenizer(directory)
+        if config.text.arch == "clip":
+            _check_end_token(directory, tokenizer_json)
+        note_unread_modules(directory, config.text.pooling)
         check_text_tower(config)
     config.image.size = config.image.size or DEFAULT_SIZE
     if config.model == "clip":
         config.embed_dim = _choose_joint_width(config, towers)
     return config.lock(), towers, tokenizer_json
+
+
+def _check_end_token(directory: Path, tokenizer_json: str) -> None:
+    """Raises WeightsError if `transformers` would pool at another token than the tokenizer's end of a caption."""
+    named = weights.select_tower(weights.read_config(directory), "text").get("eos_token_id")
+    tokenizer = Tokenizer(tokenizer_json, 1, False, "keep")
+    # In configurations of the first CLIPs the id is 2 by mistake, and the token with the largest id is meant.
+    pooled = tokenizer.vocab_size - 1 if named == 2 else named
+    if pooled != tokenizer.sep:
+        raise WeightsError(
+            f"{directory}/config.json: eos_token_id {str(named)[:40]} of the text tower is not {tokenizer.sep}, the "
+            "tokenizer's end of text; take both from the same checkpoint"
+        )
 
 
 def _choose_joint_width(config: ConfigDict, towers: dict[str, Tower]) -> int:

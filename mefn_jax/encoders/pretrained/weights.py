@@ -4,8 +4,9 @@
 of the file is accounted for. `huggingface.py` maps tensors to parameters.
 """
 
+import contextlib
 import dataclasses
-import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -15,9 +16,18 @@ import flax
 import flax.linen as nn
 import jax
 import numpy as np
-import tokenizers
 from safetensors import SafetensorError, safe_open
 
+from mefn_jax.config import MAX_IMAGE_SIZE
+from mefn_jax.encoders.pretrained.files import (
+    CHECKPOINT_FILES,
+    check_links,
+    import_transformers,
+    locate_file,
+    read_object,
+    read_section,
+    to_one_line,
+)
 from mefn_jax.encoders.pretrained.huggingface import ARCHITECTURES, BUILT
 from mefn_jax.encoders.transformer import ACTIVATIONS
 from mefn_jax.errors import WeightsError
@@ -28,7 +38,49 @@ HEADS = ("cls.", "classifier.", "qa_outputs.")
 # Options of a module that a checkpoint does not determine.
 TRAINING_OPTIONS = ("dropout", "stochastic_depth", "dtype", "remat")
 MAX_LISTED = 60  # largest number of problems that one error names
-FETCHED_FILES = ("*.json", "*.safetensors", "vocab.txt", "merges.txt")  # files of a checkpoint to download
+FLOATS = ("F64", "F32", "F16", "BF16")  # types of tensors, in the words of a file's header
+# Keys of config.json that are a side of some tensor, a number of tensors, and a side of an image.
+WIDTH_KEYS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "embedding_size",
+    "hidden_sizes",
+    "num_channels",
+)
+COMMON_WIDTH = 2**16  # sizes up to this one are compared tensor by tensor
+DEPTH_KEYS = ("num_hidden_layers", "depths")
+PIXEL_KEYS = ("image_size", "patch_size")
+SECTIONS = ("text_config", "vision_config", "text_config_dict", "vision_config_dict")
+CONFIG_KEYS = (
+    "model_type",
+    *WIDTH_KEYS,
+    *DEPTH_KEYS,
+    *PIXEL_KEYS,
+    *SECTIONS,
+    *BUILT,
+    "hidden_act",
+    "layer_norm_eps",
+    "qkv_bias",
+    "layer_type",
+    "downsample_in_first_stage",
+    "downsample_in_bottleneck",
+    "projection_dim",
+    "eos_token_id",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorHeader:
+    """Place of a tensor: its file, its name and type there (`F32`), and its shape."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,33 +104,46 @@ class Tower:
 def load_tower(directory, kind: str) -> Tower:
     """Loads the tower of `kind` "image" or "text" from a directory.
 
-    Raises WeightsError if it is missing or not supported. The error names the architecture, the option, or each tensor
-    that is missing, surplus or of the wrong shape.
+    Sizes are compared with the headers of the files before anything is allocated. Raises WeightsError if the tower is
+    missing or not supported. The error names the architecture, the option, or each tensor that is missing, surplus or
+    of the wrong shape.
     """
     directory = Path(directory)
+    check_links(directory)
     config = read_config(directory)
     builders = {(k, name): build for k, name, build in ARCHITECTURES}
     name = config.get("model_type")
-    if (kind, name) not in builders:
+    if not isinstance(name, str) or (kind, name) not in builders:
         supported = ", ".join(n for k, n in builders if k == kind)
         raise WeightsError(
-            f"{directory}: model_type {name!r} is no {kind} tower that can be loaded; supported are {supported}"
+            f"{directory}: model_type {str(name)[:60]!r} is no {kind} tower that can be loaded; supported are "
+            f"{supported}"
         )
-    values = config.get({"image": "vision_config", "text": "text_config"}[kind], config)
+    values = select_tower(config, kind)
     _check_options(directory, name, values)
     # The oldest checkpoints of BERT use these names of a LayerNorm's parameters.
     new_names = {"gamma": "weight", "beta": "bias"}
-    tensors = {
-        re.sub(r"(?<=LayerNorm\.)(gamma|beta)$", lambda m: new_names[m[0]], n): t
-        for n, t in read_tensors(directory).items()
+    headers = {
+        re.sub(r"(?<=LayerNorm\.)(gamma|beta)$", lambda m: new_names[m[0]], n): h
+        for n, h in read_headers(directory).items()
     }
+    _check_sizes(directory / "config.json", values, headers)
     try:
-        module, table, inputs, is_other_tower = builders[kind, name](values, tensors)
+        module, table, inputs, is_other_tower = builders[kind, name](values, headers)
         shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
-    except (ValueError, TypeError, ZeroDivisionError) as e:
-        raise WeightsError(f"{directory}/config.json: {_to_one_line(e)}") from None
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as e:
+        raise WeightsError(f"{directory}/config.json: {to_one_line(e)}") from None
     projection_shape = (config.get("projection_dim"), values.get("hidden_size"))
-    return Tower(module, *_match_tensors(directory, tensors, table, shapes, is_other_tower, projection_shape))
+    return Tower(module, *_match_tensors(directory, headers, table, shapes, is_other_tower, projection_shape))
+
+
+def select_tower(config: dict, kind: str) -> dict:
+    """Returns the part of config.json that describes the tower of `kind` "image" or "text"."""
+    return (
+        config[{"image": "vision_config", "text": "text_config"}[kind]]
+        if config.get("model_type") == "clip"
+        else config
+    )
 
 
 def _check_options(directory: Path, name: str, values: dict) -> None:
@@ -87,11 +152,31 @@ def _check_options(directory: Path, name: str, values: dict) -> None:
     activations = ("relu",) if name == "resnet" else tuple(ACTIVATIONS)
     if values["hidden_act"] not in activations:
         raise WeightsError(
-            f"{directory}/config.json: hidden_act {values['hidden_act']!r} is not one of {', '.join(activations)}"
+            f"{directory}/config.json: hidden_act {str(values['hidden_act'])[:60]!r} is not one of "
+            f"{', '.join(activations)}"
         )
     for option, value in BUILT.items():
         if values.get(option, value) != value:
-            raise WeightsError(f"{directory}/config.json: {option} {values[option]!r} is not supported, only {value!r}")
+            raise WeightsError(
+                f"{directory}/config.json: {option} {str(values[option])[:60]!r} is not supported, only {value!r}"
+            )
+    eps = values.get("layer_norm_eps", 0.0)
+    if not isinstance(eps, int | float) or not 0 <= eps < 1:
+        raise WeightsError(f"{directory}/config.json: layer_norm_eps {str(eps)[:60]} must be in [0, 1)")
+
+
+def _check_sizes(path: Path, values: dict, headers: dict) -> None:
+    """Raises WeightsError, naming the key, if a size in config.json is no positive whole number, or far larger than the
+    tensors of the files: to compare all shapes would then take without end."""
+    longest = max((side for h in headers.values() for side in h.shape), default=0)
+    limits = dict.fromkeys(WIDTH_KEYS, max(longest, COMMON_WIDTH)) | dict.fromkeys(DEPTH_KEYS, len(headers))
+    for key, limit in (limits | dict.fromkeys(PIXEL_KEYS, MAX_IMAGE_SIZE)).items():
+        value = values.get(key, 1)
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if type(number) is not int or number < 1:
+                raise WeightsError(f"{path}: {key} {str(value)[:60]} must be a whole number above 0")
+            if number > limit:
+                raise WeightsError(f"{path}: {key} {str(value)[:60]} is more than the {limit} that the files allow")
 
 
 def module_options(module: nn.Module) -> dict:
@@ -111,30 +196,11 @@ def locate_checkpoint(name: str) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, and rarely needed
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FETCHED_FILES)))
+        return Path(snapshot_download(name, allow_patterns=list(CHECKPOINT_FILES)))
     except (OSError, ValueError) as e:
         raise WeightsError(
             f"{name}: no such directory, and not available from the Hugging Face hub ({type(e).__name__}). Where there "
             f"is a network, run: hf download {name} --local-dir DIR; copy DIR to this machine and give its path"
-        ) from None
-
-
-def read_tokenizer(directory: Path) -> str:
-    """Returns the checkpoint's tokenizer as the text of a `tokenizer.json`. If this file is missing, the text is made
-    from `vocab.txt` or `vocab.json`. Raises WeightsError if none of the three can be used."""
-    path = directory / "tokenizer.json"
-    if not path.is_file() and not any((directory / name).is_file() for name in ("vocab.txt", "vocab.json")):
-        raise WeightsError(f"{path}: no such file, nor vocab.txt or vocab.json; copy them from the checkpoint's source")
-    try:
-        if path.is_file():
-            return tokenizers.Tokenizer.from_file(str(path)).to_str()
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        from transformers import AutoTokenizer  # slow to import
-
-        return AutoTokenizer.from_pretrained(directory).backend_tokenizer.to_str()
-    except Exception as e:  # the libraries raise errors of many classes
-        raise WeightsError(
-            f"{directory}: its tokenizer cannot be read ({_to_one_line(e)}); copy its files again from their source"
         ) from None
 
 
@@ -147,54 +213,66 @@ def read_config(directory: Path) -> dict:
             f"{path}: no such file; give the directory of a Hugging Face checkpoint (config.json, model.safetensors)"
         )
     config = read_object(path)
-    if config.get("model_type") not in {name for _, name, _ in ARCHITECTURES}:
+    if config.get("model_type") not in [name for _, name, _ in ARCHITECTURES]:
         return config  # `load_tower` rejects it
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoConfig  # slow to import
-
+    # The library allocates by other keys (a name for each of `num_labels`), which no tower needs.
+    config = {k: v for k, v in config.items() if k in CONFIG_KEYS}
+    for key in SECTIONS:
+        section = read_section(path, config, key)
+        if section is not None:
+            config[key] = {k: v for k, v in section.items() if k in CONFIG_KEYS and k not in SECTIONS}
     try:
-        return AutoConfig.for_model(**config).to_dict()
+        return import_transformers().AutoConfig.for_model(**config).to_dict()
     except Exception as e:  # the library raises errors of many classes
-        raise WeightsError(f"{path}: {_to_one_line(e)}") from None
+        raise WeightsError(f"{path}: {to_one_line(e)}") from None
 
 
-def read_object(path: Path) -> dict:
-    """Returns the object that a JSON file holds. Raises WeightsError if it is not JSON, or holds something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as e:
-        raise WeightsError(f"{path}: is not JSON ({e})") from None
-    if not isinstance(value, dict):
-        raise WeightsError(f"{path}: holds a {type(value).__name__}, not an object")
-    return value
-
-
-def _to_one_line(error: Exception) -> str:
-    """Returns the message of an error on one line, at most 300 characters."""
-    return " ".join(str(error).split())[:300]
-
-
-def read_tensors(directory: Path) -> dict[str, np.ndarray]:
-    """Returns all tensors of `model.safetensors`, or of the files that `model.safetensors.index.json` lists, by name.
-
-    Floating-point tensors become float32, others stay as they are. Raises WeightsError for a file that is missing,
-    damaged or a pickle.
-    """
-    tensors = {}
+def read_headers(directory: Path) -> dict[str, TensorHeader]:
+    """Returns the headers of all tensors of `model.safetensors`, or of the files that `model.safetensors.index.json`
+    lists, by name. Raises WeightsError for a file that is missing, damaged or a pickle."""
+    headers = {}
     for path in _list_files(directory):
-        try:
-            with safe_open(path, "numpy") as file:
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    tensors[name] = _read_float32(file, name)
-        except (SafetensorError, OSError) as e:
-            raise WeightsError(f"{path}: cannot be read ({e}); it may be incomplete, copy it again") from None
+        with _open(path) as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                part = file.get_slice(name)
+                headers[name] = TensorHeader(path, name, str(part.get_dtype()), tuple(part.get_shape()))
+    return headers
+
+
+@contextlib.contextmanager
+def _open(path: Path):
+    """Opens a file of tensors. Raises WeightsError if it cannot be read."""
+    try:
+        with safe_open(path, "numpy") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError) as e:
+        raise WeightsError(f"{path}: cannot be read ({to_one_line(e)}); it may be incomplete, copy it again") from None
+
+
+def _read_tensors(directory: Path, headers: list[TensorHeader]) -> dict[tuple[Path, str], np.ndarray]:
+    """Returns tensors as float32, by file and name. Raises WeightsError if they exceed the machine's memory, or hold
+    numbers that are not finite."""
+    needed = sum(4 * math.prod(h.shape) for h in headers)
+    if needed > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+        raise WeightsError(f"{directory}: the tensors need {needed:,} bytes, and this machine has {memory:,}")
+    tensors, problems = {}, []
+    for path in sorted({h.path for h in headers}):
+        with _open(path) as file:
+            for name in sorted({h.name for h in headers if h.path == path}):
+                value = tensors[path, name] = file.get_tensor(name).astype(np.float32)
+                if not np.isfinite(value).all():
+                    problems.append(f"{name} has values that are NaN or infinite")
+                elif name.endswith("running_var") and value.min(initial=0) < 0:
+                    problems.append(f"{name} has a variance below 0")
+    if problems:
+        raise WeightsError(f"{directory}: {_list_problems(problems)}; copy the files again")
     return tensors
 
 
-def _read_float32(file, name: str) -> np.ndarray:
-    """Reads a tensor; floating-point numbers become float32."""
-    value = file.get_tensor(name)
-    return value.astype(np.float32) if value.dtype.kind == "f" or value.dtype.name == "bfloat16" else value
+def _list_problems(problems) -> str:
+    """Returns problems in one line, at most MAX_LISTED of them."""
+    more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+    return "; ".join(map(to_one_line, sorted(problems)[:MAX_LISTED])) + more
 
 
 def _list_files(directory: Path) -> list[Path]:
@@ -202,15 +280,16 @@ def _list_files(directory: Path) -> list[Path]:
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     if index.is_file():
         listed = read_object(index).get("weight_map")
-        if not isinstance(listed, dict) or not listed:
-            raise WeightsError(f"{index}: has no weight_map; copy it again")
-        names = sorted({str(name) for name in listed.values()})
-        missing = [n for n in names if not (directory / n).is_file()]
+        if not isinstance(listed, dict) or not listed or not all(isinstance(n, str) for n in listed.values()):
+            raise WeightsError(f"{index}: has no weight_map from names of tensors to names of files; copy it again")
+        names = sorted(set(listed.values()))
+        paths = [locate_file(directory, n, f"{index}: weight_map") for n in names]
+        missing = [n for n, path in zip(names, paths, strict=True) if not path.is_file()]
         if missing:
             raise WeightsError(
-                f"{directory}: {index.name} lists {', '.join(missing)}, which are missing; copy them too"
+                f"{directory}: {index.name} lists {to_one_line(', '.join(missing))}, which are missing; copy them too"
             )
-        return [directory / n for n in names]
+        return paths
     if single.is_file():
         return [single]
     pickles = sorted(directory.glob("pytorch_model*.bin")) or sorted(directory.glob("*.bin"))
@@ -228,48 +307,57 @@ def _list_files(directory: Path) -> list[Path]:
 
 
 def _match_tensors(
-    directory, tensors: dict, table: list, shapes: dict, is_other_tower: Callable, projection_shape: tuple
+    directory, headers: dict, table: list, shapes: dict, is_other_tower: Callable, projection_shape: tuple
 ) -> tuple:
-    """Converts tensors to parameters and constants by the rows of `table`.
+    """Reads tensors and converts them to parameters and constants by the rows of `table`.
 
-    `shapes` are those of the module's variables, `projection_shape` is that of the projection's tensor, and
-    `is_other_tower(name)` is True for tensors of the other tower. Returns the nested dicts of parameters and of
-    constants, the projection `(C, D)` and the logit scale, the last two None if the file has none. Raises WeightsError
-    that names all tensors that are missing, surplus or of the wrong shape or type.
+    `headers` are those of all tensors by name, `shapes` those of the module's variables, `projection_shape` is that of
+    the projection's tensor, and `is_other_tower(name)` is True for tensors of the other tower. Returns the nested dicts
+    of parameters and of constants, the projection `(C, D)` and the logit scale, the last two None if the file has none.
+    Raises WeightsError that names all tensors that are missing, surplus or of the wrong shape or type.
     """
     flat_shapes = {kind: flax.traverse_util.flatten_dict(tree) for kind, tree in shapes.items()}
     leaves = {path: leaf for flat in flat_shapes.values() for path, leaf in flat.items()}
-    sources, problems, rest = {}, set(), dict(tensors)
-    for name, path, conversion in table:
-        leaf = leaves[path]
-        shape = conversion.source_shape(leaf.shape)
-        tensor = rest.pop(name, tensors.get(name))
-        if tensor is None:
+    problems, rest, needed = set(), dict(headers), []
+
+    def require(name: str, shape: tuple | None) -> None:
+        header = headers.get(name)
+        rest.pop(name, None)
+        if header is None:
             problems.add(f"missing {name}{f' {shape}' if shape else ''}")
-        elif tensor.dtype != np.float32:
-            problems.add(f"{name} has dtype {tensor.dtype}; only float32, float16 and bfloat16 are read")
-        elif shape and tensor.shape != shape:
-            problems.add(f"{name} has shape {tensor.shape}, expected {shape}")
+        elif header.dtype not in FLOATS:
+            problems.add(f"{name} has dtype {header.dtype}; only float32, float16 and bfloat16 are read")
+        elif shape is not None and header.shape != shape:
+            problems.add(f"{name} has shape {header.shape}, expected {shape}")
         else:
-            sources[path] = (tensor, leaf.shape, conversion.convert)
-    clip_head = {"projection": None, "logit_scale": None}
-    for name, tensor in rest.items():
+            needed.append(header)
+
+    for name, path, conversion in table:
+        require(name, conversion.source_shape(leaves[path].shape))
+    clip_head = dict.fromkeys(("projection", "logit_scale"))
+    for name in [*rest]:
         if name == "logit_scale":
-            clip_head["logit_scale"] = float(tensor)
+            clip_head["logit_scale"] = name
+            require(name, () if headers[name].shape == () else (1,))
         elif name.endswith("_projection.weight") and not is_other_tower(name):
-            if tensor.shape != projection_shape:
-                problems.add(f"{name} has shape {tensor.shape}, expected {projection_shape}")
-            clip_head["projection"] = tensor.T
+            clip_head["projection"] = name
+            require(name, projection_shape)
         elif not (name.endswith(IGNORED) or name.startswith(HEADS) or is_other_tower(name)):
-            problems.add(f"surplus {name} {tensor.shape}")
+            problems.add(f"surplus {name} {headers[name].shape}")
     if problems:
-        more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-        raise WeightsError(
-            f"{directory}: weights do not fit config.json: {'; '.join(sorted(problems)[:MAX_LISTED])}{more}"
-        )
-    arrays = {path: np.ascontiguousarray(conversion(x, shape)) for path, (x, shape, conversion) in sources.items()}
+        raise WeightsError(f"{directory}: weights do not fit config.json: {_list_problems(problems)}")
+    tensors = _read_tensors(directory, needed)
+
+    def read(name: str | None) -> np.ndarray | None:
+        return None if name is None else tensors[headers[name].path, headers[name].name]
+
+    arrays = {
+        path: np.ascontiguousarray(conversion.convert(read(name), leaves[path].shape))
+        for name, path, conversion in table
+    }
     params, constants = (
         flax.traverse_util.unflatten_dict({path: arrays[path] for path in flat_shapes.get(kind, {})})
         for kind in ("params", "constants")
     )
-    return params, constants, clip_head["projection"], clip_head["logit_scale"]
+    projection, scale = read(clip_head["projection"]), read(clip_head["logit_scale"])
+    return params, constants, None if projection is None else projection.T, None if scale is None else scale.item()

@@ -86,6 +86,18 @@ def test_tower_equals_installed_pytorch(name, tmp_path):
     check_tower(tmp_path, name)
 
 
+def test_clip_pools_at_first_end_of_text():
+    """As in transformers, a caption that itself holds the end of text is pooled there. Attention is causal, so what
+    follows changes nothing."""
+    tower = weights.load_tower(FIXTURES / "clip", "text")
+    ids = np.array([[38, 5, 39, 7, 39], [38, 5, 39, 9, 39], [38, 5, 7, 39, 0], [38, 5, 9, 39, 0]], np.int32)
+    mask = np.array([[True] * 5, [True] * 5, [True] * 4 + [False], [True] * 4 + [False]])
+    states, pooled = tower.module.apply({"params": tower.params}, ids, mask)
+    np.testing.assert_array_equal(pooled, states[np.arange(4), [2, 2, 3, 3]])
+    np.testing.assert_allclose(pooled[0], pooled[1], rtol=1e-5)
+    assert np.abs(pooled[2] - pooled[3]).max() > 1e-3
+
+
 def test_tower_fixtures_are_small():
     assert sum(p.stat().st_size for p in FIXTURES.glob("*/*")) < 1_000_000
 

@@ -1,13 +1,18 @@
 """Pretrained towers in the real commands: training, freezing, resuming, and messages."""
 
+import json
 import shutil
 
 import jax
 import numpy as np
+import pytest
 import tokenizers
 from commands import SMOKE, read_state, refusal
 
+from configs import default
 from mefn_jax.encoders.pretrained import weights
+from mefn_jax.encoders.pretrained.towers import load_pretrained
+from mefn_jax.errors import WeightsError
 from mefn_jax.runtime.checkpoint import Checkpoints
 
 
@@ -87,3 +92,29 @@ def test_train_refuses_text_tower_without_its_tokenizer(towers, command):
     tokenizer.add_tokens([f"new{k}" for k in range(40)])
     tokenizer.save(str(path))
     assert "the tokenizer has 51 tokens, the embedding 40 rows" in refusal(command, "train.py", SMOKE, *options)
+
+
+def test_load_pretrained_refuses_other_end_of_text(clip):
+    """transformers would pool at the token that config.json names, which must be that of the tokenizer."""
+    config = default.get_config().unlock()
+    config.text.update(pretrained=str(clip), max_tokens=10)
+    assert load_pretrained(config)[0].text.arch == "clip"
+    path = clip / "config.json"
+    content = json.loads(path.read_text())
+    for number, refused in ((2, False), (38, True), ([39], True)):  # 2: the largest id is meant, in the first CLIPs
+        content["text_config"]["eos_token_id"] = number
+        path.write_text(json.dumps(content))
+        if refused:
+            with pytest.raises(WeightsError, match="of the text tower is not 39"):
+                load_pretrained(config)
+        else:
+            load_pretrained(config)
+
+
+def test_load_pretrained_notes_pooling_of_sentence_transformers(towers, capsys):
+    (towers / "bert" / "1_Pooling").mkdir()
+    (towers / "bert" / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    config = default.get_config().unlock()
+    config.text.update(pretrained=str(towers / "bert"), max_tokens=10)
+    load_pretrained(config)
+    assert "pools by mean_tokens, which is not read: text.pooling=tower is used" in capsys.readouterr().out
