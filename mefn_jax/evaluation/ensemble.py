@@ -10,9 +10,10 @@ import dataclasses
 import numpy as np
 from absl import flags
 
+from mefn_jax.data.digests import digest_gallery
 from mefn_jax.errors import ConfigError
-from mefn_jax.evaluation.evaluate import check_folds, open_split, rank_and_report
-from mefn_jax.evaluation.results import write_results
+from mefn_jax.evaluation.evaluate import check_folds, check_score_file, describe_text, open_split, rank_and_report
+from mefn_jax.evaluation.results import RESULT_FILES, write_results
 from mefn_jax.evaluation.run import (
     Gallery,
     TrainedRun,
@@ -21,9 +22,9 @@ from mefn_jax.evaluation.run import (
     define_scores_flag,
     gallery_from_flags,
 )
-from mefn_jax.runtime.cli import define_process_flags
+from mefn_jax.runtime.cli import define_path_flag, define_process_flags
 from mefn_jax.runtime.multihost import initialize
-from mefn_jax.runtime.storage import resolve_directory
+from mefn_jax.runtime.outputs import check_output_directory
 
 
 def evaluate_ensemble(runs: list[TrainedRun], gallery: Gallery, out: str, save_scores: str = "") -> dict:
@@ -31,16 +32,23 @@ def evaluate_ensemble(runs: list[TrainedRun], gallery: Gallery, out: str, save_s
 
     Raises ConfigError if the runs have different images or captions in the split.
     """
-    folder = resolve_directory("--out", out)
-    scores_of_runs, caption_image = [], None
+    folder = check_output_directory("--out", out, RESULT_FILES)
+    check_score_file(save_scores, gallery)
+    loaded, digest = [], ""
     for run in runs:
         evaluator, params, _ = run.load()
-        dataset, split = open_split(evaluator, gallery)
-        caption_image = split.caption_image if caption_image is None else caption_image
-        if not np.array_equal(split.caption_image, caption_image):
-            raise ConfigError(f"{run.workdir}: has other images and captions in {split.name} than {runs[0].workdir}")
-        scores_of_runs.append(evaluator.scores(params, *evaluator.encode(params, split)))
+        dataset, split, _ = open_split(evaluator, gallery)
+        own_digest = digest_gallery(split)
+        digest = digest or own_digest
+        if own_digest != digest:
+            raise ConfigError(f"{run.workdir}: has other images or captions in {split.name} than {runs[0].workdir}")
+        loaded.append((evaluator, params, split))
     check_folds(gallery.folds, split)
+    check_score_file(save_scores, gallery, split)
+    scores_of_runs = []
+    for evaluator, params, own_split in loaded:
+        describe_text(evaluator, own_split)
+        scores_of_runs.append(evaluator.scores(params, *evaluator.encode(params, own_split)))
     evaluated = f"ensemble of {len(runs)}"
     report, ranks = rank_and_report(
         evaluator,
@@ -77,7 +85,7 @@ def define_flags() -> None:
     define_checkpoint_flags()
     define_gallery_flags()
     define_scores_flag()
-    flags.DEFINE_string("out", None, "Directory for metrics.json and ranks.npz.", required=True)
+    define_path_flag("out", None, "Directory for metrics.json and ranks.npz.", required=True)
     define_process_flags()
 
 

@@ -23,7 +23,7 @@ from mefn_jax.evaluation.rerank import parse_rerank
 from mefn_jax.evaluation.run import TrainedRun, define_run_flags, run_from_flags
 from mefn_jax.reports import contact_sheet
 from mefn_jax.retrieval.index import load_model, open_index, require_finite, search_embeddings
-from mefn_jax.runtime.cli import define_process_flags, require_flag
+from mefn_jax.runtime.cli import define_count_flag, define_path_flag, define_process_flags, require_flag
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.multihost import initialize
 from mefn_jax.scoring.tiles import TILE_CAPTIONS, even_slices
@@ -48,6 +48,8 @@ def search_images(
     loaded = time.perf_counter()
     texts = encode_captions(evaluator, params, [caption], "--caption")
     query = evaluator.text_vectors(params, texts)[0]
+    if opened.embeddings.shape[1:] != query.shape:
+        raise DataError(f"--index={index}: embeddings.npy is damaged; make the index again")
     k = max(top_k, num_candidates)
     positions, scores = search_embeddings(opened.embeddings, query, k, evaluator.mesh, opened.readable)
     if not evaluator.model.is_dual_encoder:
@@ -109,15 +111,15 @@ def print_results(rows: list[tuple[float, str]], title: str) -> None:
 def define_flags() -> None:
     """Defines the flags of the command."""
     define_run_flags()
-    flags.DEFINE_string("index", None, "Directory of an index, whose images are ranked for --caption.")
+    define_path_flag("index", None, "Directory of an index, whose images are ranked for --caption.")
     flags.DEFINE_string("caption", None, "The caption that is searched for.")
-    flags.DEFINE_string("image", None, "An image file, for which the lines of --captions are ranked.")
-    flags.DEFINE_string("captions", None, "A text file with one caption on each line, to rank for --image.")
-    flags.DEFINE_integer("top_k", 10, "Number of results.", lower_bound=1)
+    define_path_flag("image", None, "An image file, for which the lines of --captions are ranked.")
+    define_path_flag("captions", None, "A text file with one caption on each line, to rank for --image.")
+    define_count_flag("top_k", 10, "Number of results.")
     flags.DEFINE_string(
         "rerank", "", "Images of the index that the matcher scores, as a number or a share; default: the nearest 1000."
     )
-    flags.DEFINE_string("out", "", "A .png or .jpg file into which the images found by --caption are drawn.")
+    define_path_flag("out", "", "A .png or .jpg file into which the images found by --caption are drawn.")
     define_process_flags()
 
 

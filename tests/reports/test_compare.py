@@ -143,9 +143,9 @@ def test_compare_refuses_evaluations_that_do_not_match(runs):
         compare.compare([f"{root}/vsepp/*"], "val", root / "out")
     for content, message in (
         ("{}", "cannot be read as an evaluation"),
-        ('{"format": 1}', "cannot be read as an evaluation \\('i2t' is missing\\)"),
+        ('{"format": 1}', "the key 'evaluated' is missing.*; cannot be read as an evaluation: evaluate"),
         ("[]", "expected an object whose 'format' is a number"),
-        ('{"format": 2}', "has format 2, written by a newer version"),
+        ('{"format": 3}', "has format 3, written by a newer version"),
     ):
         path.write_text(content)
         with pytest.raises(DataError, match=message):
