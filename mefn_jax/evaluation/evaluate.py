@@ -26,7 +26,7 @@ from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation import baselines, pointing, twins
 from mefn_jax.evaluation import rerank as reranking
 from mefn_jax.evaluation.evaluator import Evaluator
-from mefn_jax.evaluation.results import RESULT_FILES, write_results
+from mefn_jax.evaluation.results import RESULT_FILES, read_report, write_results
 from mefn_jax.evaluation.run import (
     Gallery,
     TrainedRun,
@@ -105,7 +105,9 @@ def evaluate(
     check_score_file(save_scores, gallery)
     evaluator, params, step_number = run.load()
     opened = open_split(evaluator, gallery)
-    folder = run.output_dir(gallery.split, out, "" if opened.is_own else gallery.data_dir)
+    folder = run.output_dir(gallery.split, out)
+    if gallery.data_dir and not (opened.is_own and may_replace(folder, opened.split)):
+        folder = run.output_dir(gallery.split, out, gallery.data_dir)
     model = evaluator.config.model
     name = f"{model} (step {step_number}{', averaged' if run.ema else ''})"
     result = evaluate_split(evaluator, params, name, gallery, opened, save_scores, rerank)
@@ -114,6 +116,17 @@ def evaluate(
     result.report.update({"step": step_number, "evaluated": evaluated})
     write_results(folder, result.report, result.ranks)
     return dataclasses.replace(result, folder=folder)
+
+
+def may_replace(folder, split: Split) -> bool:
+    """Returns whether the evaluation in a folder, if there is one, is of the same images and captions as a split."""
+    try:
+        data = read_report(folder / "metrics.json")["data"] or {}
+    except FileNotFoundError:
+        return True
+    except DataError:
+        return False
+    return data.get("gallery") == digest_gallery(split)
 
 
 def open_split(evaluator: Evaluator, gallery: Gallery) -> OpenedGallery:

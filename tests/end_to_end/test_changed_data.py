@@ -106,12 +106,13 @@ def test_evaluation_of_other_data_keeps_the_run_s_own_and_says_what_is_unknown(r
     assert other.report["data"]["unknown_wordpieces"] == pytest.approx(200 / 3)
     assert other.report["data"]["gallery"] != result.report["data"]["gallery"]
     assert other.report["data"]["tokenizer"] == result.report["data"]["tokenizer"]
+    (tmp_path / "third").mkdir()
     write_data(tmp_path / "third" / "other", "captions")
     evaluate(TrainedRun(workdir), Gallery(str(tmp_path / "third" / "other")))
     assert f"note: --data_dir={tmp_path / 'third' / 'other'} is not the data that" in capsys.readouterr().out
     assert own.read_bytes() == before
     folders = sorted(path.name.split("-")[0] for path in (workdir / "eval").iterdir())
-    assert folders == ["test", "test_other"]  # train and val are those of the run
+    assert folders == ["test", "test_other", "test_other"]
     assert (workdir / "eval" / "test" / "ranks.npz").is_file()
 
 
