@@ -101,7 +101,7 @@ def parse_log_line(text: bytes) -> dict | None:
         line = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError):  # not UTF-8, not JSON
         return None
-    if not isinstance(line, dict) or not isinstance(line.get("step"), int) or not 0 <= line["step"] < 2**53:
+    if not isinstance(line, dict) or type(line.get("step")) is not int or not 0 <= line["step"] < 2**53:
         return None
     return {name: value for name, value in line.items() if is_number(value)}
 

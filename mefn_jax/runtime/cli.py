@@ -43,7 +43,9 @@ def run_command(main, define_flags, description: str | None = None) -> None:
             try:
                 positional = flags.FLAGS(argv)
             except (AttributeError, KeyError) as e:  # an override of an option that the file of `--config` lacks
-                raise ConfigError(_describe_unknown(None) or str(e)) from e
+                if unknown := _describe_unknown(None):
+                    raise ConfigError(unknown) from e
+                raise
             expand_path_options()
             if "config" in flags.FLAGS and flags.FLAGS.config is not None and not config_path().is_file():
                 raise ConfigError(f"--config={config_path()}: no such file")
@@ -77,7 +79,9 @@ def define_config_flag(default: str | None) -> None:
     try:
         config_flags.DEFINE_config_file("config", default, description, lock_config=True)
     except (AttributeError, KeyError) as e:  # an override of an option that does not exist
-        raise ConfigError(_describe_unknown(default) or str(e)) from e
+        if unknown := _describe_unknown(default):
+            raise ConfigError(unknown) from e
+        raise
 
 
 class _PathParser(flags.ArgumentParser):
@@ -128,6 +132,8 @@ def _describe_config_error(error: Exception) -> str:
         return ""
     if isinstance(error, SyntaxError):
         return f"--config={path}: not a configuration file in Python ({error.msg}, line {error.lineno})"
+    if isinstance(error, AttributeError) and "get_config" in str(error):
+        return f"--config={path}: has no function get_config, as configs/shapes.py has; give a configuration file"
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)
@@ -146,9 +152,12 @@ def _describe_unknown(default: str | None) -> str:
     if not path:
         return ""
     spec = importlib.util.spec_from_file_location("configuration", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    whole = module.get_config(argument)
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        whole = module.get_config(argument)
+    except Exception:  # the file itself fails: `_describe_config_error` says how
+        return ""
     for key in (match[1] for argument in sys.argv if (match := re.match(r"--config\.([\w.]+)", argument))):
         config, parts = whole, key.split(".")
         for k, part in enumerate(parts):
