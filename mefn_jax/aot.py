@@ -99,7 +99,7 @@ def resolve_config(config, report: str = "", option: str = "--report"):
     if report and not epath.Path(report).parent.is_dir():
         raise ConfigError(f"{option}={report}: no such directory")
     if report:
-        check_output_file(option, report, (".json",), is_compile_report)
+        check_output_file(option, report, (), is_compile_report)
     return resolve(config).config
 
 

@@ -16,8 +16,8 @@ from mefn_jax.errors import DataError
 
 # Images whose captions are read for the digest of a run's data. Reading all records of COCO, images included, would
 # delay every start by minutes. Splits without stored images are read whole.
-SAMPLED_IMAGES = 2048
-SAMPLED_FEATURES = 64  # rows of precomputed regions, and of cached words
+DIGESTED_IMAGES = 2048
+DIGESTED_FEATURES = 64  # rows of precomputed regions, and of cached words
 # Parts of `digest_data`, as messages name them.
 PARTS = {
     "train": "the image ids or captions of train",
@@ -35,14 +35,14 @@ def digest_data(dataset: Dataset) -> dict[str, str | None]:
     """Returns the digests of the data that a run is made from, by the names of PARTS.
 
     They are of the stored splits, whatever images are held out or skipped. A part is None if it does not exist or
-    cannot be read. They are quick: of splits with images, at most SAMPLED_IMAGES records are read.
+    cannot be read. They are quick: of splits with images, at most DIGESTED_IMAGES records are read.
     """
     digests = dict.fromkeys(PARTS)
     for name in ("train", "val"):
         try:
             split = dataset.stored_split(name)
             if split is not None:
-                number = split.num_images if split.region_width else SAMPLED_IMAGES
+                number = split.num_images if split.region_width else DIGESTED_IMAGES
                 positions = _spread(len(split.records), number)
                 digests[name] = _digest_records(split.records.__getitem__, split.caption_offsets, positions)
                 if name == "train":
@@ -79,10 +79,10 @@ def _digest_features(dataset: Dataset, train: Split) -> str | None:
     """Returns the digest of some regions and cached words of train; None if it has neither."""
     arrays = []
     if train.region_width:
-        arrays += [train.records[int(k)]["regions"] for k in _spread(len(train.records), SAMPLED_FEATURES)]
+        arrays += [train.records[int(k)]["regions"] for k in _spread(len(train.records), DIGESTED_FEATURES)]
     if dataset.cached_text:
         words = cached_words.map_words(dataset.cached_text, train.name)
-        arrays += [words[k] for k in _spread(len(words), SAMPLED_FEATURES)]
+        arrays += [words[k] for k in _spread(len(words), DIGESTED_FEATURES)]
     digest = hashlib.sha256()
     for x in arrays:
         digest.update(f"{x.dtype.str}{x.shape}".encode() + x.tobytes())

@@ -12,8 +12,15 @@ from absl import flags
 
 from mefn_jax.data.digests import digest_gallery
 from mefn_jax.errors import ConfigError
-from mefn_jax.evaluation.evaluate import check_folds, check_score_file, describe_text, open_split, rank_and_report
-from mefn_jax.evaluation.results import RESULT_FILES, write_results
+from mefn_jax.evaluation.evaluate import (
+    check_folds,
+    check_outputs,
+    check_score_file,
+    describe_text,
+    open_split,
+    rank_and_report,
+)
+from mefn_jax.evaluation.results import write_results
 from mefn_jax.evaluation.run import (
     Gallery,
     TrainedRun,
@@ -23,8 +30,8 @@ from mefn_jax.evaluation.run import (
     gallery_from_flags,
 )
 from mefn_jax.runtime.cli import define_path_flag, define_process_flags
-from mefn_jax.runtime.multihost import initialize
-from mefn_jax.runtime.outputs import check_output_directory
+from mefn_jax.runtime.multihost import check_on_first_process, initialize
+from mefn_jax.runtime.storage import resolve_directory
 
 
 def evaluate_ensemble(runs: list[TrainedRun], gallery: Gallery, out: str, save_scores: str = "") -> dict:
@@ -32,8 +39,7 @@ def evaluate_ensemble(runs: list[TrainedRun], gallery: Gallery, out: str, save_s
 
     Raises ConfigError if the runs have different images or captions in the split.
     """
-    folder = check_output_directory("--out", out, RESULT_FILES)
-    check_score_file(save_scores, gallery)
+    check_on_first_process(lambda: check_outputs(out, save_scores, gallery))
     loaded, digest = [], ""
     for run in runs:
         evaluator, params, _ = run.load()
@@ -44,7 +50,7 @@ def evaluate_ensemble(runs: list[TrainedRun], gallery: Gallery, out: str, save_s
             raise ConfigError(f"{run.workdir}: has other images or captions in {split.name} than {runs[0].workdir}")
         loaded.append((evaluator, params, split))
     check_folds(gallery.folds, split)
-    check_score_file(save_scores, gallery, split)
+    check_on_first_process(lambda: check_score_file(save_scores, gallery, split))
     scores_of_runs = []
     for evaluator, params, own_split in loaded:
         describe_text(evaluator, own_split)
@@ -60,7 +66,7 @@ def evaluate_ensemble(runs: list[TrainedRun], gallery: Gallery, out: str, save_s
         save_scores,
     )
     report |= {"evaluated": evaluated, "config": {"runs": sorted(map(describe_run, runs))}}
-    write_results(folder, report, ranks)
+    write_results(resolve_directory("--out", out), report, ranks)
     return report
 
 

@@ -41,7 +41,7 @@ from mefn_jax.features import Features
 from mefn_jax.runtime.checkpoint import versions
 from mefn_jax.runtime.cli import define_path_flag, define_process_flags
 from mefn_jax.runtime.console import print0
-from mefn_jax.runtime.multihost import initialize
+from mefn_jax.runtime.multihost import check_on_first_process, initialize
 from mefn_jax.runtime.outputs import check_output_directory, check_output_file
 from mefn_jax.runtime.storage import is_remote
 from mefn_jax.scoring.ranking import list_tiles, rank
@@ -100,9 +100,7 @@ def evaluate(
     evaluated too (see `rerank.parse_rerank`). `files`: what will be written into the directory `out`, with checks of
     what is there (see `outputs.check_output_directory`).
     """
-    if out:
-        check_output_directory("--out", out, files)
-    check_score_file(save_scores, gallery)
+    check_on_first_process(lambda: check_outputs(out, save_scores, gallery, files))
     evaluator, params, step_number = run.load()
     opened = open_split(evaluator, gallery)
     folder = run.output_dir(gallery.split, out)
@@ -169,7 +167,7 @@ def evaluate_split(
     dataset, split, _ = opened
     folds = gallery.folds
     check_folds(folds, split)
-    check_score_file(save_scores, gallery, split)
+    check_on_first_process(lambda: check_score_file(save_scores, gallery, split))
     num_candidates = reranking.parse_rerank(rerank, split.num_images)
     if num_candidates and not evaluator.model.has_tile:
         raise ConfigError(f"--rerank: the matcher of model={evaluator.config.model} has no score_tile, which it needs")
@@ -207,6 +205,13 @@ def describe_text(evaluator: Evaluator, split: Split) -> dict:
     mark = "warning: " if percent >= UNKNOWN_WARNING else ""
     print0(f"{mark}{percent:.1f} % of the wordpieces of {split.name} are unknown to the model")
     return {"tokenizer": digest_text(tokenizer.json), "unknown_wordpieces": percent}
+
+
+def check_outputs(out: str, save_scores: str, gallery: Gallery, files: dict = RESULT_FILES) -> None:
+    """Checks `--out` and `--save_scores` before any work; either may be empty. Raises ConfigError."""
+    if out:
+        check_output_directory("--out", out, files)
+    check_score_file(save_scores, gallery)
 
 
 def check_score_file(path: str, gallery: Gallery, split: Split | None = None) -> None:

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from mefn_jax.data.images import to_rgb
 from mefn_jax.errors import ConfigError, DataError
-from mefn_jax.evaluation.captions import encode_captions
+from mefn_jax.evaluation.captions import encode_captions, read_image_file
 from mefn_jax.evaluation.evaluate import open_split
 from mefn_jax.evaluation.run import (
     Gallery,
@@ -32,7 +32,7 @@ from mefn_jax.reports.contact_sheet import is_own_picture
 from mefn_jax.reports.explanation import Explanation
 from mefn_jax.runtime.cli import define_count_flag, define_path_flag, define_process_flags, require_flag
 from mefn_jax.runtime.console import print0
-from mefn_jax.runtime.multihost import initialize
+from mefn_jax.runtime.multihost import check_on_first_process, initialize
 from mefn_jax.runtime.outputs import check_output_directory, check_output_file
 from mefn_jax.runtime.storage import resolve_directory, write_atomic
 
@@ -89,7 +89,7 @@ def draw_captions(
     if out:
         # Captions may be fewer than `number`, but no command writes more files than it has captions.
         names = [f"{k:02}.png" for k in range(1, min(number, LARGEST_NUMBER) + 1)]
-        check_output_directory("--out", out, dict.fromkeys(names, is_own_picture))
+        check_on_first_process(lambda: check_output_directory("--out", out, dict.fromkeys(names, is_own_picture)))
     evaluator, params, _ = run.load()
     explanation.check_can_explain(evaluator)
     if (boxes or photos) and evaluator.config.image.arch != "regions":
@@ -113,17 +113,14 @@ def draw_image_file(run: TrainedRun, image: str, caption: str, out: str = "") ->
     read, ConfigError for a caption without words, a model of precomputed regions, or a matcher without an entropy map.
     """
     if out:
-        check_output_file("--out", out, (".png",), is_own_picture)
+        check_on_first_process(lambda: check_output_file("--out", out, (".png",), is_own_picture))
+    data = read_image_file(image)
     evaluator, params, _ = run.load()
     explanation.check_can_explain(evaluator)
     if evaluator.config.image.arch == "regions":
         raise ConfigError("--image: this model takes precomputed regions, not images")
     texts = encode_captions(evaluator, params, [caption], "--caption")
     path = Path(image)
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise DataError(f"--image={image}: {e.strerror}") from None
     result = explanation.explain_image(evaluator, params, data, path.name, caption, texts)
     name = re.sub(r"[^\w.-]+", "_", path.stem) or "image"
     default = run.output_dir("explain") / f"{name}.png"

@@ -207,8 +207,7 @@ def open_index(path, checkpoint_id: dict | None = None) -> Index:
     damaged or none of its images could be decoded.
     """
     path = Path(path)
-    if not (path / "index.json").is_file():
-        raise ConfigError(f"--index={path}: no index; make one with python eval.py index --images=FOLDER --out={path}")
+    check_index_exists(path)
     if (path / COMMIT_FILE).exists():
         raise ConfigError(f"--index={path}: an update of it was stopped; run python eval.py index again")
     metadata, names = read_index(path)
@@ -227,6 +226,12 @@ def open_index(path, checkpoint_id: dict | None = None) -> Index:
     if (path / COMMIT_FILE).exists() or read_index(path)[0] != metadata:
         raise ConfigError(f"--index={path}: has been replaced just now; run the same command again")
     return Index(Path(metadata["folder"]), names, readable, **arrays)
+
+
+def check_index_exists(path) -> None:
+    """Raises ConfigError if a directory has no index."""
+    if not (Path(path) / "index.json").is_file():
+        raise ConfigError(f"--index={path}: no index; make one with python eval.py index --images=FOLDER --out={path}")
 
 
 def search_embeddings(vectors: np.ndarray, query: np.ndarray, k: int, mesh, readable: np.ndarray | None = None):

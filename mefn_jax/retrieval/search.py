@@ -18,11 +18,11 @@ from mefn_jax.data import images
 from mefn_jax.data.parsing import read_text
 from mefn_jax.data.pipeline import pad_rows
 from mefn_jax.errors import ConfigError, DataError
-from mefn_jax.evaluation.captions import encode_captions, has_words
+from mefn_jax.evaluation.captions import encode_captions, has_words, read_image_file
 from mefn_jax.evaluation.rerank import parse_rerank
 from mefn_jax.evaluation.run import TrainedRun, define_run_flags, run_from_flags
 from mefn_jax.reports import contact_sheet
-from mefn_jax.retrieval.index import load_model, open_index, require_finite, search_embeddings
+from mefn_jax.retrieval.index import check_index_exists, load_model, open_index, require_finite, search_embeddings
 from mefn_jax.runtime.cli import define_count_flag, define_path_flag, define_process_flags, require_flag
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.multihost import initialize
@@ -42,6 +42,7 @@ def search_images(
     """
     start, picture_path = time.perf_counter(), out and contact_sheet.check_picture_path(out)
     require_local("--index", index)
+    check_index_exists(index)
     evaluator, params, checkpoint_id = load_model(run)
     opened = open_index(index, checkpoint_id)
     num_candidates = parse_rerank(rerank, len(opened.names)) if rerank else DEFAULT_CANDIDATES
@@ -78,13 +79,12 @@ def rank_captions(run: TrainedRun, image: str, captions: str, top_k: int = 10) -
     require_local("--image", image)
     require_local("--captions", captions)
     lines = [line.strip() for line in read_text(Path(captions)).split("\n")]
+    data = read_image_file(image)
     evaluator, params, _ = load_model(run)
     if evaluator.config.image.arch == "regions":
         raise ConfigError("--image: this model takes precomputed regions, not images")
     try:
-        pixels = images.decode(Path(image).read_bytes(), images.resize_from_config(evaluator.config.image), image)[None]
-    except OSError as e:
-        raise DataError(f"--image={image}: {e.strerror}") from None
+        pixels = images.decode(data, images.resize_from_config(evaluator.config.image), image)[None]
     except DataError:
         raise DataError(f"--image={image}: cannot be decoded; give another image") from None
     lines = [line for line in lines if has_words(evaluator, line)]

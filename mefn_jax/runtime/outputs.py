@@ -19,10 +19,10 @@ from mefn_jax.runtime.storage import is_remote, resolve_directory
 def check_output_file(option: str, path, suffixes: tuple[str, ...], is_own: Callable[[Path], bool]) -> epath.Path:
     """Returns the path of a file that a command will write, on a disk or on gs://.
 
-    Raises ConfigError, naming the option, if its name has none of the `suffixes`, if it exists and `is_own(path)` is
-    false or raises, if it is no regular file, or if its directory cannot be written.
+    Raises ConfigError, naming the option, if its name has none of the `suffixes` (any will do if there are none), if it
+    exists and `is_own(path)` is false or raises, if it is no regular file, or if its directory cannot be written.
     """
-    if not str(path).lower().endswith(suffixes):
+    if suffixes and not str(path).lower().endswith(suffixes):
         raise ConfigError(f"{option}={path}: give a {' or '.join(suffixes[:2])} file")
     resolved = resolve_directory(option, path)
     if not is_remote(resolved):

@@ -57,7 +57,7 @@ def test_digest_does_not_depend_on_options_that_leave_images_out(flickr8k_source
 
 
 def test_digest_of_large_split_samples_images_and_all_numbers_of_captions(flickr8k_source, tmp_path, monkeypatch):
-    monkeypatch.setattr(digests, "SAMPLED_IMAGES", 3)
+    monkeypatch.setattr(digests, "DIGESTED_IMAGES", 3)
     first = digest_data(prepare_again(flickr8k_source, tmp_path / "out"))
 
     def drop_one(text):

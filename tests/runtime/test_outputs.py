@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mefn_jax.aot import is_compile_report
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluation.evaluate import check_score_file, is_score_file
 from mefn_jax.evaluation.results import RESULT_FILES
@@ -116,3 +117,18 @@ def test_picture_replaces_own_picture_and_no_photograph(suffix, tmp_path):
     path.unlink()
     contact_sheet.save_picture(picture, contact_sheet.check_picture_path(str(path)))
     assert contact_sheet.check_picture_path(str(path)) == path
+
+
+def test_report_of_compilation_replaces_its_own_alone(tmp_path):
+    path = tmp_path / "report"
+    for content, is_own in (
+        ('{"topology": "v5e:2x4", "fits": true}', True),
+        ('{"fits": 1}', False),
+        ("\\section{}", False),
+    ):
+        path.write_text(content)
+        if is_own:
+            assert check_output_file("--report", path, (), is_compile_report) == path
+        else:
+            with pytest.raises(ConfigError, match=r"--report=.*was not written by this command"):
+                check_output_file("--report", path, (), is_compile_report)
