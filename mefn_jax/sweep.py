@@ -10,6 +10,7 @@ and other hyperparameters share their compiled programs.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
@@ -154,52 +156,67 @@ def sweep(plan: Sweep) -> int:
 
 def check_earlier_runs(runs: list[PlannedRun], split: str) -> None:
     """Raises ConfigError if a directory of a run has one with other options, or evaluated on other data, or if the data
-    set of a run has no such split."""
+    set of a run has no such split.
+
+    A run that resumes checks its data itself. A data set that has moved is no other data.
+    """
     digests = {}
     for run in (run for run in runs if run.config is not None):
-        if changes := find_changed_options(run, split):
-            shown = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changes.items())
-            raise ConfigError(
-                f"--out: {run.workdir} has a run with other options ({shown}); choose another --out, or remove it"
-            )
-        report = run.workdir / "eval" / split / "metrics.json"
         key = json.dumps([run.config.data.to_dict(), run.config.text.max_tokens], default=str)
         if key not in digests:
-            digests[key] = digest_split(run.config, split)
-        old_digest = _read_quietly(report).get("data") or {}
-        if digests[key] and old_digest.get("gallery", digests[key]) != digests[key]:
+            digests[key] = _make_digest(run.config, split)
+        report = run.workdir / "eval" / split / "metrics.json"
+        gallery = (_read_quietly(report).get("data") or {}).get("gallery")
+        if gallery and digests[key]() not in (None, gallery):
             raise ConfigError(
                 f"--out: {run.workdir} was evaluated on other images or captions than {split} of "
                 f"data.dir={run.config.data.dir} has now; choose another --out, or remove it"
             )
+        changes = find_changed_options(run, split)
+        if gallery or not report.is_file():
+            changes.pop("data.dir", None)
+        if changes:
+            shown = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changes.items())
+            raise ConfigError(
+                f"--out: {run.workdir} has a run with other options ({shown}); choose another --out, or remove it"
+            )
 
 
-def digest_split(config, split: str) -> str | None:
-    """Returns the digest of the images and captions of a split (`digest_gallery`); None if the data cannot be read,
-    which the run will explain. Raises ConfigError if there is no such split."""
+def _make_digest(config, split: str) -> Callable[[], str | None]:
+    """Returns a function that returns the digest of a split (`digest_gallery`), read when it is first called; None if
+    the data cannot be read, which the run will explain. Raises ConfigError if there is no such split."""
     try:
         dataset = open_dataset(config)
     except (DataError, OSError):
-        return None
+        return lambda: None
     if split not in dataset.splits:
         raise ConfigError(
             f"--split={split}: {dataset.directory} has {', '.join(dataset.splits)}{suggest(split, dataset.splits)}"
         )
-    try:
-        return digest_gallery(dataset.split(split))
-    except (DataError, OSError):
-        return None
+
+    @functools.cache
+    def digest():
+        try:
+            return digest_gallery(dataset.split(split))
+        except (DataError, OSError):
+            return None
+
+    return digest
 
 
 def find_changed_options(run: PlannedRun, split: str) -> dict[str, tuple]:
     """Returns the options in which a run differs from the one in its directory, `{key: (old, new)}`; empty without one.
 
-    Runs of versions that did not record their options are compared in those that the command line sets.
+    A run that failed before its first checkpoint is none. Runs of versions that did not record their options are
+    compared in those that the command line sets.
     """
     options, record = run.options(), _read_quietly(run.workdir / RECORD)
+    report = run.workdir / "eval" / split / "metrics.json"
+    if not report.is_file() and not any((run.workdir / "checkpoints").glob("[0-9]*")):
+        return {}
     if isinstance(record.get("config"), dict):
         return configuration.diff_configs(record["config"], options)
-    old = _read_quietly(run.workdir / "eval" / split / "metrics.json").get("config")
+    old = _read_quietly(report).get("config")
     if not isinstance(old, dict):
         return {}
     old, keys = configuration.flatten(old), [key for key in run.chosen if options.get(key)]

@@ -128,10 +128,25 @@ def test_sweep_refuses_other_options_than_those_of_a_run_that_is_there(fake, cap
             fake.sweep(*overrides)
     # A run that has begun counts, too, and no other begins before the refusal.
     (fake.out / "vsepp" / "0" / "eval" / "val" / "metrics.json").unlink()
+    (fake.out / "vsepp" / "0" / "checkpoints" / "8").mkdir(parents=True)
     number = len(fake.started)
     with pytest.raises(ConfigError, match="has a run with other options"):
         fake.sweep(seeds=(1, 0))
     assert len(fake.started) == number
+
+
+def test_sweep_tries_a_run_that_failed_at_once_with_other_options(fake):
+    fake.sweep("--config.train.batch_size=8")
+    (fake.out / "vsepp" / "0" / "eval" / "val" / "metrics.json").unlink()
+    assert fake.sweep() == (0, 2)
+    with pytest.raises(ConfigError, match=r"train\.batch_size: \d+ there, 8 here"):
+        fake.sweep("--config.train.batch_size=8")
+
+
+def test_sweep_takes_results_on_a_data_set_that_has_moved(fake, tmp_path):
+    fake.sweep()
+    fake.data = fake.data.rename(tmp_path / "moved")
+    assert fake.sweep() == (0, 0)
 
 
 def test_sweep_compares_given_options_with_runs_of_earlier_versions(fake):

@@ -135,3 +135,33 @@ def test_ensemble_refuses_runs_on_other_captions_of_equal_numbers(run_on_data, t
     report = evaluate_ensemble([TrainedRun(workdir)] * 2, Gallery(), str(tmp_path / "out"))
     assert report["data"]["gallery"] == evaluate(TrainedRun(workdir), Gallery()).report["data"]["gallery"]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["format"] == 2
+
+
+def test_evaluation_checks_what_it_writes_before_it_reads_the_run(tmp_path):
+    """The workdir does not exist, so that whatever is refused is refused before the checkpoint is read."""
+    (tmp_path / "thesis.tex").write_text("mine")
+    (tmp_path / "metrics.json").write_text('{"accuracy": 1}')
+    nowhere = TrainedRun(tmp_path / "nowhere")
+    for options, message in (
+        ({"save_scores": str(tmp_path / "thesis.tex")}, r"--save_scores=.*thesis\.tex: give a \.npy file"),
+        ({"save_scores": str(tmp_path)}, r"give a \.npy file"),
+        ({"out": str(tmp_path)}, r"--out=.*: metrics\.json: exists and was not written by this command"),
+        ({"out": str(tmp_path / "thesis.tex")}, "is a file; give a directory"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            evaluate(nowhere, Gallery(), **options)
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_scores_replace_those_of_a_gallery_of_the_same_size_alone(run_on_data, tmp_path):
+    workdir, _ = run_on_data
+    path = tmp_path / "scores.npy"
+    np.save(path, np.zeros((3, 15), np.float32))
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="exists and was not written by this command"):
+        evaluate(TrainedRun(workdir), Gallery(), out=str(tmp_path / "out"), save_scores=str(path))
+    assert path.read_bytes() == before
+    np.save(path, np.zeros((8, 40), np.float32))
+    evaluate(TrainedRun(workdir), Gallery(), out=str(tmp_path / "out"), save_scores=str(path))
+    assert np.load(path).any()
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["out", "scores.npy"]
