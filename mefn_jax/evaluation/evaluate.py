@@ -139,7 +139,9 @@ def open_split(evaluator: Evaluator, gallery: Gallery) -> OpenedGallery:
     dataset = open_dataset(config)
     split = dataset.split(gallery.split)
     fill_data_widths(config, split)
-    changes = find_changes(evaluator.data, digest_data(dataset)) if evaluator.data else []
+    own_digests = evaluator.data or {}
+    digests = digest_data(dataset) if own_digests else {}
+    changes = find_changes(own_digests, digests) if own_digests else []
     if changes and not gallery.data_dir:
         raise DataError(
             f"data.dir={dataset.directory}: {' and '.join(changes)} have changed since the run was trained; restore "
@@ -147,7 +149,8 @@ def open_split(evaluator: Evaluator, gallery: Gallery) -> OpenedGallery:
         )
     if changes:
         print0(f"note: --data_dir={gallery.data_dir} is not the data that the run was trained on")
-    return OpenedGallery(dataset, split, not gallery.data_dir or (bool(evaluator.data) and not changes))
+    is_known = digests.get("train") is not None and not changes
+    return OpenedGallery(dataset, split, not gallery.data_dir or (is_known and own_digests.get("train") is not None))
 
 
 def evaluate_split(

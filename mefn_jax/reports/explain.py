@@ -114,13 +114,12 @@ def draw_image_file(run: TrainedRun, image: str, caption: str, out: str = "") ->
     """
     if out:
         check_on_first_process(lambda: check_output_file("--out", out, (".png",), is_own_picture))
-    data = read_image_file(image)
     evaluator, params, _ = run.load()
     explanation.check_can_explain(evaluator)
     if evaluator.config.image.arch == "regions":
         raise ConfigError("--image: this model takes precomputed regions, not images")
     texts = encode_captions(evaluator, params, [caption], "--caption")
-    path = Path(image)
+    path, data = Path(image), read_image_file(image)
     result = explanation.explain_image(evaluator, params, data, path.name, caption, texts)
     name = re.sub(r"[^\w.-]+", "_", path.stem) or "image"
     default = run.output_dir("explain") / f"{name}.png"

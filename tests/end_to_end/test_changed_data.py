@@ -110,6 +110,10 @@ def test_evaluation_of_other_data_keeps_the_run_s_own_and_says_what_is_unknown(r
     write_data(tmp_path / "third" / "other", "captions")
     evaluate(TrainedRun(workdir), Gallery(str(tmp_path / "third" / "other")))
     assert f"note: --data_dir={tmp_path / 'third' / 'other'} is not the data that" in capsys.readouterr().out
+    for path in (tmp_path / "third" / "other").glob("*"):
+        if not path.name.startswith("test"):
+            path.unlink()  # without train, it is not known to be the run's data
+    assert evaluate(TrainedRun(workdir), Gallery(str(tmp_path / "third" / "other"))).folder.name.startswith("test_ot")
     assert own.read_bytes() == before
     folders = sorted(path.name.split("-")[0] for path in (workdir / "eval").iterdir())
     assert folders == ["test", "test_other", "test_other"]
