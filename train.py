@@ -12,6 +12,7 @@ from mefn_jax.runtime.cli import (
     config_path,
     define_compile_flags,
     define_config_flag,
+    define_path_flag,
     define_process_flags,
     run_command,
 )
@@ -20,9 +21,7 @@ from mefn_jax.runtime.cli import (
 def define_flags() -> None:
     """Defines the flags of the command."""
     define_config_flag("configs/shapes.py")
-    flags.DEFINE_string(
-        "workdir", "", "Directory of checkpoints and logs, may be gs://BUCKET/PATH; default: runs/NAME."
-    )
+    define_path_flag("workdir", "", "Directory of checkpoints and logs, may be gs://BUCKET/PATH; default: runs/NAME.")
     flags.DEFINE_bool("print_config", False, "Print every option with its value, its origin and its comment, and exit.")
     flags.DEFINE_string("profile", "", "START:N: record a trace of N steps after step START in WORKDIR/profile.")
     define_process_flags()

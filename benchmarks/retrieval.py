@@ -33,7 +33,7 @@ def write_index(folder: Path, images: int, width: int) -> None:
     vectors.flush()
     (folder / "images.json").write_text(json.dumps([f"{k}.jpg" for k in range(images)]))
     metadata = {"checkpoint": {}, "folder": str(folder), "images": images, "done": images, "skipped": []}
-    metadata["arrays"] = ["embeddings"]
+    metadata |= {"format": 2, "arrays": ["embeddings"]}
     (folder / "index.json").write_text(json.dumps(metadata))
 
 

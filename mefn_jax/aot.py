@@ -22,15 +22,17 @@ from jax.experimental import topologies
 
 from mefn_jax import config as configuration
 from mefn_jax import optim
+from mefn_jax.data.parsing import read_json
 from mefn_jax.errors import ConfigError, reason
 from mefn_jax.evaluation.evaluator import compile_scorer, score_tile_mib
 from mefn_jax.model import batch_shapes, build_model, dummy_inputs, split_constants
 from mefn_jax.resolve import check_options, resolve
 from mefn_jax.runtime import flops
 from mefn_jax.runtime.chips import GIB, chip_of
-from mefn_jax.runtime.cli import define_config_flag
+from mefn_jax.runtime.cli import define_config_flag, define_path_flag
 from mefn_jax.runtime.collectives import list_collectives
 from mefn_jax.runtime.console import print0
+from mefn_jax.runtime.outputs import check_output_file
 from mefn_jax.runtime.sharding import (
     abstract_params,
     batch_sharding,
@@ -96,7 +98,14 @@ def resolve_config(config, report: str = "", option: str = "--report"):
             raise ConfigError(f"{key} is 0, and compiling reads no data to take it from: give --config.{key}=N")
     if report and not epath.Path(report).parent.is_dir():
         raise ConfigError(f"{option}={report}: no such directory")
+    if report:
+        check_output_file(option, report, (), is_compile_report)
     return resolve(config).config
+
+
+def is_compile_report(path) -> bool:
+    """Returns whether a file is a report of this module."""
+    return {"topology", "fits"} <= read_json(path).keys()
 
 
 def compile_train(config, target: str, report: str = "") -> bool:
@@ -336,7 +345,7 @@ def define_flags() -> None:
     define_config_flag(None)
     flags.mark_flag_as_required("config")
     flags.DEFINE_string("target", None, f"Slice to compile for: {TARGET_HELP}.", required=True)
-    flags.DEFINE_string("report", "", "File for the report, as JSON.")
+    define_path_flag("report", "", "File for the report, as JSON.")
 
 
 def main() -> None:

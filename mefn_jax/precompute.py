@@ -27,19 +27,21 @@ from tqdm import tqdm
 
 from mefn_jax.config import require_local
 from mefn_jax.data import pipeline
+from mefn_jax.data.digests import digest_text
 from mefn_jax.data.formats.precomputed import SPLIT_FILES
 from mefn_jax.data.from_config import make_tokenizer, open_dataset
 from mefn_jax.data.images import resize_from_config
 from mefn_jax.data.split import SPLIT_ALIASES, Split
 from mefn_jax.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from mefn_jax.encoders.pretrained import towers
-from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.errors import ConfigError, DataError, reason
 from mefn_jax.evaluation import evaluator
 from mefn_jax.model import build_image_encoder, build_text_encoder, select_part
 from mefn_jax.resolve import resolve
 from mefn_jax.runtime.checkpoint import params_digest, versions
-from mefn_jax.runtime.cli import define_config_flag, run_command
+from mefn_jax.runtime.cli import define_config_flag, define_path_flag, run_command
 from mefn_jax.runtime.console import print0
+from mefn_jax.runtime.outputs import check_output_directory
 from mefn_jax.runtime.sharding import batch_sharding, from_local_rows, make_mesh, replicated, round_up
 from mefn_jax.runtime.storage import SAVE_SECONDS, resolve_directory
 
@@ -132,6 +134,7 @@ def feature_settings(frozen_towers: FrozenTowers) -> dict:
         "dtype": config.train.dtype,
         "batch_size": config.eval.batch_size,
         "weights": params_digest(frozen_towers.params),
+        "tokenizer": frozen_towers.tokenizer and digest_text(frozen_towers.tokenizer.json),
     }
 
 
@@ -147,11 +150,12 @@ class Progress:
         if self.path.is_file():
             try:
                 saved = json.loads(self.path.read_text(encoding="utf-8"))
-                self.done, self.splits = saved["done"], saved["splits"]
-            except (ValueError, KeyError) as e:
-                raise ConfigError(f"{self.path}: cannot be read ({e!r}); remove {out} and start again") from None
+                self.done, self.splits, saved_settings = (dict(saved[key]) for key in ("done", "splits", "settings"))
+            except (ValueError, KeyError, TypeError, OSError, RecursionError) as e:
+                raise ConfigError(f"{self.path}: cannot be read ({reason(e)}); remove {out} and start again") from None
+            # A setting that an earlier version did not record is not known to differ.
             json_settings = json.loads(json.dumps(settings))
-            changed = [k for k in json_settings if saved["settings"].get(k) != json_settings[k]]
+            changed = [k for k, value in json_settings.items() if saved_settings.get(k, value) != value]
             if changed:
                 raise ConfigError(
                     f"--out={out} holds features with other settings ({', '.join(changed)}); choose another"
@@ -294,9 +298,9 @@ def _write_array(path: str, shape, dtype, offsets: np.ndarray, batches, progress
 def define_flags() -> None:
     """Defines the flags of the command."""
     define_config_flag(None)
-    flags.DEFINE_string("workdir", "", "Training run whose towers are used, instead of --config.")
-    flags.DEFINE_string("data_dir", "", "Prepared data set; default: data.dir of the configuration.")
-    flags.DEFINE_string("out", None, "Directory for the features.", required=True)
+    define_path_flag("workdir", "", "Training run whose towers are used, instead of --config.")
+    define_path_flag("data_dir", "", "Prepared data set; default: data.dir of the configuration.")
+    define_path_flag("out", None, "Directory for the features.", required=True)
     flags.DEFINE_list("splits", ["train", "val", "test"], "Splits to write.")
 
 
@@ -309,6 +313,7 @@ def main() -> None:
         raise ConfigError("give either --config=FILE.py with pretrained towers, or --workdir=RUN")
     if not any(f.splits):
         raise ConfigError("--splits is empty; name at least one of train, val, test")
+    check_output_directory("--out", f.out, {})
     if f.config is not None:
         require_local("data.dir", f.config.data.dir)
     frozen_towers = from_run(resolve_directory("--workdir", f.workdir)) if f.workdir else from_config(f.config)

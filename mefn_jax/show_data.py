@@ -15,7 +15,7 @@ from mefn_jax.data import pipeline, sheet, statistics
 from mefn_jax.data.from_config import open_dataset
 from mefn_jax.reports import contact_sheet
 from mefn_jax.resolve import resolve, validate
-from mefn_jax.runtime.cli import define_config_flag, run_command
+from mefn_jax.runtime.cli import define_config_flag, define_count_flag, define_path_flag, run_command
 from mefn_jax.runtime.console import print0
 from mefn_jax.training.setup import choose_tokenizer
 
@@ -48,9 +48,9 @@ def show_data(config, out: str, rows: int, step: int) -> None:
 def define_flags() -> None:
     """Defines the flags of the command."""
     define_config_flag("configs/shapes.py")
-    flags.DEFINE_string("out", None, "Image file to write.", required=True)
-    flags.DEFINE_integer("rows", 24, "Number of rows of the batch to draw, from the first on.", lower_bound=1)
-    flags.DEFINE_integer("step", 1, "The training step whose batch is drawn.", lower_bound=1)
+    define_path_flag("out", None, "Image file to write.", required=True)
+    define_count_flag("rows", 24, "Number of rows of the batch to draw, from the first on.")
+    define_count_flag("step", 1, "The training step whose batch is drawn.")
 
 
 def main() -> None:

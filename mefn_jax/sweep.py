@@ -10,22 +10,37 @@ and other hyperparameters share their compiled programs.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
+from etils import epath
+from ml_collections import ConfigDict, config_flags
 
+from mefn_jax import config as configuration
+from mefn_jax.config import suggest
+from mefn_jax.data.digests import digest_gallery
+from mefn_jax.data.from_config import open_dataset
+from mefn_jax.data.parsing import read_json
 from mefn_jax.data.split import SPLIT_ALIASES
-from mefn_jax.errors import ConfigError
-from mefn_jax.runtime.cli import run_command
+from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.evaluation.results import read_report
+from mefn_jax.reports.compare import IGNORED_KEYS
+from mefn_jax.runtime.cli import define_path_flag, run_command
 from mefn_jax.runtime.console import format_duration
+from mefn_jax.runtime.outputs import check_output_directory
+from mefn_jax.runtime.storage import is_remote, write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
+RECORD = "sweep.json"  # file in the directory of a run, with the options that it was started with
 CACHE = "compiled"  # folder in --out for the compiled programs, which all runs share
 
 
@@ -51,36 +66,180 @@ class Sweep:
     overrides: list[str]
 
 
-def sweep(plan: Sweep) -> int:
-    """Performs the missing runs and prints one line for each run. Returns the number of failed runs."""
-    failed, values = 0, [dict(zip(plan.grid, row, strict=True)) for row in itertools.product(*plan.grid.values())]
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep.
+
+    Attributes:
+        name: the run as messages name it.
+        workdir: its directory.
+        arguments: the flags of `train.py` without `--workdir`.
+        config: the configuration that they give; None if it cannot be loaded, which `train.py` will explain.
+        chosen: dotted keys of the options that the command line sets.
+    """
+
+    name: str
+    workdir: Path
+    arguments: list[str]
+    config: ConfigDict | None
+    chosen: list[str]
+
+    def options(self) -> dict:
+        """Returns the options that may change the result, by dotted key, as JSON gives them back."""
+        flat = json.loads(json.dumps(configuration.flatten(self.config.to_dict())))
+        ignored = tuple(key for key in IGNORED_KEYS if key != "train.seed")
+        return {key: value for key, value in flat.items() if not key.startswith(ignored)}
+
+
+def plan_runs(plan: Sweep) -> list[PlannedRun]:
+    """Returns the runs of a sweep in order."""
+    runs, values = [], [dict(zip(plan.grid, row, strict=True)) for row in itertools.product(*plan.grid.values())]
     for model, options, seed in itertools.product(plan.models, values, plan.seeds):
         setting = ",".join([model, *(f"{key}={value}" for key, value in options.items())])
-        workdir, name = plan.out / setting / str(seed), f"{setting} seed {seed}"
-        report, start = workdir / "eval" / plan.split / "metrics.json", time.perf_counter()
+        arguments = [
+            f"--config={plan.config}{',' if ':' in plan.config else ':'}model={model}",
+            f"--config.train.seed={seed}",
+            *(f"--config.{key}={value}" for key, value in options.items()),
+            *plan.overrides,
+        ]
+        chosen = [word.removeprefix("--config.").partition("=")[0] for word in arguments[1:]]
+        workdir = plan.out / setting / str(seed)
+        runs.append(PlannedRun(f"{setting} seed {seed}", workdir, arguments, load_config(arguments), chosen))
+    return runs
+
+
+def load_config(arguments: list[str]) -> ConfigDict | None:
+    """Returns the configuration that the flags of `train.py` give; None if they cannot be read."""
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))  # configuration files import `configs`, which lies there
+    values, argv = flags.FlagValues(), ["train.py", *arguments]
+    try:
+        config_flags.DEFINE_config_file("config", None, "", values, lock_config=True, sys_argv=argv)
+        values(argv)
+        return values.config
+    except Exception:  # the file is Python, which can raise anything; the run will say what is wrong
+        return None
+
+
+def sweep(plan: Sweep) -> int:
+    """Performs the missing runs and prints one line for each run. Returns the number of failed runs.
+
+    Raises ConfigError, before any run, if the directory cannot be written, or has a run with other options or on other
+    data.
+    """
+    check_output_directory("--out", plan.out, {})
+    failed, runs = 0, plan_runs(plan)
+    check_earlier_runs(runs, plan.split)
+    for run in runs:
+        report, start = run.workdir / "eval" / plan.split / "metrics.json", time.perf_counter()
         if report.is_file():
-            print(f"{name}: {recall_line(report, plan.split)} (already done)", flush=True)
+            line, succeeded = describe_report(report, plan.split)
+            print(f"{run.name}: {line}{' (already done)' if succeeded else ''}", flush=True)
+            failed += not succeeded
             continue
-        workdir.mkdir(parents=True, exist_ok=True)
-        flags_of_run = [f"--config.{key}={value}" for key, value in options.items()]
+        record_options(run)
+        log = run.workdir / "log.txt"
         commands = (
-            [
-                "train.py",
-                f"--config={plan.config}{',' if ':' in plan.config else ':'}model={model}",
-                f"--workdir={workdir}",
-                f"--config.train.seed={seed}",
-                *flags_of_run,
-                *plan.overrides,
-            ],
-            ["eval.py", f"--workdir={workdir}", f"--split={plan.split}"],
+            ["train.py", run.arguments[0], f"--workdir={run.workdir}", *run.arguments[1:]],
+            ["eval.py", f"--workdir={run.workdir}", f"--split={plan.split}"],
         )
-        if all(_succeeds(command, workdir / "log.txt", plan.out / CACHE) for command in commands):
-            duration = format_duration(time.perf_counter() - start)
-            print(f"{name}: {recall_line(report, plan.split)} ({duration})", flush=True)
+        if all(_succeeds(command, log, plan.out / CACHE) for command in commands):
+            line, succeeded = describe_report(report, plan.split)
+            duration = f" ({format_duration(time.perf_counter() - start)})" if succeeded else ""
+            print(f"{run.name}: {line}{duration}", flush=True)
+            failed += not succeeded
         else:
             failed += 1
-            print(f"{name}: failed, {last_line(workdir / 'log.txt')}; see {workdir / 'log.txt'}", flush=True)
+            print(f"{run.name}: failed, {last_line(log)}; see {log}", flush=True)
     return failed
+
+
+def check_earlier_runs(runs: list[PlannedRun], split: str) -> None:
+    """Raises ConfigError if a directory of a run has one with other options, or evaluated on other data, or if the data
+    set of a run has no such split.
+
+    A run that resumes checks its data itself. A data set that has moved is no other data.
+    """
+    digests = {}
+    for run in (run for run in runs if run.config is not None):
+        key = json.dumps([run.config.data.to_dict(), run.config.text.max_tokens], default=str)
+        if key not in digests:
+            digests[key] = _make_digest(run.config, split)
+        report = run.workdir / "eval" / split / "metrics.json"
+        gallery = (_read_quietly(report).get("data") or {}).get("gallery")
+        if gallery and digests[key]() not in (None, gallery):
+            raise ConfigError(
+                f"--out: {run.workdir} was evaluated on other images or captions than {split} of "
+                f"data.dir={run.config.data.dir} has now; choose another --out, or remove it"
+            )
+        changes = find_changed_options(run, split)
+        if gallery or not report.is_file():
+            changes.pop("data.dir", None)
+        if changes:
+            shown = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changes.items())
+            raise ConfigError(
+                f"--out: {run.workdir} has a run with other options ({shown}); choose another --out, or remove it"
+            )
+
+
+def _make_digest(config, split: str) -> Callable[[], str | None]:
+    """Returns a function that returns the digest of a split (`digest_gallery`), read when it is first called; None if
+    the data cannot be read, which the run will explain. Raises ConfigError if there is no such split."""
+    try:
+        dataset = open_dataset(config)
+    except (DataError, OSError):
+        return lambda: None
+    if split not in dataset.splits:
+        raise ConfigError(
+            f"--split={split}: {dataset.directory} has {', '.join(dataset.splits)}{suggest(split, dataset.splits)}"
+        )
+
+    @functools.cache
+    def digest():
+        try:
+            return digest_gallery(dataset.split(split))
+        except (DataError, OSError):
+            return None
+
+    return digest
+
+
+def find_changed_options(run: PlannedRun, split: str) -> dict[str, tuple]:
+    """Returns the options in which a run differs from the one in its directory, `{key: (old, new)}`; empty without one.
+
+    A run that failed before its first checkpoint is none. Runs of versions that did not record their options are
+    compared in those that the command line sets.
+    """
+    options, record = run.options(), _read_quietly(run.workdir / RECORD)
+    report = run.workdir / "eval" / split / "metrics.json"
+    if not report.is_file() and not any((run.workdir / "checkpoints").glob("[0-9]*")):
+        return {}
+    if isinstance(record.get("config"), dict):
+        return configuration.diff_configs(record["config"], options)
+    old = _read_quietly(report).get("config")
+    if not isinstance(old, dict):
+        return {}
+    old, keys = configuration.flatten(old), [key for key in run.chosen if options.get(key)]
+    return {key: (old.get(key), options[key]) for key in keys if old.get(key) != options[key]}
+
+
+def record_options(run: PlannedRun) -> None:
+    """Writes the options of a run into its directory, for `find_changed_options`. Raises ConfigError."""
+    try:
+        run.workdir.mkdir(parents=True, exist_ok=True)
+        if run.config is not None:
+            write_atomic(epath.Path(run.workdir / RECORD), json.dumps({"config": run.options()}, indent=1).encode())
+    except OSError as e:
+        raise ConfigError(f"--out: {run.workdir} cannot be written ({e.strerror})") from None
+
+
+def _read_quietly(path: Path) -> dict:
+    """Returns the JSON object of a file; an empty one if there is none, or the file is damaged."""
+    try:
+        value = read_json(path)
+    except DataError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _succeeds(command: list[str], log: Path, cache: Path) -> bool:
@@ -98,30 +257,31 @@ def _succeeds(command: list[str], log: Path, cache: Path) -> bool:
     return done.returncode == 0
 
 
-def recall_line(report: Path, split: str) -> str:
-    """Returns the recalls of a `metrics.json` as text."""
-    metrics = json.loads(report.read_text(encoding="utf-8"))
+def describe_report(report: Path, split: str) -> tuple[str, bool]:
+    """Returns the recalls of a `metrics.json` as text and True; for a damaged one, why it failed, and False."""
+    try:
+        metrics = read_report(report)
+    except (DataError, FileNotFoundError) as e:
+        return f"failed, {e}", False
     i2t, t2i = (" ".join(f"{metrics[direction][r]:.1f}" for r in ("r1", "r5", "r10")) for direction in ("i2t", "t2i"))
-    return f"{split} R@1/5/10 image to text {i2t}, text to image {t2i}, rSum {metrics['rsum']:.1f}"
+    return f"{split} R@1/5/10 image to text {i2t}, text to image {t2i}, rSum {metrics['rsum']:.1f}", True
 
 
 def last_line(log: Path) -> str:
     """Returns the last line of a log that is not empty."""
-    lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "nothing printed"
 
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string(
-        "config", "configs/precomputed.py", "Configuration file, with optional arguments after a colon."
-    )
+    define_path_flag("config", "configs/precomputed.py", "Configuration file, with optional arguments after a colon.")
     flags.DEFINE_list("models", ["mefn"], "Names of models, separated by commas.")
     flags.DEFINE_list("seeds", ["0"], "Seeds, separated by commas.")
     flags.DEFINE_multi_string(
         "grid", [], "KEY=VALUE,VALUE,...: values of an option to run; may be given several times."
     )
-    flags.DEFINE_string("out", None, "Directory of the runs, in subdirectories <model>/<seed>/.")
+    define_path_flag("out", None, "Directory of the runs, in subdirectories <model>/<seed>/.")
     flags.DEFINE_string("split", "test", "Split to evaluate after training: val, test or held_out.")
 
 
@@ -130,12 +290,23 @@ def main(overrides: list[str]) -> None:
     f = flags.FLAGS
     if not f.out:
         raise ConfigError("--out=DIR is missing: the directory of the runs")
-    seeds = f.seeds
-    if not all(seed.isdigit() for seed in seeds):
-        raise ConfigError(f"--seeds={','.join(seeds)}: give numbers separated by commas")
-    split = SPLIT_ALIASES.get(f.split, f.split)
-    if sweep(Sweep(f.config, f.models, list(map(int, seeds)), parse_grid(f.grid), Path(f.out), split, overrides)):
+    if is_remote(f.out):
+        raise ConfigError(f"--out={f.out}: give a directory on this machine")
+    seeds, split = parse_seeds(f.seeds), SPLIT_ALIASES.get(f.split, f.split)
+    if not all(f.models) or len(set(f.models)) < len(f.models):
+        raise ConfigError(f"--models={','.join(f.models)}: give names separated by commas, each once")
+    if sweep(Sweep(f.config, f.models, seeds, parse_grid(f.grid), Path(f.out), split, overrides)):
         sys.exit(1)
+
+
+def parse_seeds(texts: list[str]) -> list[int]:
+    """Parses the values of `--seeds`. Raises ConfigError if one is no number, or is there twice."""
+    if not texts or not all(re.fullmatch("[0-9]{1,18}", text) for text in texts):
+        raise ConfigError(f"--seeds={','.join(texts)}: give numbers separated by commas")
+    seeds = list(map(int, texts))
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds={','.join(texts)}: give every seed once")
+    return seeds
 
 
 def parse_grid(texts: list[str]) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 from commands import ROOT, environment
 from sample_data import write_flickr8k, write_precomputed
 
@@ -17,6 +18,8 @@ from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.encoders.grids import pool_grid
 from mefn_jax.encoders.pretrained import weights
+from mefn_jax.errors import ConfigError
+from mefn_jax.precompute import Progress
 
 FILES = ("train_ims.npy", "train_words.npy", "train_word_offsets.npy", "train_caps.txt", "train_ids.txt")
 
@@ -193,3 +196,20 @@ def test_precompute_refuses_image_tower_for_regions(towers, tmp_path, command):
     result = command("-m mefn_jax.precompute", *options, tower, "--splits=train", check=False)
     assert "holds precomputed regions; an image tower needs images" in result.stderr
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_progress_compares_what_an_earlier_command_recorded(tmp_path):
+    settings = {"weights": "a", "tokenizer": "x"}
+    Progress(tmp_path, settings).begin("val", [("1.jpg", ["a dog"])])
+    Progress(tmp_path, settings).begin("val", [("1.jpg", ["a dog"])])
+    with pytest.raises(ConfigError, match=r"other settings \(tokenizer\)"):
+        Progress(tmp_path, settings | {"tokenizer": "y"})
+    path = tmp_path / "features.json"
+    record = json.loads(path.read_text())
+    del record["settings"]["tokenizer"]  # earlier versions did not record it
+    path.write_text(json.dumps(record))
+    Progress(tmp_path, settings)
+    for content in ("[]", "null", '{"done": 1}', '{"done": {}, "splits": {}, "settings": 3}', "[" * 100_000, ""):
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=r"features\.json: cannot be read"):
+            Progress(tmp_path, settings)

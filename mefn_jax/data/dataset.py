@@ -77,6 +77,12 @@ class Dataset:
             return self._divide_train(name)
         return self._open_split(name)
 
+    def stored_split(self, name: str) -> Split | None:
+        """Returns a split as it is stored, with held-out and undecodable images and without cached text; None if there
+        is none. Raises DataError if it cannot be read."""
+        source = type(self._source)(self.directory)  # one that does not search for undecodable images
+        return source.split(name) if name in source.splits else None
+
     def _open_split(self, name: str) -> Split:
         """Opens a split of the source, with its cached text. Raises DataError if no image can be used."""
         split = self._source.split(name)

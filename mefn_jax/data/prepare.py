@@ -25,7 +25,7 @@ from mefn_jax.data import tokenizer
 from mefn_jax.data.scenes import draw
 from mefn_jax.data.sources import coco, flickr8k, karpathy, table
 from mefn_jax.errors import DataError
-from mefn_jax.runtime.cli import run_command
+from mefn_jax.runtime.cli import define_path_flag, run_command
 
 READERS = {
     "flickr8k": lambda path, _: flickr8k.read(path),
@@ -156,10 +156,10 @@ def open_drawn_scenes(scenes, seed: int) -> Path:
 def define_flags() -> None:
     """Defines the flags of the command."""
     flags.DEFINE_enum("source", None, (*READERS, "shapes"), "Format of the source.", required=True)
-    flags.DEFINE_string("path", "", "Folder or file of the source; not for shapes.")
-    flags.DEFINE_string("images", "", "Folder of the images; by default the folder of --path. Not for flickr8k.")
+    define_path_flag("path", "", "Folder or file of the source; not for shapes.")
+    define_path_flag("images", "", "Folder of the images; by default the folder of --path. Not for flickr8k.")
     flags.DEFINE_integer("captions_per_image", 5, "Keep the first N captions of each image; 0: all.", lower_bound=0)
-    flags.DEFINE_string("out", None, "Directory to write; must be new or empty.", required=True)
+    define_path_flag("out", None, "Directory to write; must be new or empty.", required=True)
     flags.DEFINE_integer("vocab_size", tokenizer.VOCAB_SIZE, "Largest number of wordpieces.", lower_bound=100)
     flags.DEFINE_bool("lower_case", True, "Train the tokenizer on lower case (config: text.lower_case).")
     flags.DEFINE_enum("punctuation", "keep", ("keep", "drop"), "Punctuation for the tokenizer (text.punctuation).")

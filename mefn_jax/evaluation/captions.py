@@ -1,11 +1,23 @@
-"""Encodes captions that a user typed or keeps in a file, and says if the model cannot read them well."""
+"""Queries that a user gives: captions that were typed or are kept in a file, and image files.
+
+Says if the model cannot read a caption well.
+"""
 
 import unicodedata
+from pathlib import Path
 
 from mefn_jax.data.tokenizer import UNK
-from mefn_jax.errors import ConfigError
+from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.runtime.console import print0, printable
+
+
+def read_image_file(path) -> bytes:
+    """Returns the bytes of the file that `--image` names. Raises DataError if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as e:  # ValueError: a zero byte
+        raise DataError(f"--image={path}: {getattr(e, 'strerror', None) or e}") from None
 
 
 def encode_captions(evaluator: Evaluator, params, captions: list[str], option: str):

@@ -27,10 +27,10 @@ from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.evaluation.run import define_split_flag, split_from_flags
 from mefn_jax.model import build_model, dummy_inputs
 from mefn_jax.resolve import resolve, validate
-from mefn_jax.runtime.cli import define_config_flag, run_command
+from mefn_jax.runtime.cli import define_config_flag, define_count_flag, define_path_flag, run_command
 from mefn_jax.runtime.console import print0
+from mefn_jax.runtime.outputs import check_output_directory
 from mefn_jax.runtime.sharding import make_mesh
-from mefn_jax.runtime.storage import resolve_directory
 from mefn_jax.scoring.ranking import rank
 
 # The grid of hyperparameters: ridges of images and of texts, and the power of the correlations.
@@ -88,7 +88,7 @@ def evaluate_cca(config, split: str, held_out_images: int, out: str) -> dict:
     """
     validate(config)
     check_supports_cca(config)
-    out = resolve_directory("--out", out)
+    out = check_output_directory("--out", out, results.RESULT_FILES)
     config = config.copy_and_resolve_references().unlock()
     config.data.held_out_images = held_out_images
     dataset = open_dataset(config)
@@ -117,10 +117,10 @@ def define_flags() -> None:
     """Defines the flags of the command."""
     define_config_flag("configs/precomputed.py")
     define_split_flag()
-    flags.DEFINE_integer(
-        "held_out_images", 500, "Number of images at the end of train on which ridges and power are chosen.", 1
+    define_count_flag(
+        "held_out_images", 500, "Number of images at the end of train on which ridges and power are chosen."
     )
-    flags.DEFINE_string("out", "", "Directory for metrics.json and ranks.npz.")
+    define_path_flag("out", "", "Directory for metrics.json and ranks.npz.")
 
 
 def main() -> None:

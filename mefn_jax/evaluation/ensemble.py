@@ -10,8 +10,16 @@ import dataclasses
 import numpy as np
 from absl import flags
 
+from mefn_jax.data.digests import digest_gallery
 from mefn_jax.errors import ConfigError
-from mefn_jax.evaluation.evaluate import check_folds, open_split, rank_and_report
+from mefn_jax.evaluation.evaluate import (
+    check_folds,
+    check_outputs,
+    check_score_file,
+    describe_text,
+    open_split,
+    rank_and_report,
+)
 from mefn_jax.evaluation.results import write_results
 from mefn_jax.evaluation.run import (
     Gallery,
@@ -21,8 +29,8 @@ from mefn_jax.evaluation.run import (
     define_scores_flag,
     gallery_from_flags,
 )
-from mefn_jax.runtime.cli import define_process_flags
-from mefn_jax.runtime.multihost import initialize
+from mefn_jax.runtime.cli import define_path_flag, define_process_flags
+from mefn_jax.runtime.multihost import check_on_first_process, initialize
 from mefn_jax.runtime.storage import resolve_directory
 
 
@@ -31,16 +39,22 @@ def evaluate_ensemble(runs: list[TrainedRun], gallery: Gallery, out: str, save_s
 
     Raises ConfigError if the runs have different images or captions in the split.
     """
-    folder = resolve_directory("--out", out)
-    scores_of_runs, caption_image = [], None
+    check_on_first_process(lambda: check_outputs(out, save_scores, gallery))
+    loaded, digest = [], ""
     for run in runs:
         evaluator, params, _ = run.load()
-        dataset, split = open_split(evaluator, gallery)
-        caption_image = split.caption_image if caption_image is None else caption_image
-        if not np.array_equal(split.caption_image, caption_image):
-            raise ConfigError(f"{run.workdir}: has other images and captions in {split.name} than {runs[0].workdir}")
-        scores_of_runs.append(evaluator.scores(params, *evaluator.encode(params, split)))
+        dataset, split, _ = open_split(evaluator, gallery)
+        own_digest = digest_gallery(split)
+        digest = digest or own_digest
+        if own_digest != digest:
+            raise ConfigError(f"{run.workdir}: has other images or captions in {split.name} than {runs[0].workdir}")
+        loaded.append((evaluator, params, split))
     check_folds(gallery.folds, split)
+    check_on_first_process(lambda: check_score_file(save_scores, gallery, split))
+    scores_of_runs = []
+    for evaluator, params, own_split in loaded:
+        describe_text(evaluator, own_split)
+        scores_of_runs.append(evaluator.scores(params, *evaluator.encode(params, own_split)))
     evaluated = f"ensemble of {len(runs)}"
     report, ranks = rank_and_report(
         evaluator,
@@ -52,7 +66,7 @@ def evaluate_ensemble(runs: list[TrainedRun], gallery: Gallery, out: str, save_s
         save_scores,
     )
     report |= {"evaluated": evaluated, "config": {"runs": sorted(map(describe_run, runs))}}
-    write_results(folder, report, ranks)
+    write_results(resolve_directory("--out", out), report, ranks)
     return report
 
 
@@ -77,7 +91,7 @@ def define_flags() -> None:
     define_checkpoint_flags()
     define_gallery_flags()
     define_scores_flag()
-    flags.DEFINE_string("out", None, "Directory for metrics.json and ranks.npz.", required=True)
+    define_path_flag("out", None, "Directory for metrics.json and ranks.npz.", required=True)
     define_process_flags()
 
 

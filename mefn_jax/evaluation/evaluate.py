@@ -8,21 +8,25 @@ captions.
 
 import contextlib
 import dataclasses
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
 
 from mefn_jax import metrics
+from mefn_jax.data import statistics
 from mefn_jax.data.dataset import Dataset
+from mefn_jax.data.digests import digest_data, digest_gallery, digest_text, find_changes
 from mefn_jax.data.from_config import fill_data_widths, open_dataset
 from mefn_jax.data.split import Split
-from mefn_jax.errors import ConfigError
+from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation import baselines, pointing, twins
 from mefn_jax.evaluation import rerank as reranking
 from mefn_jax.evaluation.evaluator import Evaluator
-from mefn_jax.evaluation.results import write_results
+from mefn_jax.evaluation.results import RESULT_FILES, read_report, write_results
 from mefn_jax.evaluation.run import (
     Gallery,
     TrainedRun,
@@ -35,12 +39,28 @@ from mefn_jax.evaluation.run import (
 from mefn_jax.evaluation.table import describe_protocol, print_pointing, print_table
 from mefn_jax.features import Features
 from mefn_jax.runtime.checkpoint import versions
-from mefn_jax.runtime.cli import define_process_flags
+from mefn_jax.runtime.cli import define_path_flag, define_process_flags
 from mefn_jax.runtime.console import print0
-from mefn_jax.runtime.multihost import initialize
+from mefn_jax.runtime.multihost import check_on_first_process, initialize
+from mefn_jax.runtime.outputs import check_output_directory, check_output_file
+from mefn_jax.runtime.storage import is_remote
 from mefn_jax.scoring.ranking import list_tiles, rank
 
 TOP = 10  # best captions of every image, and best images of every caption, that ranks.npz keeps
+
+
+UNKNOWN_WARNING = 5.0  # percentage of unknown wordpieces from which on an evaluation warns
+
+
+class OpenedGallery(NamedTuple):
+    """An opened gallery: its data set and its split.
+
+    `is_own` is False if the data set is, or may be, another than the one that the model was trained on.
+    """
+
+    dataset: Dataset
+    split: Split
+    is_own: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +73,7 @@ class EvaluationResult:
         images, texts: Features of all images and of all captions of the split.
         report: the content of `metrics.json`.
         ranks: the content of `ranks.npz` (see `rank_and_report`).
+        folder: the directory of these files; None if they were not written.
     """
 
     evaluator: Evaluator
@@ -62,32 +83,55 @@ class EvaluationResult:
     texts: Features
     report: dict
     ranks: dict
+    folder: object = None
 
 
 def evaluate(
-    run: TrainedRun, gallery: Gallery, out: str = "", save_scores: str = "", rerank: str = ""
+    run: TrainedRun,
+    gallery: Gallery,
+    out: str = "",
+    save_scores: str = "",
+    rerank: str = "",
+    files: dict = RESULT_FILES,
 ) -> EvaluationResult:
     """Evaluates a run's checkpoint on a gallery, prints the table, and writes `metrics.json` and `ranks.npz`.
 
-    The files go into `run.output_dir(gallery.split, out)`. `save_scores`: a file for all scores; `rerank`: if not
-    empty, reranking is evaluated too (see `rerank.parse_rerank`).
+    The files go into `run.output_dir`. `save_scores`: a file for all scores; `rerank`: if not empty, reranking is
+    evaluated too (see `rerank.parse_rerank`). `files`: what will be written into the directory `out`, with checks of
+    what is there (see `outputs.check_output_directory`).
     """
-    folder = run.output_dir(gallery.split, out)
+    check_on_first_process(lambda: check_outputs(out, save_scores, gallery, files))
     evaluator, params, step_number = run.load()
+    opened = open_split(evaluator, gallery)
+    folder = run.output_dir(gallery.split, out)
+    if gallery.data_dir and not (opened.is_own and may_replace(folder, opened.split)):
+        folder = run.output_dir(gallery.split, out, gallery.data_dir)
     model = evaluator.config.model
     name = f"{model} (step {step_number}{', averaged' if run.ema else ''})"
-    result = evaluate_split(evaluator, params, name, gallery, save_scores, rerank)
+    result = evaluate_split(evaluator, params, name, gallery, opened, save_scores, rerank)
     # A comparison does not take averaged parameters for another seed, because `evaluated` differs.
     evaluated = f"{model}, averaged parameters" if run.ema else model
     result.report.update({"step": step_number, "evaluated": evaluated})
     write_results(folder, result.report, result.ranks)
-    return result
+    return dataclasses.replace(result, folder=folder)
 
 
-def open_split(evaluator: Evaluator, gallery: Gallery) -> tuple[Dataset, Split]:
+def may_replace(folder, split: Split) -> bool:
+    """Returns whether the evaluation in a folder, if there is one, is of the same images and captions as a split."""
+    try:
+        data = read_report(folder / "metrics.json")["data"] or {}
+    except FileNotFoundError:
+        return True
+    except DataError:
+        return False
+    return data.get("gallery") == digest_gallery(split)
+
+
+def open_split(evaluator: Evaluator, gallery: Gallery) -> OpenedGallery:
     """Opens the data set of a gallery (the configured one if `data_dir` is empty), and its split.
 
-    Raises ConfigError if the model cannot take the split.
+    Prints a note if `data_dir` is not what the model was trained on. Raises DataError if the configured data set has
+    changed since, and ConfigError if the model cannot take the split.
     """
     config = evaluator.config
     if gallery.data_dir:
@@ -95,30 +139,50 @@ def open_split(evaluator: Evaluator, gallery: Gallery) -> tuple[Dataset, Split]:
     dataset = open_dataset(config)
     split = dataset.split(gallery.split)
     fill_data_widths(config, split)
-    return dataset, split
+    own_digests = evaluator.data or {}
+    digests = digest_data(dataset) if own_digests else {}
+    changes = find_changes(own_digests, digests) if own_digests else []
+    if changes and not gallery.data_dir:
+        raise DataError(
+            f"data.dir={dataset.directory}: {' and '.join(changes)} have changed since the run was trained; restore "
+            f"the data set, or give --data_dir={dataset.directory} to evaluate on other data than the run's"
+        )
+    if changes:
+        print0(f"note: --data_dir={gallery.data_dir} is not the data that the run was trained on")
+    is_known = digests.get("train") is not None and not changes
+    return OpenedGallery(dataset, split, not gallery.data_dir or (is_known and own_digests.get("train") is not None))
 
 
 def evaluate_split(
-    evaluator: Evaluator, params, name: str, gallery: Gallery, save_scores: str = "", rerank: str = ""
+    evaluator: Evaluator,
+    params,
+    name: str,
+    gallery: Gallery,
+    opened: OpenedGallery,
+    save_scores: str = "",
+    rerank: str = "",
 ) -> EvaluationResult:
-    """Scores a gallery and prints its results under `name` (see `rank_and_report`).
+    """Scores an opened gallery and prints its results under `name` (see `rank_and_report`).
 
     Drawn scenes get the pointing game too, and a `rerank` that is not empty compares reranking with scoring all pairs.
     Raises ConfigError if the folds do not divide the images, or if reranking is not possible.
     """
-    dataset, split = open_split(evaluator, gallery)
+    dataset, split, _ = opened
     folds = gallery.folds
     check_folds(folds, split)
+    check_on_first_process(lambda: check_score_file(save_scores, gallery, split))
     num_candidates = reranking.parse_rerank(rerank, split.num_images)
     if num_candidates and not evaluator.model.has_tile:
         raise ConfigError(f"--rerank: the matcher of model={evaluator.config.model} has no score_tile, which it needs")
     if num_candidates and 1 not in folds:
         raise ConfigError("--rerank needs the whole gallery: add 1 to --folds")
+    text = describe_text(evaluator, split)
     images, texts = evaluator.encode(params, split)
     scores = evaluator.scores(params, images, texts)
     if num_candidates:  # compiles the scoring program first, so that the time of ranking is without compilation
         scores(*list_tiles(split.num_images, split.caption_image, 1)[0])
     report, ranks = rank_and_report(evaluator, scores, name, dataset, split, folds, save_scores)
+    report["data"] |= text
     report["config"] = evaluator.config.to_dict()
     if "baselines" in report:  # drawn scenes
         report["pointing"] = pointing.pointing_accuracy(evaluator, params, images, texts, split)
@@ -130,6 +194,50 @@ def evaluate_split(
         )
         reranking.print_reranking(report["rerank"])
     return EvaluationResult(evaluator, params, split, images, texts, report, ranks)
+
+
+def describe_text(evaluator: Evaluator, split: Split) -> dict:
+    """Returns the digest of the tokenizer, and the percentage of the split's wordpieces that it does not know.
+
+    The percentage is printed, from UNKNOWN_WARNING on with a warning. Both are None for cached text.
+    """
+    if split.cached_text:
+        return {"tokenizer": None, "unknown_wordpieces": None}
+    tokenizer = evaluator.tokenizer
+    percent = 100 * statistics.unknown_fraction(statistics.compute_statistics(split, tokenizer))
+    mark = "warning: " if percent >= UNKNOWN_WARNING else ""
+    print0(f"{mark}{percent:.1f} % of the wordpieces of {split.name} are unknown to the model")
+    return {"tokenizer": digest_text(tokenizer.json), "unknown_wordpieces": percent}
+
+
+def check_outputs(out: str, save_scores: str, gallery: Gallery, files: dict = RESULT_FILES) -> None:
+    """Checks `--out` and `--save_scores` before any work; either may be empty. Raises ConfigError."""
+    if out:
+        check_output_directory("--out", out, files)
+    check_score_file(save_scores, gallery)
+
+
+def check_score_file(path: str, gallery: Gallery, split: Split | None = None) -> None:
+    """Checks `--save_scores` before any work; an empty path is fine. With the split, also the shape of what is there.
+
+    Raises ConfigError if the file cannot be written, if it would replace anything but scores of a gallery of this size,
+    or if the folds leave out the whole gallery.
+    """
+    if not path:
+        return
+    if is_remote(path):
+        raise ConfigError(f"--save_scores={path}: give a file on this machine")
+    shape = (split.num_images, split.num_captions) if split else None
+    check_output_file("--save_scores", path, (".npy",), lambda file: is_score_file(file, shape))
+    if 1 not in gallery.folds:
+        raise ConfigError("--save_scores needs the whole gallery: add 1 to --folds")
+
+
+def is_score_file(path: Path, shape: tuple[int, int] | None = None) -> bool:
+    """Returns whether a file is an array as `--save_scores` writes it, float32 `(I, C)`; `shape`: of this shape."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    is_matrix = isinstance(array, np.ndarray) and array.dtype == np.float32 and array.ndim == 2
+    return is_matrix and shape in (None, array.shape)
 
 
 def check_folds(folds: tuple[int, ...], split: Split) -> None:
@@ -148,7 +256,7 @@ def rank_and_report(
 
     `name`: the system's row in the table. `folds`: numbers of folds to average over; the report is about the first.
     `save_scores`: a file for all scores. The report lacks `evaluated` (the system, by the name that a comparison gives
-    it) and `config` (its options), which the caller adds.
+    it) and `config` (its options), which the caller adds; `data` has the digest of the gallery.
 
     Ranks: `i2t (I,)`, `t2i (C,)`, `caption_image (C,)`, `positive_scores (C,)`, and the TOP best results of every
     query, `i2t_top`, `t2i_top`, with their scores, `i2t_top_scores`, `t2i_top_scores`.
@@ -156,8 +264,6 @@ def rank_and_report(
     config = evaluator.config
     if split.skipped:
         print0(f"left out {len(split.skipped)} images that cannot be decoded: {', '.join(split.skipped[:5])}")
-    if save_scores and 1 not in folds:
-        raise ConfigError("--save_scores needs the whole gallery: add 1 to --folds")
     with open_score_file(save_scores, split) as score_file:
         ranking = rank(scores, split.caption_image, folds, TOP, show_progress=True, save_to=score_file)
     results = {number: fold_metrics(ranking.counts[number], split, number) for number in folds}
@@ -183,7 +289,7 @@ def rank_and_report(
     for number in folds[1:]:
         print_table({name: results[number]}, describe_protocol(config, split, number), split, number)
         report.setdefault("other_folds", {})[str(number)] = results[number][0]
-    report |= {"seconds": ranking.seconds, "versions": versions()}
+    report |= {"seconds": ranking.seconds, "versions": versions(), "data": {"gallery": digest_gallery(split)}}
     top_results = {"i2t": ranking.top_captions, "t2i": ranking.top_images}
     top_arrays = {f"{side}_top": top.positions for side, top in top_results.items()}
     top_arrays |= {f"{side}_top_scores": top.scores for side, top in top_results.items()}
@@ -202,7 +308,7 @@ def open_score_file(path, split: Split):
         yield None
         return
     path = Path(path)
-    unfinished = path.with_name(path.name + ".part")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         array = np.lib.format.open_memmap(unfinished, "w+", np.float32, (split.num_images, split.num_captions))
@@ -240,7 +346,7 @@ def define_flags() -> None:
         "rerank", "", "Evaluate reranking too, with this number of candidates for a caption, or share of the images."
     )
     define_scores_flag()
-    flags.DEFINE_string("out", "", "Directory of the results; default: WORKDIR/eval/<split>, with --ema <split>_ema.")
+    define_path_flag("out", "", "Directory of the results; default: WORKDIR/eval/<split>, with --ema <split>_ema.")
     define_process_flags()
 
 

@@ -56,13 +56,15 @@ class Programs(NamedTuple):
 class Evaluator:
     """A model compiled for evaluation: its encoders and its matcher on a mesh.
 
-    It is made once and used for every evaluation of a run, so that nothing is compiled twice.
+    It is made once and used for every evaluation of a run, so that nothing is compiled twice. `data` are the digests of
+    the data that it was trained on (`digests.digest_data`), None if they are not known.
     """
 
     model: Model
     tokenizer: Tokenizer
     config: ml_collections.ConfigDict
     mesh: jax.sharding.Mesh
+    data: dict | None = None
 
     @functools.cached_property
     def _programs(self) -> Programs:
@@ -235,7 +237,7 @@ def load_checkpoint(workdir, step: str, ema: bool = False):
         restored = checkpoints.restore(step_number, {"params": params, "constants": constants} | abstract_ema)
     params = optim.merge(restored["ema"], restored["params"]) if ema else restored["params"]
     variables = params | {"constants": restored["constants"]}
-    return Evaluator(model, tokenizer, config, mesh), variables, step_number
+    return Evaluator(model, tokenizer, config, mesh, meta.get("data")), variables, step_number
 
 
 def load_zero_shot(config: ml_collections.ConfigDict):

@@ -1,5 +1,6 @@
 """Compares reranking with scoring all pairs: what candidates cost in recall and save in time (`eval.py --rerank`)."""
 
+import re
 import time
 
 import numpy as np
@@ -22,7 +23,7 @@ def parse_rerank(text: str, images: int) -> int:
     if not text:
         return 0
     try:
-        value = float(text)
+        value = float(text) if re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", text) else 0.0
     except ValueError:
         value = 0.0
     if not 0 < value <= images:

@@ -4,6 +4,8 @@ The verbs of `eval.py` share the flags that name them.
 """
 
 import dataclasses
+import hashlib
+import re
 from pathlib import Path
 
 from absl import flags
@@ -13,6 +15,7 @@ from mefn_jax.config import require_local
 from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluation.evaluator import load_checkpoint
+from mefn_jax.runtime.cli import define_path_flag, parse_count
 from mefn_jax.runtime.storage import resolve_directory
 
 
@@ -24,11 +27,17 @@ class TrainedRun:
         workdir: the directory of the run, which may be gs://BUCKET/PATH.
         step: "best" (by rSum on val), "latest" or the number of a step.
         ema: whether the averaged parameters are taken (`train.ema_decay`).
+
+    Raises ConfigError for a `step` that is none of these.
     """
 
     workdir: str | Path
-    step: str = "best"
+    step: str | int = "best"
     ema: bool = False
+
+    def __post_init__(self):
+        if str(self.step) not in ("best", "latest") and parse_count(str(self.step)) is None:
+            raise ConfigError(f"--step={self.step}: not best, latest or the number of a step")
 
     @property
     def directory(self) -> epath.Path:
@@ -39,13 +48,18 @@ class TrainedRun:
         """Loads the checkpoint: `(Evaluator, params, step)`. Raises as `evaluator.load_checkpoint` does."""
         return load_checkpoint(self.directory, str(self.step), self.ema)
 
-    def output_dir(self, split: str, out: str = "") -> epath.Path:
+    def output_dir(self, split: str, out: str = "", data_dir: str = "") -> epath.Path:
         """Returns the directory of an evaluation's files: `out`, or `WORKDIR/eval/<split>/`.
 
-        Averaged parameters have `WORKDIR/eval/<split>_ema/`.
+        Averaged parameters have `WORKDIR/eval/<split>_ema/`. `data_dir`: a data set that the run was not trained on,
+        whose name is appended with a few letters of the digest of its path.
         """
-        folder = self.directory / "eval" / (split + "_ema" * self.ema)
-        return resolve_directory("--out", out) if out else folder
+        name = split + "_ema" * self.ema
+        if data_dir:
+            path = Path(data_dir).resolve()
+            label = re.sub(r"[^\w.-]+", "_", path.name)
+            name += f"_{label}-{hashlib.sha256(str(path).encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
+        return resolve_directory("--out", out) if out else self.directory / "eval" / name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +84,7 @@ class Gallery:
 
 def define_run_flags() -> None:
     """Defines the flags that name a trained run."""
-    flags.DEFINE_string("workdir", "runs/shapes", "Directory of the training run, may be gs://BUCKET/PATH.")
+    define_path_flag("workdir", "runs/shapes", "Directory of the training run, may be gs://BUCKET/PATH.")
     define_checkpoint_flags()
 
 
@@ -94,12 +108,12 @@ def define_gallery_flags(with_folds: bool = True) -> None:
             ["1"],
             "Numbers of consecutive folds of the images to average over; 1,5: COCO's 5K and 1K at once.",
         )
-    flags.DEFINE_string("data_dir", "", "Prepared data set; default: the one of the configuration.")
+    define_path_flag("data_dir", "", "Prepared data set; default: the one of the configuration.")
 
 
 def define_scores_flag() -> None:
     """Defines the flag that names a file for all scores."""
-    flags.DEFINE_string("save_scores", "", "A .npy file for the scores of all pairs, float32 (images, captions).")
+    define_path_flag("save_scores", "", "A .npy file for the scores of all pairs, float32 (images, captions).")
 
 
 def run_from_flags() -> TrainedRun:
@@ -117,6 +131,9 @@ def gallery_from_flags() -> Gallery:
     """Returns the gallery that the flags of `define_gallery_flags` name. Raises ConfigError."""
     f = flags.FLAGS
     folds = f.folds if "folds" in f else ["1"]
-    if not folds or not all(number.isdigit() and int(number) for number in folds):
+    numbers = tuple(map(parse_count, folds))
+    if not numbers or not all(numbers):
         raise ConfigError(f"--folds={','.join(folds)}: give numbers of at least 1")
-    return Gallery(f.data_dir, split_from_flags(), tuple(map(int, folds)))
+    if len(set(numbers)) < len(numbers):
+        raise ConfigError(f"--folds={','.join(folds)}: give every number once")
+    return Gallery(f.data_dir, split_from_flags(), numbers)

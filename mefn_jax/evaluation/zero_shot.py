@@ -9,12 +9,12 @@ Both towers must be CLIP's, with their projections (docs/evaluation.md).
 from absl import flags
 
 from mefn_jax.config import require_local
-from mefn_jax.evaluation.evaluate import EvaluationResult, evaluate_split
+from mefn_jax.evaluation.evaluate import EvaluationResult, check_outputs, evaluate_split, open_split
 from mefn_jax.evaluation.evaluator import load_zero_shot
 from mefn_jax.evaluation.results import write_results
 from mefn_jax.evaluation.run import Gallery, define_gallery_flags, define_scores_flag, gallery_from_flags
-from mefn_jax.runtime.cli import define_config_flag, define_process_flags
-from mefn_jax.runtime.multihost import initialize
+from mefn_jax.runtime.cli import define_config_flag, define_path_flag, define_process_flags
+from mefn_jax.runtime.multihost import check_on_first_process, initialize
 from mefn_jax.runtime.storage import resolve_directory
 
 
@@ -23,14 +23,14 @@ def evaluate_zero_shot(config, gallery: Gallery, out: str = "", save_scores: str
 
     Writes the files of `evaluate.evaluate` into `out` if it is not empty.
     """
-    folder = resolve_directory("--out", out) if out else None
+    check_on_first_process(lambda: check_outputs(out, save_scores, gallery))
     require_local("data.dir", config.data.dir)
     evaluator, params = load_zero_shot(config)
     name = f"{evaluator.config.model} (zero-shot)"
-    result = evaluate_split(evaluator, params, name, gallery, save_scores)
+    result = evaluate_split(evaluator, params, name, gallery, open_split(evaluator, gallery), save_scores)
     result.report["evaluated"] = f"{evaluator.config.model}, zero-shot"
-    if folder:
-        write_results(folder, result.report, result.ranks)
+    if out:
+        write_results(resolve_directory("--out", out), result.report, result.ranks)
     return result
 
 
@@ -40,7 +40,7 @@ def define_flags() -> None:
     flags.mark_flag_as_required("config")
     define_gallery_flags()
     define_scores_flag()
-    flags.DEFINE_string("out", "", "Directory for metrics.json and ranks.npz; default: they are not written.")
+    define_path_flag("out", "", "Directory for metrics.json and ranks.npz; default: they are not written.")
     define_process_flags()
 
 

@@ -25,11 +25,16 @@ LABELS = {"i2t.r1": "image to text", "t2i.r1": "text to image", "ema.rsum": "ave
 SERIES_COLORS = (BLUE, ORANGE, GREEN)
 
 
-def training_curves(lines: list[dict]) -> Figure:
-    """Draws a run's metrics over its steps, from the lines of `metrics.jsonl`."""
+def find_panels(lines: list[dict]) -> list[tuple[str, list[str]]]:
+    """Returns the panels of the training curves for which there are numbers: title and names of metrics."""
     val = "held_out" if any("held_out.rsum" in line for line in lines) else "val"
     panels = [(title.format(val=val), [name.format(val=val) for name in names]) for title, names in PANELS]
-    panels = [(t, n) for t, names in panels if (n := [name for name in names if any(name in x for x in lines)])]
+    return [(t, n) for t, names in panels if (n := [name for name in names if any(name in x for x in lines)])]
+
+
+def training_curves(lines: list[dict]) -> Figure:
+    """Draws a run's metrics over its steps, from the lines of `metrics.jsonl`."""
+    panels = find_panels(lines)
     rows = -(-len(panels) // 3)
     figure = Figure((WIDTH, 2.6 * rows), DPI, layout="constrained")
     for k, (title, names) in enumerate(panels):

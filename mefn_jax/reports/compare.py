@@ -19,17 +19,22 @@ from absl import flags
 
 from mefn_jax import config as configuration
 from mefn_jax.errors import ConfigError, DataError
-from mefn_jax.evaluation.results import read_results
+from mefn_jax.evaluation.results import METRIC_NAMES, read_results
 from mefn_jax.evaluation.run import define_split_flag, split_from_flags
 from mefn_jax.metrics import RECALLS
-from mefn_jax.runtime.console import print0
-from mefn_jax.runtime.storage import resolve_directory, write_atomic
+from mefn_jax.reports.pages import is_page
+from mefn_jax.runtime.cli import define_path_flag
+from mefn_jax.runtime.console import print0, printable
+from mefn_jax.runtime.outputs import check_output_directory
+from mefn_jax.runtime.storage import write_atomic
 
 RESAMPLES = 10_000
 SIDES = ("i2t", "t2i")
 RECALL_COLUMNS = [f"{side}.r{k}" for side in SIDES for k in RECALLS] + ["rsum"]  # layout of the field's tables
 PAPER_COLUMNS = [f"{side}.{m}" for side in SIDES for m in ("r1", "r5", "map")]  # layout of the MEFN paper's Tables 1-3
 TITLES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map": "mAP", "rsum": "rSum"}
+# Characters with which a spreadsheet begins a formula, also in their full-width forms.
+FORMULA_STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 # Runs that differ only in these options share a row: the seed, and options that do not change the result.
 IGNORED_KEYS = ("train.seed", "data.threads", "data.workers", "train.log_every", "train.save_every", "eval.")
 
@@ -43,6 +48,7 @@ class Evaluation:
         evaluated: the system: the model's name, or another such as "ensemble of 2" or "mefn, averaged parameters".
         config, metrics: flat, by names such as `train.seed` and `i2t.r1`.
         protocol: what the metrics were computed from (`table.describe_protocol`).
+        gallery: digest of the image ids and captions; None if it is not known.
         hits: float64 `(I, 6)`. Columns 0 to 2: 1 if the image has a positive among its first 1, 5, 10 captions. Columns
             3 to 5: the number of the image's captions that have it among their first 1, 5, 10 images.
         captions: int64 `(I,)`, the number of captions of each image.
@@ -53,6 +59,7 @@ class Evaluation:
     config: dict
     metrics: dict
     protocol: dict
+    gallery: str | None
     hits: np.ndarray
     captions: np.ndarray
 
@@ -81,7 +88,7 @@ def compare(patterns: list[str], split: str, out: str) -> str:
     of the first. Returns the tables as Markdown. Raises ConfigError or DataError if there is nothing to compare, or if
     the evaluations have different protocols.
     """
-    folder = resolve_directory("--out", out)
+    folder = check_output_directory("--out", out, COMPARISON_FILES)
     runs = [read_evaluation(path, split) for path in expand_patterns(patterns)]
     check_protocols(runs)
     rows = group_by_seed(runs)
@@ -96,6 +103,16 @@ def compare(patterns: list[str], split: str, out: str) -> str:
     print0(text)
     print0(f"wrote {folder}/compare.md, compare.csv and compare.html")
     return text
+
+
+def is_table(path: Path) -> bool:
+    """Returns whether a file is a `compare.md` or `compare.csv` of a comparison."""
+    with path.open(encoding="utf-8") as file:
+        line = file.readline(2000)
+    return line.startswith("model,seeds,runs,") or "(paired bootstrap" in line
+
+
+COMPARISON_FILES = {"compare.md": is_table, "compare.csv": is_table, "compare.html": is_page}
 
 
 def expand_patterns(patterns: list[str]) -> list[Path]:
@@ -117,26 +134,34 @@ def read_evaluation(path: Path, split: str) -> Evaluation:
     folder = path if (path / "metrics.json").is_file() else path / "eval" / split
     try:
         report, ranks = read_results(folder)
-        i2t, t2i, caption_image = (ranks[key] for key in ("i2t", "t2i", "caption_image"))
-        metrics = configuration.flatten({side: report[side] for side in SIDES}) | {"rsum": report["rsum"]}
-        evaluated, protocol = report["evaluated"], report["protocol"]
-        config = configuration.flatten({k: v for k, v in report["config"].items() if k != "model"})
     except FileNotFoundError as e:
         raise DataError(f"{e.filename}: no such file; run python eval.py --workdir={path} --split={split}") from None
-    except KeyError as e:
-        raise DataError(f"{folder}: cannot be read as an evaluation ({e} is missing); evaluate the run again") from None
+    protocol, i2t, t2i, caption_image = report["protocol"], *(ranks[key] for key in ("i2t", "t2i", "caption_image"))
     if protocol["split"] != split:
         raise DataError(
             f"{folder}: is of the split {protocol['split']}, not of {split}; give --split={protocol['split']}"
         )
+    metrics = {f"{side}.{name}": report[side][name] for side in SIDES for name in METRIC_NAMES}
+    config = configuration.flatten({k: v for k, v in report["config"].items() if k != "model"})
     captions = np.bincount(caption_image, minlength=len(i2t))
     caption_hits = [np.bincount(caption_image, weights=t2i <= k, minlength=len(i2t)) for k in RECALLS]
-    hits = np.stack([*(i2t <= k for k in RECALLS), *caption_hits], 1).astype(float)
-    return Evaluation(path, evaluated, config, metrics, protocol, hits, captions)
+    return Evaluation(
+        path=path,
+        evaluated=report["evaluated"],
+        config=config,
+        metrics=metrics | {"rsum": report["rsum"]},
+        protocol=protocol,
+        gallery=(report["data"] or {}).get("gallery"),
+        hits=np.stack([*(i2t <= k for k in RECALLS), *caption_hits], 1).astype(float),
+        captions=captions,
+    )
 
 
 def check_protocols(runs: list[Evaluation]) -> None:
-    """Raises DataError unless all runs were evaluated on the same images and captions, in the same way."""
+    """Raises DataError unless all runs were evaluated on the same images and captions, in the same way.
+
+    Prints a note if an earlier version kept no digest of the images and captions; then only their numbers are compared.
+    """
     for run in runs[1:]:
         for key in ("split", "images", "captions", "folds", "captions_per_image", "ties"):
             if run.protocol[key] != runs[0].protocol[key]:
@@ -146,6 +171,18 @@ def check_protocols(runs: list[Evaluation]) -> None:
                 )
         if not np.array_equal(run.captions, runs[0].captions):
             raise DataError(f"{run.path}: its images have other numbers of captions than those of {runs[0].path}")
+    known = [run for run in runs if run.gallery]
+    for run in known[1:]:
+        if run.gallery != known[0].gallery:
+            raise DataError(
+                f"{run.path}: was evaluated on other images or captions than {known[0].path}; only evaluations on the "
+                "same data can be compared"
+            )
+    if unknown := [run for run in runs if not run.gallery]:
+        print0(
+            f"note: {unknown[0].path}{' and others' * (len(unknown) > 1)}: evaluated by an earlier version, which did "
+            "not keep on which images and captions; evaluate again to have them compared"
+        )
 
 
 def group_by_seed(runs: list[Evaluation]) -> list[Row]:
@@ -172,7 +209,7 @@ def row_names(firsts: list[Evaluation]) -> list[str]:
         configs = [config_without_seed(other) for other in firsts if other.evaluated == run.evaluated]
         keys = sorted({k for c in configs for k in c | configs[0] if c.get(k) != configs[0].get(k)})
         options = ", ".join(f"{k}={run.config.get(k)}" for k in keys)
-        names.append(f"{run.evaluated} ({options})" if options else run.evaluated)
+        names.append(printable(f"{run.evaluated} ({options})" if options else run.evaluated))
     return names
 
 
@@ -229,7 +266,7 @@ def to_markdown(rows: list[Row], intervals: list[dict]) -> str:
         header = ["model", "seeds", *titles, *(["rSum minus the first row"] if with_difference else [])]
         lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
         for row, interval in zip(rows, intervals, strict=True):
-            cells = [row.name, str(len(row.runs)), *(_format_cell(row, k) for k in keys)]
+            cells = [row.name.replace("|", "\\|"), str(len(row.runs)), *(_format_cell(row, k) for k in keys)]
             if with_difference:
                 cells.append(_format_difference(row, rows[0], interval))
             lines.append("| " + " | ".join(cells) + " |")
@@ -241,7 +278,7 @@ def protocol_line(rows: list[Row]) -> str:
     """Returns the protocol of a comparison and the meaning of its numbers, in one line."""
     p = rows[0].runs[0].protocol
     folds = f"{p['folds']} folds, averaged" if p["folds"] > 1 else "one gallery"
-    return (
+    return printable(
         f"{p['split']}: {p['images']} images, {p['captions']} captions ({p['captions_per_image']} per image), {folds}; "
         f"ties {p['ties']}. Mean ± standard deviation over seeds; in brackets the 95 % interval of the difference in "
         f"rSum to the first row (paired bootstrap, {RESAMPLES:,} resamples of the images)."
@@ -269,15 +306,25 @@ def to_csv(rows: list[Row], intervals: list[dict]) -> str:
     for row, interval in zip(rows, intervals, strict=True):
         numbers = [f"{value:.6g}" for k in keys for value in (row.mean(k), row.spread(k))]
         bounds = [f"{bound:.6g}" for k in RECALL_COLUMNS for bound in interval[k]]
-        seeds = [str(run.config.get("train.seed", "")) for run in row.runs]
-        writer.writerow([row.name, " ".join(seeds), " ".join(str(r.path) for r in row.runs), *numbers, *bounds])
+        seeds = " ".join(str(run.config.get("train.seed", "")) for run in row.runs)
+        texts = [escape_formula(text) for text in (row.name, seeds, " ".join(str(run.path) for run in row.runs))]
+        writer.writerow([*texts, *numbers, *bounds])
     return out.getvalue()
+
+
+def escape_formula(text: str) -> str:
+    """Returns a text on one line that no spreadsheet takes for a formula: with an apostrophe before a first character
+    that begins one (as OWASP advises against CSV injection)."""
+    text = printable(text)
+    return (
+        f"'{text}" if text.lstrip(" \N{REPLACEMENT CHARACTER}\N{NO-BREAK SPACE}").startswith(FORMULA_STARTS) else text
+    )
 
 
 def define_flags() -> None:
     """Defines the flags of the command."""
     define_split_flag()
-    flags.DEFINE_string("out", None, "Directory for compare.md, compare.csv and compare.html.", required=True)
+    define_path_flag("out", None, "Directory for compare.md, compare.csv and compare.html.", required=True)
 
 
 def main(patterns: list[str]) -> None:

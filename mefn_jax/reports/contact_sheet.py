@@ -1,15 +1,20 @@
 """Contact sheets: a picture of a query's results, and the file that it is written to."""
 
+import io
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from etils import epath
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 
 from mefn_jax.config import require_local
 from mefn_jax.data.images import to_rgb
 from mefn_jax.errors import ConfigError
 from mefn_jax.runtime.console import printable
+from mefn_jax.runtime.outputs import check_output_file
+from mefn_jax.runtime.storage import write_atomic
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+MARK = "mefn_jax"  # in the EXIF tag Software of every picture
 # Pixels: the width of a cell, the sides of the photograph in it, the gap between cells, the height of a line of text.
 _CELL, _PICTURE, _GAP, _LINE = 230, 210, 12, 18
 _INK, _GRAY, _PALE, _PAPER = (30, 30, 30), (110, 110, 110), (225, 225, 225), (255, 255, 255)
@@ -45,25 +50,32 @@ def thumbnail(path: Path) -> Image.Image:
 
 
 def check_picture_path(out: str) -> Path:
-    """Returns the path of a picture, `--out`, and makes its folder. Raises ConfigError if it cannot be written."""
+    """Returns the path of a picture, `--out`. Raises ConfigError if it cannot be written, or would replace a file that
+    is no picture of this project."""
     require_local("--out", out)
-    path = Path(out)
-    if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"--out={out}: cannot be written as an image; give a .png or .jpg file")
-    if path.is_dir():
-        raise ConfigError(f"--out={out}: is a directory; give a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ConfigError(f"--out={out}: {e.strerror}") from None
-    return path
+    return Path(check_output_file("--out", out, FORMATS, is_own_picture))
+
+
+def is_own_picture(path: Path) -> bool:
+    """Returns whether a file is a picture that this project drew, by the mark of `picture_mark`."""
+    with Image.open(path) as picture:
+        return picture.getexif().get(ExifTags.Base.Software) == MARK
+
+
+def picture_mark() -> Image.Exif:
+    """Returns the metadata that every picture of this project gets, so that no other is ever replaced."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = MARK
+    return exif
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Writes a picture. Raises ConfigError if that is not possible."""
+    data = io.BytesIO()
+    picture.save(data, Image.registered_extensions()[path.suffix.lower()], exif=picture_mark())
     try:
-        picture.save(path)
-    except (OSError, ValueError) as e:
+        write_atomic(epath.Path(path), data.getvalue())
+    except OSError as e:
         raise ConfigError(f"--out={path}: cannot be written ({e})") from None
 
 

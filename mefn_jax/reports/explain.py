@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from mefn_jax.data.images import to_rgb
 from mefn_jax.errors import ConfigError, DataError
-from mefn_jax.evaluation.captions import encode_captions
+from mefn_jax.evaluation.captions import encode_captions, read_image_file
 from mefn_jax.evaluation.evaluate import open_split
 from mefn_jax.evaluation.run import (
     Gallery,
@@ -28,12 +28,15 @@ from mefn_jax.evaluation.run import (
     run_from_flags,
 )
 from mefn_jax.reports import explanation
+from mefn_jax.reports.contact_sheet import is_own_picture
 from mefn_jax.reports.explanation import Explanation
-from mefn_jax.runtime.cli import define_process_flags, require_flag
+from mefn_jax.runtime.cli import define_count_flag, define_path_flag, define_process_flags, require_flag
 from mefn_jax.runtime.console import print0
-from mefn_jax.runtime.multihost import initialize
+from mefn_jax.runtime.multihost import check_on_first_process, initialize
+from mefn_jax.runtime.outputs import check_output_directory, check_output_file
 from mefn_jax.runtime.storage import resolve_directory, write_atomic
 
+LARGEST_NUMBER = 100_000  # of pictures whose names are looked up before they are drawn
 PHOTO_SUFFIXES = ("", ".jpg", ".jpeg", ".png")  # of a photograph's file name, after the image id
 
 
@@ -83,14 +86,19 @@ def draw_captions(
     folder for a model of precomputed regions (see `RegionSources`). Raises ConfigError for a matcher without an entropy
     map.
     """
-    folder = resolve_directory("--out", out) if out else run.output_dir(gallery.split) / "explain"
+    if out:
+        # Captions may be fewer than `number`, but no command writes more files than it has captions.
+        names = [f"{k:02}.png" for k in range(1, min(number, LARGEST_NUMBER) + 1)]
+        check_on_first_process(lambda: check_output_directory("--out", out, dict.fromkeys(names, is_own_picture)))
     evaluator, params, _ = run.load()
     explanation.check_can_explain(evaluator)
     if (boxes or photos) and evaluator.config.image.arch != "regions":
         raise ConfigError(
             "--boxes and --photos are for precomputed regions; this model takes images, which need neither"
         )
-    _, split = open_split(evaluator, gallery)
+    _, split, is_own = open_split(evaluator, gallery)
+    default = run.output_dir(gallery.split, data_dir="" if is_own else gallery.data_dir) / "explain"
+    folder = resolve_directory("--out", out) if out else default
     region_sources = read_region_sources(boxes, photos, split.num_images)
     images, texts = evaluator.encode(params, split)
     captions = explanation.evenly_spaced(number, split.num_captions)
@@ -104,18 +112,14 @@ def draw_image_file(run: TrainedRun, image: str, caption: str, out: str = "") ->
     With averaged parameters the directory is `WORKDIR/eval/explain_ema/`. Raises DataError if the image cannot be
     read, ConfigError for a caption without words, a model of precomputed regions, or a matcher without an entropy map.
     """
-    if out and not out.lower().endswith(".png"):
-        raise ConfigError(f"--out={out}: give a .png file")
+    if out:
+        check_on_first_process(lambda: check_output_file("--out", out, (".png",), is_own_picture))
     evaluator, params, _ = run.load()
     explanation.check_can_explain(evaluator)
     if evaluator.config.image.arch == "regions":
         raise ConfigError("--image: this model takes precomputed regions, not images")
     texts = encode_captions(evaluator, params, [caption], "--caption")
-    path = Path(image)
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise DataError(f"--image={image}: {e.strerror}") from None
+    path, data = Path(image), read_image_file(image)
     result = explanation.explain_image(evaluator, params, data, path.name, caption, texts)
     name = re.sub(r"[^\w.-]+", "_", path.stem) or "image"
     default = run.output_dir("explain") / f"{name}.png"
@@ -166,13 +170,13 @@ def save_explanation(x: Explanation, path) -> Path:
 def define_flags() -> None:
     """Defines the flags of the command."""
     define_run_flags()
-    flags.DEFINE_integer("number", 8, "Number of captions of the split to draw, evenly spaced.", lower_bound=1)
+    define_count_flag("number", 8, "Number of captions of the split to draw, evenly spaced.")
     define_gallery_flags(with_folds=False)
-    flags.DEFINE_string("boxes", "", "Boxes of precomputed regions, a .npy file (images, regions, 4).")
-    flags.DEFINE_string("photos", "", "Photographs of precomputed regions, a folder of files named by image id.")
-    flags.DEFINE_string("image", None, "An image file to draw with --caption, in place of captions of the split.")
+    define_path_flag("boxes", "", "Boxes of precomputed regions, a .npy file (images, regions, 4).")
+    define_path_flag("photos", "", "Photographs of precomputed regions, a folder of files named by image id.")
+    define_path_flag("image", None, "An image file to draw with --caption, in place of captions of the split.")
     flags.DEFINE_string("caption", None, "The caption to draw with --image.")
-    flags.DEFINE_string(
+    define_path_flag(
         "out", "", "Folder of the pictures, or a .png file for --image; default: in WORKDIR/eval/<split>/explain."
     )
     define_process_flags()

@@ -16,6 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
+from mefn_jax.reports.contact_sheet import picture_mark
 from mefn_jax.reports.explanation import Explanation
 
 WIDTH, DPI = 12.0, 100  # inches, pixels per inch
@@ -106,7 +107,9 @@ def to_png(figure: Figure) -> bytes:
     out = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure.savefig(out, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.15)
+        figure.savefig(
+            out, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.15, pil_kwargs={"exif": picture_mark()}
+        )
     return out.getvalue()
 
 

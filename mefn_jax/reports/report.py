@@ -19,11 +19,13 @@ from mefn_jax import config as configuration
 from mefn_jax import metrics
 from mefn_jax.data.images import to_rgb
 from mefn_jax.data.split import Split
-from mefn_jax.errors import ConfigError
+from mefn_jax.errors import ConfigError, reason
 from mefn_jax.evaluation import evaluate
 from mefn_jax.evaluation.evaluate import EvaluationResult
+from mefn_jax.evaluation.results import RESULT_FILES, is_number
 from mefn_jax.evaluation.run import Gallery, TrainedRun, gallery_from_flags, run_from_flags
 from mefn_jax.reports import charts, explanation, figures, pages
+from mefn_jax.reports.contact_sheet import is_own_picture
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.multihost import initialize
 from mefn_jax.runtime.storage import write_atomic
@@ -33,6 +35,13 @@ RESULTS_SHOWN = 5  # results of each query
 PAIRS_EXPLAINED = 3  # pairs of which the page has an explanation
 THUMBNAIL_PIXELS = 150  # pixels of a photograph's longer side
 LENGTH_GROUPS = 5  # groups of captions by length, of about the same size
+
+
+_FIGURES = ("curves", "scores", "lengths", *(f"explained_{k}" for k in range(1, PAIRS_EXPLAINED + 1)))
+# The files that the command writes into `--out`, and how existing ones are recognized.
+REPORT_FILES = (
+    RESULT_FILES | {"report.html": pages.is_page} | {f"report/{name}.png": is_own_picture for name in _FIGURES}
+)
 
 
 def write_report(
@@ -46,8 +55,8 @@ def write_report(
     """
     if len(gallery.folds) > 1 and gallery.folds[0] != 1:
         raise ConfigError("the report is about the first of --folds: put 1 first, or give one number")
-    result = evaluate.evaluate(run, gallery, out, save_scores, rerank)
-    folder, pairs = run.output_dir(gallery.split, out), explain_examples(result)
+    result = evaluate.evaluate(run, gallery, out, save_scores, rerank, REPORT_FILES)
+    folder, pairs = result.folder, explain_examples(result)
     if jax.process_index():
         return folder / "report.html"
     figure_files = draw_figures(result, pairs, read_metrics_log(run.directory))
@@ -63,10 +72,38 @@ def write_report(
 
 
 def read_metrics_log(workdir: epath.Path) -> list[dict]:
-    """Returns the complete lines of a run's `metrics.jsonl`; an empty list if it does not exist."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may have left half a line
+    """Returns the lines of a run's `metrics.jsonl`, `{"step", name: number, ...}`; an empty list if it does not exist.
+
+    What is no such line is left out with a note, because the page is about the evaluation. A killed run may have left
+    half a line at the end, which needs no note.
+    """
+    path, lines, damaged = workdir / "metrics.jsonl", [], []
+    try:
+        texts = path.read_bytes().split(b"\n") if path.exists() else []
+    except Exception as e:  # a directory of this name, or a bucket's errors
+        print0(f"note: {path}: cannot be read ({reason(e)}); the page has no training curves")
+        texts = []
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
+        if (line := parse_log_line(text)) is None:
+            damaged.append(number)
+        else:
+            lines.append(line)
+    if damaged and damaged != [len(texts)]:
+        print0(f"note: {path}: left out {len(damaged)} lines that are damaged, the first is line {damaged[0]}")
+    return lines
+
+
+def parse_log_line(text: bytes) -> dict | None:
+    """Returns the step and the finite numbers of a line of `metrics.jsonl`; None if it is none."""
+    try:
+        line = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError):  # not UTF-8, not JSON
+        return None
+    if not isinstance(line, dict) or type(line.get("step")) is not int or not 0 <= line["step"] < 2**53:
+        return None
+    return {name: value for name, value in line.items() if is_number(value)}
 
 
 def explain_examples(e: EvaluationResult) -> list[explanation.Explanation]:
@@ -79,7 +116,7 @@ def explain_examples(e: EvaluationResult) -> list[explanation.Explanation]:
 
 def draw_figures(e: EvaluationResult, pairs: list, lines: list[dict]) -> dict[str, bytes]:
     """Returns the figures of the page by name, as PNG files; `lines` are those of `metrics.jsonl`."""
-    drawings = {"curves": charts.training_curves(lines)} if lines else {}
+    drawings = {"curves": charts.training_curves(lines)} if charts.find_panels(lines) else {}
     drawings["scores"] = charts.score_histograms(e.ranks["positive_scores"], *hardest_negative_scores(e.ranks))
     drawings["lengths"] = charts.recall_by_length(*recall_by_caption_length(e.split.all_captions(), e.ranks["t2i"]))
     drawings |= {f"explained_{k}": figures.draw_explanation(pair) for k, pair in enumerate(pairs, 1)}

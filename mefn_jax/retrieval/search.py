@@ -18,12 +18,12 @@ from mefn_jax.data import images
 from mefn_jax.data.parsing import read_text
 from mefn_jax.data.pipeline import pad_rows
 from mefn_jax.errors import ConfigError, DataError
-from mefn_jax.evaluation.captions import encode_captions, has_words
+from mefn_jax.evaluation.captions import encode_captions, has_words, read_image_file
 from mefn_jax.evaluation.rerank import parse_rerank
 from mefn_jax.evaluation.run import TrainedRun, define_run_flags, run_from_flags
 from mefn_jax.reports import contact_sheet
-from mefn_jax.retrieval.index import load_model, open_index, require_finite, search_embeddings
-from mefn_jax.runtime.cli import define_process_flags, require_flag
+from mefn_jax.retrieval.index import check_index_exists, load_model, open_index, require_finite, search_embeddings
+from mefn_jax.runtime.cli import define_count_flag, define_path_flag, define_process_flags, require_flag
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.multihost import initialize
 from mefn_jax.scoring.tiles import TILE_CAPTIONS, even_slices
@@ -42,12 +42,15 @@ def search_images(
     """
     start, picture_path = time.perf_counter(), out and contact_sheet.check_picture_path(out)
     require_local("--index", index)
+    check_index_exists(index)
     evaluator, params, checkpoint_id = load_model(run)
     opened = open_index(index, checkpoint_id)
     num_candidates = parse_rerank(rerank, len(opened.names)) if rerank else DEFAULT_CANDIDATES
     loaded = time.perf_counter()
     texts = encode_captions(evaluator, params, [caption], "--caption")
     query = evaluator.text_vectors(params, texts)[0]
+    if opened.embeddings.shape[1:] != query.shape:
+        raise DataError(f"--index={index}: embeddings.npy is damaged; make the index again")
     k = max(top_k, num_candidates)
     positions, scores = search_embeddings(opened.embeddings, query, k, evaluator.mesh, opened.readable)
     if not evaluator.model.is_dual_encoder:
@@ -76,13 +79,12 @@ def rank_captions(run: TrainedRun, image: str, captions: str, top_k: int = 10) -
     require_local("--image", image)
     require_local("--captions", captions)
     lines = [line.strip() for line in read_text(Path(captions)).split("\n")]
+    data = read_image_file(image)
     evaluator, params, _ = load_model(run)
     if evaluator.config.image.arch == "regions":
         raise ConfigError("--image: this model takes precomputed regions, not images")
     try:
-        pixels = images.decode(Path(image).read_bytes(), images.resize_from_config(evaluator.config.image), image)[None]
-    except OSError as e:
-        raise DataError(f"--image={image}: {e.strerror}") from None
+        pixels = images.decode(data, images.resize_from_config(evaluator.config.image), image)[None]
     except DataError:
         raise DataError(f"--image={image}: cannot be decoded; give another image") from None
     lines = [line for line in lines if has_words(evaluator, line)]
@@ -109,15 +111,15 @@ def print_results(rows: list[tuple[float, str]], title: str) -> None:
 def define_flags() -> None:
     """Defines the flags of the command."""
     define_run_flags()
-    flags.DEFINE_string("index", None, "Directory of an index, whose images are ranked for --caption.")
+    define_path_flag("index", None, "Directory of an index, whose images are ranked for --caption.")
     flags.DEFINE_string("caption", None, "The caption that is searched for.")
-    flags.DEFINE_string("image", None, "An image file, for which the lines of --captions are ranked.")
-    flags.DEFINE_string("captions", None, "A text file with one caption on each line, to rank for --image.")
-    flags.DEFINE_integer("top_k", 10, "Number of results.", lower_bound=1)
+    define_path_flag("image", None, "An image file, for which the lines of --captions are ranked.")
+    define_path_flag("captions", None, "A text file with one caption on each line, to rank for --image.")
+    define_count_flag("top_k", 10, "Number of results.")
     flags.DEFINE_string(
         "rerank", "", "Images of the index that the matcher scores, as a number or a share; default: the nearest 1000."
     )
-    flags.DEFINE_string("out", "", "A .png or .jpg file into which the images found by --caption are drawn.")
+    define_path_flag("out", "", "A .png or .jpg file into which the images found by --caption are drawn.")
     define_process_flags()
 
 

@@ -7,14 +7,19 @@ import os
 import re
 import sys
 import textwrap
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mefn_jax.config import suggest
-from mefn_jax.errors import ConfigError, UserError
+from mefn_jax.config import get_dotted, set_dotted, suggest
+from mefn_jax.errors import ConfigError, UserError, reason
+from mefn_jax.runtime.storage import expand_home
 
+# Options of the configuration that are paths or, for `pretrained`, may be.
+PATH_OPTIONS = ("data.dir", "data.cached_text", "image.pretrained", "text.pretrained")
+LARGEST_COUNT = 10**9  # of a flag that counts something
 HELP_FLAGS = ("--help", "-help", "-h", "--helpshort")
 
 
@@ -29,6 +34,7 @@ def run_command(main, define_flags, description: str | None = None) -> None:
     def parse(argv):
         try:
             flags_of_absl = set(flags.FLAGS)
+            argv = [re.sub(r"(?<=^--config=)~.*", lambda match: expand_home(match[0]), word) for word in argv]
             define_flags()
             if not set(HELP_FLAGS).isdisjoint(argv[1:]):
                 names = [name for name in flags.FLAGS if name not in flags_of_absl]
@@ -37,21 +43,26 @@ def run_command(main, define_flags, description: str | None = None) -> None:
             try:
                 positional = flags.FLAGS(argv)
             except (AttributeError, KeyError) as e:  # an override of an option that the file of `--config` lacks
-                raise ConfigError(_describe_unknown(None) or str(e)) from e
+                if unknown := _describe_unknown(None):
+                    raise ConfigError(unknown) from e
+                raise
+            expand_path_options()
             if "config" in flags.FLAGS and flags.FLAGS.config is not None and not config_path().is_file():
                 raise ConfigError(f"--config={config_path()}: no such file")
             return positional
         except BrokenPipeError:
             _exit_without_reader()
-        except (flags.Error, UserError, AttributeError, KeyError, FileNotFoundError, ValueError) as e:
+        except (flags.Error, UserError, FileNotFoundError) as e:
             fail(_flag_message(e), 2)
+        except Exception as e:  # the file of `--config` is Python, which can raise anything
+            fail(_describe_config_error(e) or _flag_message(e), 2)
 
     def run_guarded(argv):
         takes_arguments = bool(inspect.signature(main).parameters)
         if len(argv) > 1 and not takes_arguments:
             fail(f"unexpected argument {argv[1]!r}; options start with --", 2)
         try:
-            main(argv[1:]) if takes_arguments else main()
+            main(list(map(expand_home, argv[1:]))) if takes_arguments else main()
         except UserError as e:
             fail(str(e), 1)
         except BrokenPipeError:
@@ -68,7 +79,67 @@ def define_config_flag(default: str | None) -> None:
     try:
         config_flags.DEFINE_config_file("config", default, description, lock_config=True)
     except (AttributeError, KeyError) as e:  # an override of an option that does not exist
-        raise ConfigError(_describe_unknown(default) or str(e)) from e
+        if unknown := _describe_unknown(default):
+            raise ConfigError(unknown) from e
+        raise
+
+
+class _PathParser(flags.ArgumentParser):
+    """Parser of a flag that is a path."""
+
+    syntactic_help = "a path"
+
+    def parse(self, argument):
+        """Returns the path with `~` expanded."""
+        return expand_home(argument)
+
+
+def define_path_flag(name: str, default: str | None, description: str, required: bool = False) -> None:
+    """Defines a flag that is a path, in which `~` stands for the home directory."""
+    flags.DEFINE(_PathParser(), name, default, description, serializer=flags.ArgumentSerializer(), required=required)
+
+
+def define_count_flag(name: str, default: int, description: str) -> None:
+    """Defines a flag that counts something, from 1 on."""
+    flags.DEFINE_integer(name, default, description, lower_bound=1, upper_bound=LARGEST_COUNT)
+
+
+def expand_path_options() -> None:
+    """Expands `~` in the options of the configuration that are paths, if the command has a configuration."""
+    config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+    if not hasattr(config, "to_dict"):
+        return
+    for key in PATH_OPTIONS:
+        section, _, name = key.partition(".")
+        if section in config and name in config[section] and isinstance(path := get_dotted(config, key), str):
+            set_dotted(config, key, expand_home(path))
+
+
+def parse_count(text: str) -> int | None:
+    """Returns the number from 0 on that a text writes in ASCII digits, at most LARGEST_COUNT; None for other texts,
+    such as `²`, which `str.isdigit` accepts and `int` does not."""
+    number = int(text) if re.fullmatch(r"[0-9]{1,10}", text) else None
+    return number if number is not None and number <= LARGEST_COUNT else None
+
+
+def _describe_config_error(error: Exception) -> str:
+    """Returns the message of an error that the file of `--config` raises, with its line; empty for any other error."""
+    words = sys.argv[1:]
+    paths = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+    paths += [value for name, value in itertools.pairwise(words) if name == "--config"]
+    path = os.path.expanduser(paths[-1].partition(":")[0]) if paths else ""
+    if not os.path.isfile(path):
+        return ""
+    if isinstance(error, SyntaxError):
+        return f"--config={path}: not a configuration file in Python ({error.msg}, line {error.lineno})"
+    if isinstance(error, AttributeError) and "get_config" in str(error):
+        return f"--config={path}: has no function get_config, as configs/shapes.py has; give a configuration file"
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if os.path.isfile(frame.filename) and os.path.samefile(frame.filename, path)
+    ]
+    return f"--config={path}: fails in line {lines[-1]} ({reason(error)})" if lines else ""
 
 
 def _describe_unknown(default: str | None) -> str:
@@ -81,9 +152,12 @@ def _describe_unknown(default: str | None) -> str:
     if not path:
         return ""
     spec = importlib.util.spec_from_file_location("configuration", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    whole = module.get_config(argument)
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        whole = module.get_config(argument)
+    except Exception:  # the file itself fails: `_describe_config_error` says how
+        return ""
     for key in (match[1] for argument in sys.argv if (match := re.match(r"--config\.([\w.]+)", argument))):
         config, parts = whole, key.split(".")
         for k, part in enumerate(parts):
@@ -107,7 +181,7 @@ def define_process_flags() -> None:
 def define_compile_flags() -> None:
     """Defines the flags for compiling for a TPU slice instead of running."""
     flags.DEFINE_string("compile_for", "", "Compile for a TPU slice such as v5e:16x16 and report, without running.")
-    flags.DEFINE_string("compile_report", "", "With --compile_for: file for the report, as JSON.")
+    define_path_flag("compile_report", "", "With --compile_for: file for the report, as JSON.")
 
 
 def config_path() -> Path:

@@ -154,6 +154,11 @@ def on_all_processes(part):
     return result
 
 
+def check_on_first_process(check: Callable[[], object]) -> None:
+    """Calls `check()` on process 0, which alone writes files. If it raises, the others raise OtherProcessError."""
+    on_all_processes(lambda: check() if jax.process_index() == 0 else None)
+
+
 @contextlib.contextmanager
 def exit_all_on_error(before_end: Callable[[], None]):
     """With several processes, calls `before_end()` and exits this process if the body raises. The others are blocked in

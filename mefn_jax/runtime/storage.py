@@ -34,6 +34,15 @@ def resolve_directory(option: str, path) -> epath.Path:
     return directory
 
 
+def expand_home(path: str) -> str:
+    """Returns a path with `~` and `~user` at its beginning replaced by the home directory. Raises ConfigError if there
+    is no such user: the path would become a directory named `~...`."""
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ConfigError(f"{path}: there is no home directory of this user; write ./{path} for a file of this name")
+    return expanded
+
+
 def absolute(path) -> epath.Path:
     """Returns an absolute path, which stays valid when the working directory changes."""
     return epath.Path(path) if is_remote(path) else epath.Path(path).resolve()

@@ -13,6 +13,7 @@ from mefn_jax import config as configuration
 from mefn_jax import optim
 from mefn_jax.data import tokenizer as tokens
 from mefn_jax.data.dataset import HELD_OUT, Dataset
+from mefn_jax.data.digests import digest_data, find_changes
 from mefn_jax.data.from_config import make_tokenizer, open_dataset
 from mefn_jax.data.images import resize_from_config
 from mefn_jax.data.split import Split
@@ -105,13 +106,16 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
     """Sets up the run: from its latest checkpoint, or new. Raises ConfigError if hosts differ,
     UnreadableCheckpointError, CheckpointError or WeightsError."""
     first_step, splits = checkpoints.latest or 0, (data.train, data.val)
-    check_processes_agree(run_fingerprint(data, workdir) | {"latest checkpoint": str(first_step)})
+    digests = on_all_processes(lambda: digest_data(data.dataset))
+    fingerprint = run_fingerprint(data, workdir) | {f"digest of {part}": str(x) for part, x in digests.items()}
+    check_processes_agree(fingerprint | {"latest checkpoint": str(first_step)})
     if first_step:
         saved_meta = read_on_all_processes(lambda: checkpoints.meta(first_step))
         saved_config = ConfigDict(saved_meta["config"])
         resolved = on_all_processes(lambda: resolve(data.config, splits, saved_config))
         config = resolved.config
         check_resumes(config, saved_meta["config"], workdir)
+        check_same_data(saved_meta.get("data"), digests, config.data.dir, workdir)
         tokenizer = make_tokenizer(config, saved_meta["tokenizer"])
     else:
         resolved = on_all_processes(lambda: resolve(data.config, splits))
@@ -144,7 +148,7 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
         steps=data.steps,
         first_step=first_step,
         state=train_state,
-        meta=checkpoint_metadata(config, tokenizer),
+        meta=checkpoint_metadata(config, tokenizer, digests),
     )
 
 
@@ -215,12 +219,14 @@ def read_on_all_processes(read):
         raise UnreadableCheckpointError(f"the latest checkpoint: {e}") from e
 
 
-def checkpoint_metadata(config, tokenizer: Tokenizer) -> dict:
-    """Returns what a checkpoint stores besides the state and the step (docs/training.md)."""
+def checkpoint_metadata(config, tokenizer: Tokenizer, digests: dict) -> dict:
+    """Returns what a checkpoint stores besides the state and the step (docs/training.md). `digests`: of the data, from
+    `digest_data`."""
     return {
         "format": CHECKPOINT_FORMAT.number,
         "config": config.to_dict(),
         "tokenizer": tokenizer.json,
+        "data": digests,
         "preprocessing": dataclasses.asdict(resize_from_config(config.image)),
         "commit": git_commit(),
         "versions": versions(),
@@ -240,6 +246,16 @@ def check_resumes(config, saved_config: dict, workdir) -> None:
     if bool(config.train.ema_decay) != bool(saved_config["train"]["ema_decay"]):
         raise CheckpointError(
             f"{workdir}: train.ema_decay cannot be switched on or off in a run; choose another --workdir"
+        )
+
+
+def check_same_data(saved: dict | None, digests: dict, data_dir: str, workdir) -> None:
+    """Raises CheckpointError if a run resumes on other data than it was started with, even at the same path. `saved`
+    are the digests that the checkpoint keeps, None if it keeps none."""
+    if changes := find_changes(saved, digests):
+        raise CheckpointError(
+            f"{workdir} holds a run on other data: {' and '.join(changes)} of data.dir={data_dir or '(drawn scenes)'} "
+            "have changed; restore the data set, or choose another --workdir"
         )
 
 

@@ -143,11 +143,66 @@ def test_compare_refuses_evaluations_that_do_not_match(runs):
         compare.compare([f"{root}/vsepp/*"], "val", root / "out")
     for content, message in (
         ("{}", "cannot be read as an evaluation"),
-        ('{"format": 1}', "cannot be read as an evaluation \\('i2t' is missing\\)"),
+        ('{"format": 1}', "the key 'evaluated' is missing.*; cannot be read as an evaluation: evaluate"),
         ("[]", "expected an object whose 'format' is a number"),
-        ('{"format": 2}', "has format 2, written by a newer version"),
+        ('{"format": 3}', "has format 3, written by a newer version"),
     ):
         path.write_text(content)
         with pytest.raises(DataError, match=message):
             compare.compare([f"{root}/vsepp/*"], "val", root / "out")
     assert not (root / "out").exists()
+
+
+def set_report(root, run, **values):
+    """Sets values of the report of a run."""
+    path = root / run / "eval" / "val" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_compare_refuses_evaluations_of_other_data_with_equal_numbers(runs, capsys):
+    root, _ = runs
+    for seed in (0, 1, 2):
+        set_report(root, f"vsepp/{seed}", format=2, data={"gallery": "abc"})
+    compare.compare([f"{root}/vsepp/*"], "val", root / "out")
+    assert "note:" not in capsys.readouterr().out
+    compare.compare([f"{root}/vsepp/*", f"{root}/mefn/*"], "val", root / "out")
+    assert "mefn/0 and others: evaluated by an earlier version" in capsys.readouterr().out
+    set_report(root, "mefn/1", format=2, data={"gallery": "xyz"})
+    with pytest.raises(DataError, match=r"mefn/1: was evaluated on other images or captions than .*vsepp/0"):
+        compare.compare([f"{root}/vsepp/*", f"{root}/mefn/*"], "val", root / "out")
+
+
+FORMULAS = ['=cmd|"/c calc"!A1', "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", " =1", "\x00=1", "a\n=1"]
+
+
+def test_csv_has_no_formula_and_one_line_a_row(runs):
+    root, _ = runs
+    found = [compare.read_evaluation(root / "vsepp" / str(seed), "val") for seed in (0, 1)]
+    for name in FORMULAS:
+        rows = [compare.Row(name, found[:1]), compare.Row("vsepp", found[1:])]
+        text = compare.to_csv(rows, compare.bootstrap_intervals(rows, resamples=10))
+        first, second = csv.DictReader(text.splitlines())
+        assert first["model"][0] not in "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20 \x00", name
+        assert second["model"] == "vsepp"
+        assert float(second["rsum.low"]) <= float(second["rsum.high"])  # numbers are not escaped
+
+
+def test_markdown_table_keeps_its_columns(runs):
+    root, _ = runs
+    set_report(root, "vsepp/0", evaluated="a|b\n\ud800")
+    rows = compare.group_by_seed([compare.read_evaluation(root / "vsepp" / "0", "val")])
+    text = compare.to_markdown(rows, compare.bootstrap_intervals(rows, resamples=10))
+    assert "| a\\|b\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER} |" in text
+
+
+def test_compare_replaces_its_own_files_alone(runs):
+    root, _ = runs
+    for _ in range(2):
+        compare.compare([f"{root}/vsepp/*"], "val", root / "out")
+    for name in ("compare.md", "compare.csv", "compare.html"):
+        content = (root / "out" / name).read_bytes()
+        (root / "out" / name).write_text("mine")
+        with pytest.raises(ConfigError, match=f"{name}: exists and was not written by this command"):
+            compare.compare([f"{root}/vsepp/*"], "val", root / "out")
+        assert (root / "out" / name).read_text() == "mine"
+        (root / "out" / name).write_bytes(content)

@@ -1,17 +1,19 @@
 """The page about a run: its selections, its independence of other files, and captions that contain markup."""
 
 import html.parser
+import json
 import re
 
 import numpy as np
 import pytest
 from commands import SMOKE_FLICKR8K
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sample_data import write_flickr8k
 
-from mefn_jax.reports import report
+from mefn_jax.reports import charts, report
 
 CAPTIONS = (
     "<script>alert('x')</script> a dog & a \"cat\" 🐕",
@@ -146,3 +148,47 @@ def test_eval_refuses_report_options_that_do_not_fit(page, command):
         assert result.returncode == status
         assert message in result.stderr
         assert "Traceback" not in result.stderr
+
+
+LINE = b'{"step": 2, "loss": 0.5}'
+
+
+@pytest.mark.parametrize(
+    ("content", "steps", "note"),
+    [
+        (LINE + b"\n" + LINE + b"\n", [2, 2], ""),
+        (LINE + b"\n" + LINE[:9], [2], ""),  # half a line of a killed run
+        (b"\n" + LINE + b"\r\n  \n", [2], ""),
+        (b"\xff\xfe\n" + LINE + b"\n", [2], "left out 1 lines that are damaged, the first is line 1"),
+        (LINE + b'\n{"loss": 1}\n[]\nnull\n{"step": "3"}\n{"step": true}\n' + LINE + b"\n", [2, 2], "left out 5 lines"),
+        (b"[" * 100_000 + b"\n" + LINE + b"\n", [2], "left out 1 lines"),
+        (b'{"step": 1e400}\n' + LINE + b"\n", [2], "left out 1 lines"),
+        (b"", [], ""),
+    ],
+)
+def test_read_metrics_log_leaves_out_damaged_lines_with_a_note(content, steps, note, tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    assert [line["step"] for line in report.read_metrics_log(epath.Path(tmp_path))] == steps
+    printed = capsys.readouterr().out
+    assert note in printed
+    assert bool(note) == bool(printed)
+
+
+def test_read_metrics_log_of_a_directory_or_of_nothing_is_empty(tmp_path, capsys):
+    assert report.read_metrics_log(epath.Path(tmp_path)) == []
+    (tmp_path / "metrics.jsonl").mkdir()
+    assert report.read_metrics_log(epath.Path(tmp_path)) == []
+    assert "cannot be read" in capsys.readouterr().out
+
+
+@given(
+    st.binary(max_size=60) | st.recursive(st.none() | st.floats() | st.text(), st.lists).map(json.dumps).map(str.encode)
+)
+def test_parse_log_line_raises_nothing(text):
+    line = report.parse_log_line(text)
+    assert line is None or all(isinstance(value, int | float) for value in line.values())
+
+
+def test_training_curves_need_a_known_metric():
+    assert charts.find_panels([{"step": 1, "foreign": 2.0}]) == []
+    assert [names for _, names in charts.find_panels([{"step": 1, "loss": 2.0}])] == [["loss"]]

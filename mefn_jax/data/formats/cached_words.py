@@ -93,6 +93,11 @@ def open_cached_text(directory, split: str, captions: list[str], length: int) ->
     return CachedText(words_path, offsets, length)
 
 
+def map_words(directory, split: str) -> np.ndarray:
+    """Returns the states of all words of a split, float16 `(all words, C)`, mapped into memory. Raises DataError."""
+    return _map_array(Path(f"{Path(directory) / SPLIT_FILES.get(split, split)}_words.npy"))
+
+
 def cached_tokenizer_json(directory) -> str | None:
     """Returns the text of the tokenizer that the words were made with; None if the directory has none."""
     return tokenizer.read_tokenizer_json(directory) if (Path(directory) / tokenizer.TOKENIZER_FILE).is_file() else None

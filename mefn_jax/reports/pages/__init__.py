@@ -1,12 +1,21 @@
 """Pages for a browser: the templates in this folder."""
 
 import base64
+from pathlib import Path
 
-import jinja2
+PAGE_MARK = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # in the head of every page
 
 
-def template(name: str) -> jinja2.Template:
-    """Returns the template of a page, which escapes every value."""
+def is_page(path: Path) -> bool:
+    """Returns whether a file is a page of a report or of a comparison."""
+    with path.open(encoding="utf-8") as file:
+        return PAGE_MARK in file.read(1000)
+
+
+def template(name: str):
+    """Returns the jinja2.Template of a page, which escapes every value."""
+    import jinja2  # slow to import, and not needed to recognize a page
+
     loader = jinja2.PackageLoader("mefn_jax.reports", "pages")
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(name)
 

@@ -9,6 +9,7 @@ from commands import SMOKE_FLICKR8K
 from PIL import Image
 
 from mefn_jax.data.dataset import Dataset
+from mefn_jax.data.digests import digest_data
 from mefn_jax.errors import DataError
 
 NUMBERS = {"train": 20, "restval": 2, "val": 4, "test": 3}
@@ -78,6 +79,17 @@ def test_coco_captions_keeps_five_captions_and_trains_on_restval(directory):
         _, part, number = record["image_id"].removesuffix(".jpg").split("_")
         assert record["captions"] == [f"Dog {n} of {part} {int(number)}." for n in range(5)]
         assert Image.open(io.BytesIO(record["image"])).size == (40, 30)
+
+
+def test_coco_captions_has_digests_of_its_captions(directory, tmp_path, monkeypatch):
+    found = digest_data(Dataset(directory))
+    assert found["train"]
+    assert found["val"]
+    assert found["features"] is None
+    monkeypatch.setattr(CocoCaptions, "captions", 5)  # the sixth was not used
+    builder = CocoCaptions(file_format="array_record", data_dir=tmp_path)
+    builder.download_and_prepare()
+    assert digest_data(Dataset(builder.data_path)) == found
 
 
 def test_coco_captions_refuses_fewer_captions_and_other_file_formats(tmp_path, directory, monkeypatch):
