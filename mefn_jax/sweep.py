@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,8 @@ from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import ConfigError
 from mefn_jax.runtime.cli import run_command
 from mefn_jax.runtime.console import format_duration
+from mefn_jax.runtime.lock import hold_lock
+from mefn_jax.runtime.processes import run_child
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = "compiled"  # folder in --out for the compiled programs, which all runs share
@@ -52,7 +53,13 @@ class Sweep:
 
 
 def sweep(plan: Sweep) -> int:
-    """Performs the missing runs and prints one line for each run. Returns the number of failed runs."""
+    """Performs the missing runs and prints one line for each run. Returns the number of failed runs. Raises
+    LockError if another sweep runs in the same directory."""
+    with hold_lock("--out", plan.out):
+        return _run_all(plan)
+
+
+def _run_all(plan: Sweep) -> int:
     failed, values = 0, [dict(zip(plan.grid, row, strict=True)) for row in itertools.product(*plan.grid.values())]
     for model, options, seed in itertools.product(plan.models, values, plan.seeds):
         setting = ",".join([model, *(f"{key}={value}" for key, value in options.items())])
@@ -92,10 +99,8 @@ def _succeeds(command: list[str], log: Path, cache: Path) -> bool:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
     with log.open("a", encoding="utf-8") as file:
-        done = subprocess.run(
-            [sys.executable, ROOT / script, *arguments], stdout=file, stderr=file, env=environment | os.environ
-        )
-    return done.returncode == 0
+        words = [sys.executable, ROOT / script, *arguments]
+        return run_child(words, stdout=file, stderr=file, env=environment | os.environ) == 0
 
 
 def recall_line(report: Path, split: str) -> str:

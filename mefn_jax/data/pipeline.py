@@ -19,6 +19,7 @@ from mefn_jax.data import images, word_augment
 from mefn_jax.data.augment import Augment
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import EncodedCaptions, Tokenizer
+from mefn_jax.runtime.processes import set_up_worker
 
 PASSES = 1_000_000  # passes over the data: more than any run makes, but few enough that positions fit into int64
 IMAGE, WORDS = range(2)  # independent streams of random numbers
@@ -200,7 +201,7 @@ def iterate(dataset, start: int, threads: int, workers: int, put):
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     batches = dataset[start:].to_iter_dataset(read)
     if workers:
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), set_up_worker)
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches.map(put), prefetch_buffer_size=2))
 
 

@@ -8,7 +8,6 @@ to --out and renamed at the end, so that an interrupted run leaves nothing that 
 """
 
 import contextlib
-import fcntl
 import functools
 import glob
 import hashlib
@@ -24,8 +23,9 @@ from mefn_jax.config import require_local
 from mefn_jax.data import tokenizer
 from mefn_jax.data.scenes import draw
 from mefn_jax.data.sources import coco, flickr8k, karpathy, table
-from mefn_jax.errors import DataError
+from mefn_jax.errors import DataError, LockError
 from mefn_jax.runtime.cli import run_command
+from mefn_jax.runtime.lock import take_flock
 
 READERS = {
     "flickr8k": lambda path, _: flickr8k.read(path),
@@ -97,11 +97,9 @@ def _staging_directory(out: Path):
     prefix = f".{out.name}.incomplete-"
     out.parent.mkdir(parents=True, exist_ok=True)
     for leftover in out.parent.glob(f"{glob.escape(prefix)}*"):
-        with contextlib.suppress(OSError), (leftover / "lock").open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError, LockError), take_flock(leftover / "lock"):
             shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent) as work, (Path(work) / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent) as work, take_flock(Path(work) / "lock"):
         yield work
 
 

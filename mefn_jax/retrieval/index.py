@@ -36,6 +36,7 @@ from mefn_jax.runtime.checkpoint import params_digest
 from mefn_jax.runtime.cli import define_process_flags
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.formats import Format
+from mefn_jax.runtime.lock import LOCK_FILE, hold_lock
 from mefn_jax.runtime.multihost import initialize
 from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, replicated, round_up
 from mefn_jax.runtime.storage import SAVE_SECONDS, write_atomic
@@ -100,6 +101,11 @@ def build_index(evaluator: Evaluator, params, checkpoint_id: dict, folder, out) 
         raise ConfigError(
             "an index is made by one process, which may use several devices: run the command on one machine"
         )
+    with hold_lock("--out", out):
+        _build_index(evaluator, params, checkpoint_id, folder, out)
+
+
+def _build_index(evaluator: Evaluator, params, checkpoint_id: dict, folder, out) -> None:
     folder, out = Path(folder).resolve(), Path(out)
     names = list_images(folder)
     metadata = open_or_create(out, {"checkpoint": checkpoint_id, "folder": str(folder), "images": len(names)}, names)
@@ -200,9 +206,9 @@ def open_or_create(out: Path, metadata: dict, names: list[str]) -> dict:
 def is_leftover(path: Path, data: bytes) -> bool:
     """Returns whether a file was left by a process that was killed before it wrote `index.json`.
 
-    Such a file is half-written, or is `images.json` with the names, `data`.
+    Such a file is half-written, or is `images.json` with the names, `data`. The lock is none of the index's files.
     """
-    is_half_written = path.name in (".images.json.new", ".index.json.new")
+    is_half_written = path.name in (".images.json.new", ".index.json.new", LOCK_FILE)
     return is_half_written or (path.name == "images.json" and path.is_file() and path.read_bytes() == data)
 
 

@@ -1,10 +1,13 @@
 """Checkpoints with Orbax: `{state, meta}` by step under WORKDIR/checkpoints. The latest two and the best by val rSum
-are kept."""
+are kept. The rSum of a step is recorded in its directory after the checkpoint is complete, so that an evaluation that
+fails costs no training."""
 
 import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +18,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from mefn_jax.errors import CheckpointError, UnreadableCheckpointError, reason
+from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.formats import Format
-from mefn_jax.runtime.storage import absolute
+from mefn_jax.runtime.storage import absolute, write_atomic
 
 v1 = ocp.v1
 CHECKPOINT_FORMAT = Format(1, CheckpointError, "use it with that version, or train again")
@@ -86,24 +90,23 @@ class Checkpoints:
     """Checkpoints of a workdir. A save is complete or invisible. Use the class as a context manager, which waits for
     the last save."""
 
-    def __init__(self, workdir, create: bool = False):
-        """Opens the directory of checkpoints. Raises CheckpointError if it does not exist and `create` is not set."""
+    def __init__(self, workdir, create: bool = False, check_lock=None):
+        """Opens the directory of checkpoints. `check_lock()` is called before each save: it raises LockError if another
+        process writes here. Raises CheckpointError if the directory does not exist and `create` is not set."""
+        self._check_lock = check_lock or (lambda: None)
         silence_orbax()
         self.directory = absolute(workdir) / "checkpoints"
         if not create and not self.directory.is_dir():
             raise CheckpointError(f"{workdir}: no checkpoints here; give the --workdir of a training run")
-        policies = v1.training.preservation_policies
-        keep = [
-            policies.LatestN(2),  # the second replaces the newest if that is unreadable
-            policies.BestN(get_metric_fn=lambda m: m["rsum"], n=1, keep_checkpoints_without_metrics=False),
-        ]
         self._pending, self._skipped = None, []
-        self._checkpointer = v1.training.Checkpointer(
-            self.directory,
-            save_decision_policy=v1.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=create,
-        )
+        with _wrap(lambda e: f"{self.directory}: cannot be read ({reason(e)})"):
+            self._checkpointer = v1.training.Checkpointer(
+                self.directory,
+                save_decision_policy=v1.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=_KeepLatestAndBest(lambda: self.best),
+                cleanup_tmp_directories=create,
+            )
+        self._rsums = self._read_rsums()
 
     def __enter__(self):
         return self
@@ -129,11 +132,8 @@ class Checkpoints:
     def best(self) -> int | None:
         """Returns the step with the highest val rSum, the newest of several equal ones; the latest step if none was
         evaluated."""
-        candidates = [
-            (checkpoint.metrics["rsum"], checkpoint.step)
-            for checkpoint in self._checkpointer.checkpoints
-            if checkpoint.metrics
-        ]
+        steps = {checkpoint.step for checkpoint in self._checkpointer.checkpoints}
+        candidates = [(rsum, step) for step, rsum in self._rsums.items() if step in steps]
         return max(candidates)[1] if candidates else self.latest
 
     def resolve_step(self, step: str) -> int:
@@ -147,14 +147,16 @@ class Checkpoints:
             raise CheckpointError(f"--step={step}: not best, latest or one of {', '.join(map(str, steps))}")
         return int(step)
 
-    def save(self, step: int, state, meta: dict, rsum: float | None = None) -> None:
+    def save(self, step: int, state, meta: dict) -> None:
         """Starts a save, after the previous one has finished. Raises CheckpointError if the previous save failed, or if
         a later step has been saved."""
+        self._check_lock()
         self.wait()
         self._saving = step
+        self._rsums.pop(step, None)  # of a checkpoint that is replaced
         with self._save_errors(step):
             self._pending = self._checkpointer.save_checkpointables_async(
-                step, {"state": state, "meta": meta}, metrics=None if rsum is None else {"rsum": rsum}, overwrite=True
+                step, {"state": state, "meta": meta}, overwrite=True
             )
             if self._pending is None:  # Orbax silently refuses a step before the latest
                 raise CheckpointError(f"{self.directory} has a checkpoint of a later step than {step}")
@@ -166,6 +168,40 @@ class Checkpoints:
         if pending is not None:
             with self._save_errors(self._saving):
                 pending.result(seconds)
+
+    def record_rsum(self, step: int, rsum: float) -> None:
+        """Records the rSum of a step on val, which chooses the best, when its save is complete. Raises CheckpointError
+        if the save failed, or if the record cannot be written."""
+        self.wait()
+        self._rsums[step] = rsum
+        if jax.process_index() == 0:
+            with self._save_errors(step):
+                write_atomic(self._rsum_path(step), json.dumps({"rsum": rsum}).encode())
+
+    def is_evaluated(self, step: int) -> bool:
+        """Returns whether the rSum of a step is recorded."""
+        return step in self._rsums
+
+    def _rsum_path(self, step: int):
+        return self.directory / str(step) / "rsum.json"
+
+    def _read_rsums(self) -> dict[int, float]:
+        """Returns the rSum of each step that was evaluated. Prints a warning for one that cannot be read, which then
+        counts as not evaluated."""
+        rsums = {}
+        for checkpoint in self._checkpointer.checkpoints:
+            step = checkpoint.step
+            path, metrics = self._rsum_path(step), checkpoint.metrics  # these are of format 1
+            try:
+                rsum = (metrics or json.loads(path.read_bytes()))["rsum"]
+                if not (isinstance(rsum, int | float) and math.isfinite(rsum)):
+                    raise ValueError(f"rsum is {rsum!r}")
+                rsums[step] = float(rsum)
+            except FileNotFoundError:  # not evaluated
+                continue
+            except Exception as e:  # damaged, or an error of the bucket's client
+                print0(f"warning: {path}: cannot be read ({reason(e)}); step {step} counts as not evaluated")
+        return rsums
 
     def meta(self, step: int) -> dict:
         """Returns what was saved besides the state: format, step, config, tokenizer, preprocessing, commit, versions,
@@ -216,7 +252,7 @@ class Checkpoints:
     def reload(self) -> None:
         """Lists the checkpoints on disk anew and forgets the skipped steps."""
         self._checkpointer.reload()
-        self._skipped = []
+        self._skipped, self._rsums = [], self._read_rsums()
 
     def _save_errors(self, step):
         """Returns a context in which a failed save becomes a CheckpointError that says what to do."""
@@ -234,6 +270,19 @@ class Checkpoints:
             return f"{self.directory / str(step)}: cannot be read as a checkpoint ({reason(e)})"
 
         return _wrap(message, UnreadableCheckpointError)
+
+
+class _KeepLatestAndBest:
+    """Orbax's preservation policy that keeps the latest two checkpoints (the second replaces the newest if that is
+    unreadable) and the step that `best()` returns."""
+
+    def __init__(self, best):
+        self._best = best
+
+    def should_preserve(self, checkpoints, *, context):
+        """Returns whether to keep each of the checkpoints, which are in the order of their steps."""
+        keep = {*[checkpoint.step for checkpoint in checkpoints][-2:], self._best()}
+        return [checkpoint.step in keep for checkpoint in checkpoints]
 
 
 @contextlib.contextmanager

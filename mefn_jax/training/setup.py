@@ -71,6 +71,8 @@ class Run:
         hyper: the hyperparameters, on the devices.
         steps: number of steps of the whole run.
         first_step: number of completed steps, the index of the next one.
+        evaluates_first: whether the evaluation of `first_step` is missing: the run was stopped between save and
+            evaluation.
         state: the train state.
         meta: what checkpoints store besides state and step (`checkpoint_metadata`).
     """
@@ -83,6 +85,7 @@ class Run:
     hyper: Hyperparameters
     steps: int
     first_step: int
+    evaluates_first: bool
     state: state.TrainState
     meta: dict
 
@@ -142,9 +145,17 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
         hyper=from_full_copy(replicated(mesh), hyper),
         steps=data.steps,
         first_step=first_step,
+        evaluates_first=first_step > 0
+        and is_evaluation_due(first_step, data.steps, config.train)
+        and broadcast_text(lambda: str(checkpoints.is_evaluated(first_step))) == "False",
         state=train_state,
         meta=checkpoint_metadata(config, tokenizer),
     )
+
+
+def is_evaluation_due(completed: int, steps: int, train_config) -> bool:
+    """Returns whether a run of `steps` steps is evaluated after `completed` steps."""
+    return completed == steps or completed % train_config.eval_every == 0
 
 
 def run_fingerprint(data: Datasets, workdir) -> dict[str, str]:
