@@ -73,8 +73,8 @@ PIXEL_AUGMENTATIONS = {
     "augment.flip": 0.0,
     "augment.color_jitter": 0.0,
 }
-# Sections that determine the shape and meaning of the parameters. A run resumes only if they are unchanged.
-MODEL_KEYS = ("model", "embed_dim", "image", "text", "matcher")
+# Sections and options that determine the shape and meaning of the state. A run resumes only if they are unchanged.
+FIXED_KEYS = ("model", "embed_dim", "image", "text", "matcher", "loss.name")
 
 
 def parse_arg(arg: str | None, **options):

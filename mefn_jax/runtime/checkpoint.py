@@ -18,12 +18,21 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from mefn_jax.errors import CheckpointError, UnreadableCheckpointError, reason
+from mefn_jax.runtime.checksum import compute_checksums, describe_leaves
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.formats import Format
+from mefn_jax.runtime.multihost import on_all_processes
 from mefn_jax.runtime.storage import absolute, write_atomic
 
 v1 = ocp.v1
-CHECKPOINT_FORMAT = Format(1, CheckpointError, "use it with that version, or train again")
+
+
+def _upgrade_1(meta: dict) -> dict:
+    """Adds what was not stored: checksums, a digest of the data, and the number of training examples seen."""
+    return meta | {"checksum": None, "data": None, "examples": meta["step"] * meta["config"]["train"]["batch_size"]}
+
+
+CHECKPOINT_FORMAT = Format(2, CheckpointError, "use it with that version, or train again", {1: _upgrade_1})
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy"),
     *("pillow", "simplejpeg", "opencv-python-headless"),  # these decode images
@@ -154,6 +163,9 @@ class Checkpoints:
         self.wait()
         self._saving = step
         self._rsums.pop(step, None)  # of a checkpoint that is replaced
+        meta = meta | {"step": step}
+        checksum = {"meta": _digest_meta(meta), "leaves": describe_leaves(state), "state": compute_checksums(state)}
+        meta["checksum"] = json.dumps(checksum)
         with self._save_errors(step):
             self._pending = self._checkpointer.save_checkpointables_async(
                 step, {"state": state, "meta": meta}, overwrite=True
@@ -204,17 +216,68 @@ class Checkpoints:
         return rsums
 
     def meta(self, step: int) -> dict:
-        """Returns what was saved besides the state: format, step, config, tokenizer, preprocessing, commit, versions,
-        in the current format. Raises UnreadableCheckpointError, and CheckpointError for a format that it cannot
-        read."""
+        """Returns what was saved besides the state: format, step, examples, config, tokenizer, preprocessing, commit,
+        versions, in the current format, and `checksum`: the SHA-256 of the rest (`meta`), and of each leaf of the state
+        its type and shape (`leaves`) and its checksum (`state`), None for a checkpoint of format 1.
+
+        Raises UnreadableCheckpointError, also if the content is not what was saved, and CheckpointError for a format
+        that it cannot read."""
+        path = self.directory / str(step)
         with self._read_errors(step):
             meta = self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
-        return CHECKPOINT_FORMAT.upgrade(meta, self.directory / str(step))
+        if isinstance(meta, dict) and meta.get("checksum") is not None:
+            with self._read_errors(step):
+                meta["checksum"] = json.loads(meta["checksum"])
+                if meta["checksum"]["meta"] != _digest_meta(meta):
+                    raise UnreadableCheckpointError(f"{path}: cannot be read as a checkpoint (its metadata is damaged)")
+        with self._read_errors(step):  # an upgrade may miss a key
+            meta = CHECKPOINT_FORMAT.upgrade(meta, path)
+        if meta.get("step") != step:
+            raise UnreadableCheckpointError(
+                f"{path}: is the checkpoint of step {meta.get('step')}; give it its name back"
+            )
+        return meta
 
     def restore(self, step: int, abstract_state):
         """Returns the state at `step` in the shapes and shardings of `abstract_state`. Subtrees that are left out there
-        are not read. Raises CheckpointError if the checkpoint lacks a part, UnreadableCheckpointError if it cannot be
-        read."""
+        are not read. Several processes call this together. Raises CheckpointError if the checkpoint lacks a part,
+        UnreadableCheckpointError if it cannot be read, or is not what was saved."""
+        checksum = on_all_processes(lambda: self._check_leaves(step, abstract_state))
+        state = on_all_processes(lambda: self._load(step, abstract_state))
+        if checksum is not None:
+            self._verify(step, state, checksum["state"])
+        return state
+
+    def _check_leaves(self, step: int, abstract_state) -> dict | None:
+        """Returns the checksums of a checkpoint. Raises CheckpointError, naming the first, if leaves of
+        `abstract_state` are not in it, or have another type or shape there."""
+        checksum = self.meta(step)["checksum"]
+        if checksum is not None:
+            for name, kind in describe_leaves(abstract_state).items():
+                saved = checksum["leaves"].get(name)
+                if saved is None:
+                    raise self._lacks(step, name)
+                if saved != kind:
+                    raise self._lacks(step, f"{name} of {kind}, but of {saved}")
+        return checksum
+
+    def _lacks(self, step: int, part: str) -> CheckpointError:
+        """Returns the error of a checkpoint without a part of the state that is wanted."""
+        return CheckpointError(
+            f"{self.directory / str(step)} has no {part}: it belongs to another model, loss or optimizer; give the "
+            "configuration that it was trained with, or another --workdir"
+        )
+
+    def _verify(self, step: int, state, saved: dict) -> None:
+        """Raises UnreadableCheckpointError, naming the first, if leaves of a state are not what was saved."""
+        for name, value in compute_checksums(state).items():
+            if saved.get(name) != value:
+                raise UnreadableCheckpointError(
+                    f"{self.directory / str(step)}: cannot be read as a checkpoint ({name} is damaged: its checksum is "
+                    "not that of what was saved)"
+                )
+
+    def _load(self, step: int, abstract_state):
         context = v1.Context()
         context.pytree.loading.partial_load = True
         with self._read_errors(step), context:
@@ -222,11 +285,7 @@ class Checkpoints:
         # Where the checkpoint has nothing, Orbax leaves the shape in place of an array.
         for path, leaf in jax.tree_util.tree_leaves_with_path(state):
             if isinstance(leaf, jax.ShapeDtypeStruct):
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise CheckpointError(
-                    f"{self.directory / str(step)} has no {name}: it belongs to another model, loss or optimizer; give "
-                    "the configuration that it was trained with, or another --workdir"
-                )
+                raise self._lacks(step, jax.tree_util.keystr(path, simple=True, separator="/"))
         return state
 
     def skip(self, error: CheckpointError) -> None:
@@ -270,6 +329,13 @@ class Checkpoints:
             return f"{self.directory / str(step)}: cannot be read as a checkpoint ({reason(e)})"
 
         return _wrap(message, UnreadableCheckpointError)
+
+
+def _digest_meta(meta: dict) -> str:
+    """Returns the SHA-256 of the metadata of a checkpoint, without its checksums."""
+    content = {key: value for key, value in meta.items() if key != "checksum"}
+    # Orbax returns tuples as lists, and numbers as NumPy's.
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=lambda x: x.item()).encode()).hexdigest()
 
 
 class _KeepLatestAndBest:

@@ -20,7 +20,7 @@ from pathlib import Path
 from etils import epath
 
 from mefn_jax.errors import ConfigError, LockError, reason
-from mefn_jax.runtime.storage import is_remote
+from mefn_jax.runtime.storage import is_remote, write_atomic
 
 LOCK_FILE = ".lock"
 LEASE_SECONDS = 90.0
@@ -42,14 +42,14 @@ def hold_lock(option: str, directory):
             yield check
         return
     directory = Path(directory)
-    if directory.exists() and not directory.is_dir():
+    created = not os.path.lexists(directory)
+    if not created and not directory.is_dir():
         raise ConfigError(f"{option}={directory} is a file; give a directory")
-    created = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         file = take_flock(directory / LOCK_FILE)
     except OSError as e:
-        if e.errno not in NO_LOCKS or not directory.is_dir():
+        if e.errno not in NO_LOCKS or not os.path.isdir(directory):
             raise ConfigError(f"{option}={directory}: cannot be written ({e.strerror}); choose another") from e
         file = None
     except LockError as e:
@@ -154,8 +154,11 @@ class _DiskFile:
         another one."""
         if self.read()[1] != version:
             raise FileExistsError(self.path)
-        with self.path.open("w" if version else "x", encoding="utf-8") as file:
-            file.write(text)
+        if self.path.exists():  # which is empty, if `take_flock` made it before it failed
+            write_atomic(epath.Path(self.path), text.encode())
+        else:
+            with self.path.open("x", encoding="utf-8") as file:
+                file.write(text)
         return text
 
     def remove(self, version) -> None:

@@ -115,7 +115,8 @@ def run_loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: 
                     try:
                         writer.flush()
                     finally:
-                        checkpoints.save(completed, train_state, run.meta | {"step": completed})
+                        position = run.start.after(completed, train_config.batch_size)
+                        checkpoints.save(completed, train_state, run.meta | {"examples": position.examples})
                 if evaluating:  # after the save: an evaluation that fails must not cost the training since the last one
                     evaluate_and_record(run, train_state, completed, checkpoints, writer, bar)
                 if saving:
@@ -147,9 +148,11 @@ def ideal_step_seconds(run: Run) -> float | None:
 def training_batches(run: Run):
     """Returns an iterator over the remaining batches, as pairs of the batch in global arrays on the devices and the
     caption indices of this process's rows. Close it when done."""
-    data_config, mesh = run.config.data, run.evaluator.mesh
-    rows = local_rows(mesh, run.config.train.batch_size)
-    dataset = pipeline.training_dataset_from_config(run.config, run.train, run.evaluator.tokenizer, rows)
+    data_config, mesh, size = run.config.data, run.evaluator.mesh, run.config.train.batch_size
+    rows = local_rows(mesh, size)
+    dataset = pipeline.training_dataset_from_config(
+        run.config, run.train, run.evaluator.tokenizer, rows, run.start.data_offset(size)
+    )
 
     def to_devices(batch):
         return from_local_rows(mesh, batch), batch["caption_index"]
