@@ -1,6 +1,7 @@
 """Configuration: parses the arguments of `get_config`, and checks options with errors that name them."""
 
 import difflib
+import math
 
 from ml_collections import ConfigDict
 
@@ -77,6 +78,11 @@ PIXEL_AUGMENTATIONS = {
 FIXED_KEYS = ("model", "embed_dim", "image", "text", "matcher", "loss.name")
 
 
+LARGEST_INT = 2**31 - 1  # of int32
+LARGEST_FLOAT = 3.4e38  # of float32
+LARGEST_SEED = 2**62 - 1  # seeds are doubled and become keys of 64 bits (`mefn_jax/data/pipeline.py`)
+
+
 def parse_arg(arg: str | None, **options):
     """Parses "a=x,b" into a dict of the given options (name=default). A bare name means True.
 
@@ -114,6 +120,7 @@ def check_config(config: ConfigDict, choices: dict) -> None:
         value = options.get(key)
         if key in options and value not in names:
             raise ConfigError(f"{key}: {value!r} is not one of {_join_names(names)}{suggest(value, names)}")
+    _check_sizes(options)
     for key in POSITIVE:
         if key in options and not get_dotted(config, key) > 0:
             raise ConfigError(f"{key}: {get_dotted(config, key)!r} must be greater than 0")
@@ -145,6 +152,18 @@ def check_config(config: ConfigDict, choices: dict) -> None:
         has_no_tower = config[kind].arch in ("regions", "cached")
         if has_no_tower or not config[kind].pretrained:  # otherwise the sizes come from the checkpoint
             check_tower(config)
+
+
+def _check_sizes(options: dict) -> None:
+    """Raises ConfigError, naming the option, for numbers that a compiled program or a random generator cannot take."""
+    for key, value in options.items():
+        for number in value if isinstance(value, list) else [value]:
+            limit = LARGEST_SEED if key.endswith("seed") else LARGEST_INT
+            if isinstance(number, int) and abs(number) > limit:
+                raise ConfigError(f"{key}: {number} is too large; the largest number is {limit}")
+            may_be_infinite = key.endswith("score_tile_mib") and number == math.inf
+            if isinstance(number, float) and not abs(number) <= LARGEST_FLOAT and not may_be_infinite:
+                raise ConfigError(f"{key}: {number} is not a number of at most {LARGEST_FLOAT:g}")
 
 
 def check_image_tower(config: ConfigDict) -> None:

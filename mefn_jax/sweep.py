@@ -136,7 +136,7 @@ def main(overrides: list[str]) -> None:
     if not f.out:
         raise ConfigError("--out=DIR is missing: the directory of the runs")
     seeds = f.seeds
-    if not all(seed.isdigit() for seed in seeds):
+    if not all(seed.isdecimal() for seed in seeds):
         raise ConfigError(f"--seeds={','.join(seeds)}: give numbers separated by commas")
     split = SPLIT_ALIASES.get(f.split, f.split)
     if sweep(Sweep(f.config, f.models, list(map(int, seeds)), parse_grid(f.grid), Path(f.out), split, overrides)):

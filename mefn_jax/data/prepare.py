@@ -23,7 +23,7 @@ from mefn_jax.config import require_local
 from mefn_jax.data import tokenizer
 from mefn_jax.data.scenes import draw
 from mefn_jax.data.sources import coco, flickr8k, karpathy, table
-from mefn_jax.errors import DataError, LockError
+from mefn_jax.errors import DataError, LockError, reason
 from mefn_jax.runtime.cli import run_command
 from mefn_jax.runtime.lock import take_flock
 
@@ -133,18 +133,24 @@ def _read_source(source: str, path: str, image_folder: str, captions_per_image: 
 def open_drawn_scenes(scenes, seed: int) -> Path:
     """Returns the directory of the drawn scenes with these numbers (train, val, test) and this seed.
 
-    It is made on first use and lies in `$MEFN_CACHE`, or in `~/.cache/mefn_jax`.
+    It is made on first use and lies in `$MEFN_CACHE`, or in `~/.cache/mefn_jax`. Raises DataError if it cannot be
+    written there.
     """
     cache_key = json.dumps([SHAPES_VERSION, [int(n) for n in scenes], int(seed)])
-    cache = Path(os.environ.get("MEFN_CACHE") or Path.home() / ".cache" / "mefn_jax")
+    try:
+        cache = Path(os.environ.get("MEFN_CACHE") or Path.home() / ".cache" / "mefn_jax").expanduser()
+    except RuntimeError as e:  # there is no home directory, as in some containers
+        raise DataError(f"the drawn scenes need a cache ({e}): set MEFN_CACHE to a directory") from None
     out = cache / f"shapes-{hashlib.sha256(cache_key.encode()).hexdigest()[:12]}"
-    if not (out / tokenizer.TOKENIZER_FILE).is_file():
+    if not os.path.isfile(out / tokenizer.TOKENIZER_FILE):
         try:
             prepare("shapes", "", out, vocab_size=1000, lower_case=True, punctuation="keep", scenes=scenes, seed=seed)
-        except OSError:
+        except OSError as e:
             # If another process was faster, its data set is the same as ours.
-            if not (out / tokenizer.TOKENIZER_FILE).is_file():
-                raise
+            if not os.path.isfile(out / tokenizer.TOKENIZER_FILE):
+                raise DataError(
+                    f"{cache}: the drawn scenes cannot be written ({reason(e)}); set MEFN_CACHE to another directory"
+                ) from e
     return out
 
 

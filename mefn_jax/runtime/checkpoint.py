@@ -33,6 +33,7 @@ def _upgrade_1(meta: dict) -> dict:
 
 
 CHECKPOINT_FORMAT = Format(2, CheckpointError, "use it with that version, or train again", {1: _upgrade_1})
+GONE = "is gone: a training that goes on removes old checkpoints; run the command again"
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy"),
     *("pillow", "simplejpeg", "opencv-python-headless"),  # these decode images
@@ -152,7 +153,7 @@ class Checkpoints:
             raise CheckpointError(f"{self.directory}: no complete checkpoint; train first")
         if step in ("best", "latest"):
             return self.best if step == "best" else self.latest
-        if not step.isdigit() or int(step) not in steps:
+        if not step.isdecimal() or int(step) not in steps:
             raise CheckpointError(f"--step={step}: not best, latest or one of {', '.join(map(str, steps))}")
         return int(step)
 
@@ -326,6 +327,8 @@ class Checkpoints:
         """Returns a context in which a failed read becomes an UnreadableCheckpointError."""
 
         def message(e):
+            if not (self.directory / str(step)).exists():
+                return f"{self.directory / str(step)}: {GONE}"
             return f"{self.directory / str(step)}: cannot be read as a checkpoint ({reason(e)})"
 
         return _wrap(message, UnreadableCheckpointError)

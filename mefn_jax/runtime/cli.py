@@ -9,13 +9,14 @@ import re
 import signal
 import sys
 import textwrap
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mefn_jax.config import suggest
-from mefn_jax.errors import ConfigError, UserError
+from mefn_jax.errors import ConfigError, UserError, reason
 
 HELP_FLAGS = ("--help", "-help", "-h", "--helpshort")
 
@@ -65,12 +66,30 @@ def run_command(main, define_flags, description: str | None = None) -> None:
             _exit_interrupted(e.number)
         except BrokenPipeError:
             _exit_without_reader()
+        except Exception as e:
+            if not _comes_from_environment(e):
+                raise
+            fail(f"JAX cannot use the devices ({reason(e)}); {_describe_environment()}", 1)
 
     logging.set_verbosity(logging.WARNING)
     try:
         app.run(run_guarded, flags_parser=parse)
     except Interruption as e:  # while the flags were parsed
         _exit_interrupted(e.number)
+
+
+def _comes_from_environment(error: Exception) -> bool:
+    """Returns whether JAX raised an error while it read its variables or looked for devices."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_code.co_filename.endswith(("jax/_src/xla_bridge.py", "jax/_src/config.py"))
+
+
+def _describe_environment() -> str:
+    """Returns which variables choose the devices, with their values."""
+    pattern = "JAX_(PLATFORM|NUM_CPU|ENABLE)|CUDA_VISIBLE|XLA_FLAGS"
+    names = sorted(name for name in os.environ if re.match(pattern, name))
+    values = ", ".join(f"{name}={os.environ[name]}" for name in names)
+    return f"check {values}" if values else "set JAX_PLATFORMS=cpu to use the CPU"
 
 
 class Interruption(KeyboardInterrupt):

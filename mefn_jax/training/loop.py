@@ -41,13 +41,13 @@ def train(config: ConfigDict, workdir, profile: str = "") -> None:
     # `on_all_processes`, here and below: an error on one process stops all of them, instead of leaving some to wait.
     workdir, trace = on_all_processes(lambda: (resolve_directory("--workdir", workdir), Profile(profile)))
     mesh = on_all_processes(lambda: make_mesh(validate(config).mesh))
-    data = on_all_processes(lambda: open_data(config, mesh))
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
         # One lock for all processes of the run, which process 0 holds.
         check_lock = on_all_processes(
             lambda: stack.enter_context(hold_lock("--workdir", workdir)) if jax.process_index() == 0 else None
         )
+        data = on_all_processes(lambda: open_data(config, mesh))
         check_workdir_is_shared(workdir)
         checkpoints = stack.enter_context(Checkpoints(workdir, create=True, check_lock=check_lock))
         run = set_up_from_readable_checkpoint(data, checkpoints, workdir, mesh)

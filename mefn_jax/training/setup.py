@@ -72,10 +72,12 @@ class Position:
 
     def count_steps(self, train_config, captions: int) -> int:
         """Returns the number of steps of the whole run, the completed ones included, with `captions` pairs in an
-        epoch."""
+        epoch. Raises ConfigError if there are too many."""
         if train_config.steps:
             return train_config.steps
         size = train_config.batch_size
+        if train_config.epochs * captions / size > configuration.LARGEST_INT:
+            raise ConfigError(f"train.epochs={train_config.epochs} are more than {configuration.LARGEST_INT} steps")
         return self.step + max(0, math.ceil(train_config.epochs * captions / size - self.examples / size))
 
     def schedule(self, train_config, captions: int) -> tuple[int, float]:
@@ -132,6 +134,7 @@ def open_data(config: ConfigDict, mesh) -> Datasets:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} exceeds the {train_split.num_captions} training captions"
         )
+    Position().count_steps(config.train, train_split.num_captions)  # raises if there are too many
     return Datasets(config, dataset, train_split, val_split)
 
 
@@ -263,6 +266,7 @@ def checkpoint_metadata(config, tokenizer: Tokenizer) -> dict:
     """Returns what a checkpoint stores besides the state and the step (docs/training.md)."""
     return {
         "format": CHECKPOINT_FORMAT.number,
+        "data": None,
         "config": config.to_dict(),
         "tokenizer": tokenizer.json,
         "preprocessing": dataclasses.asdict(resize_from_config(config.image)),
