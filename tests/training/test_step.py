@@ -38,6 +38,7 @@ HYPER = Hyperparameters(
     learning_rate=np.float32(0.1),
     steps=np.int32(1000),
     warmup_steps=np.int32(1),
+    schedule_offset=np.float32(0),
     weight_decay=np.float32(0.5),
     clip_norm=np.float32(1e9),
     ema_decay=np.float32(0.05),
