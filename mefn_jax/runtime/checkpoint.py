@@ -10,6 +10,7 @@ import json
 import math
 import subprocess
 import sys
+from logging import CRITICAL, getLogger
 from pathlib import Path
 
 import jax
@@ -67,8 +68,9 @@ def _is_no_orbax_trace(record) -> bool:
 
 @functools.cache
 def silence_orbax() -> None:
-    """Drops the hundreds of lines that Orbax's threads print about a failed save: the failure also reaches the caller
-    as an exception, which is reported once."""
+    """Drops the hundreds of lines that Orbax's threads print about a failed save or read: the failure also reaches the
+    caller as an exception, which is reported once."""
+    getLogger("asyncio").setLevel(CRITICAL)  # lists the other tasks of a failed read
     logging.get_absl_logger().addFilter(_is_no_orbax_trace)
     show = sys.unraisablehook
 

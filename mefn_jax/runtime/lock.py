@@ -278,7 +278,8 @@ class _Lease:
             try:
                 self.version = self.file.write(_lease_text(self.me), self.version)
             except FileExistsError:
-                self.lost = self._is_taken()
+                with contextlib.suppress(Exception):  # an outage; asked again next time
+                    self.lost = self._is_taken()
             except Exception:  # an outage, in which nobody else can write either
                 continue
 
