@@ -224,7 +224,7 @@ class Checkpoints:
         its type and shape (`leaves`) and its checksum (`state`), None for a checkpoint of format 1.
 
         Raises UnreadableCheckpointError, also if the content is not what was saved, and CheckpointError for a format
-        that it cannot read."""
+        that it cannot read, and for a directory that was renamed."""
         path = self.directory / str(step)
         with self._read_errors(step):
             meta = self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
@@ -236,9 +236,7 @@ class Checkpoints:
         with self._read_errors(step):  # an upgrade may miss a key
             meta = CHECKPOINT_FORMAT.upgrade(meta, path)
         if meta.get("step") != step:
-            raise UnreadableCheckpointError(
-                f"{path}: is the checkpoint of step {meta.get('step')}; give it its name back"
-            )
+            raise CheckpointError(f"{path}: is the checkpoint of step {meta.get('step')}; give it its name back")
         return meta
 
     def restore(self, step: int, abstract_state):

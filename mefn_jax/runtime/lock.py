@@ -42,7 +42,7 @@ def hold_lock(option: str, directory):
             yield check
         return
     directory = Path(directory)
-    created = not os.path.lexists(directory)
+    created = [path for path in (directory, *directory.parents) if not os.path.lexists(path)]
     if not created and not directory.is_dir():
         raise ConfigError(f"{option}={directory} is a file; give a directory")
     try:
@@ -65,9 +65,9 @@ def hold_lock(option: str, directory):
             with _hold_lease(option, directory, _DiskFile(directory / LOCK_FILE)) as check:
                 yield check
     finally:
-        if created:
-            with contextlib.suppress(OSError):  # it is not empty
-                directory.rmdir()
+        with contextlib.suppress(OSError):  # one is not empty
+            for path in created:
+                path.rmdir()
 
 
 def take_flock(path: Path):

@@ -86,11 +86,11 @@ def unbroken(start_training, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(start_training, tmp_path_factory):
-    """The workdir of a run of two processes after one of them received SIGTERM."""
+    """The workdir of a run of two processes after one of them received SIGINT, which it passes on as SIGTERM."""
     workdir = tmp_path_factory.mktemp("stopped")
     started = start_training(workdir, 2, STEPS)
     wait_until(lambda: has_step(workdir, 4), started)
-    started[1].send_signal(signal.SIGTERM)
+    started[1].send_signal(signal.SIGINT)
     outputs = finish(started)
     (step,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert 4 < step < LAST

@@ -10,7 +10,9 @@ import threading
 import pytest
 from commands import ROOT
 
+from mefn_jax import precompute, sweep
 from mefn_jax.errors import ConfigError, LockError
+from mefn_jax.retrieval import index
 from mefn_jax.runtime import lock
 
 HOLD = """
@@ -49,11 +51,25 @@ def test_lock_of_living_process_refuses_and_of_killed_one_does_not(holder, tmp_p
 def test_lock_leaves_no_directory_that_it_created_and_names_option(tmp_path):
     with lock.hold_lock("--out", tmp_path / "a" / "b"):
         pass
-    assert not (tmp_path / "a" / "b").exists()
+    assert not (tmp_path / "a").exists()
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300), "/proc/x"):
         with pytest.raises(ConfigError, match=f"--out={path}"), lock.hold_lock("--out", path):
             pass
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda out: sweep.sweep(sweep.Sweep("", [], [], {}, out, "val", [])),
+        lambda out: index.build_index(None, None, {}, out, out),
+        lambda out: precompute.precompute(None, out, []),
+    ],
+    ids=["sweep", "index", "precompute"],
+)
+def test_commands_that_write_a_directory_hold_its_lock(write, tmp_path):
+    with lock.hold_lock("--out", tmp_path), pytest.raises(LockError, match=f"--out={tmp_path}: another process"):
+        write(tmp_path)
 
 
 @pytest.fixture

@@ -126,12 +126,10 @@ def test_second_training_in_a_workdir_is_refused(tmp_path):
         loop.train(tiny_config(), tmp_path)
 
 
-def test_renamed_newest_checkpoint_is_passed_over(mefn_run, tmp_path, capsys):
+def test_renamed_checkpoint_stops_training(mefn_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(mefn_run, workdir)
-    shutil.copytree(workdir / "checkpoints" / "2", workdir / "checkpoints" / "3")
-    loop.train(tiny_config(), workdir)
-    printed = capsys.readouterr().out
-    assert "checkpoints/3: is the checkpoint of step 2; give it its name back; trying the one before" in printed
-    assert "step 2 of 2 is done already" in printed
-    assert (workdir / "unreadable" / "3").is_dir()
+    (workdir / "checkpoints" / "2").rename(workdir / "checkpoints" / "3")
+    with pytest.raises(CheckpointError, match="checkpoints/3: is the checkpoint of step 2; give it its name back"):
+        loop.train(tiny_config(), workdir)
+    assert (workdir / "checkpoints" / "3").is_dir()

@@ -162,6 +162,7 @@ def compiled():
         ("learning_rate", 0.2),
         ("steps", 5),
         ("warmup_steps", 3),
+        ("schedule_offset", 50.5),
         ("weight_decay", 0.0),
         ("clip_norm", 0.1),
         ("ema_decay", 0.2),
