@@ -1,7 +1,7 @@
 """Trains a model: python train.py --config=configs/NAME.py[:model=...,smoke] --workdir=DIR [--config.x.y=value]
 
 The same command resumes from the latest checkpoint in the workdir. Each step loads the next batch and updates the
-parameters; then, if they are due, come the log line, the evaluation on val, and the checkpoint, in this order.
+parameters; then, if they are due, come the log line, the checkpoint, and the evaluation on val, in this order.
 """
 
 import sys

@@ -75,8 +75,13 @@ PIXEL_AUGMENTATIONS = {
     "augment.flip": 0.0,
     "augment.color_jitter": 0.0,
 }
-# Sections that determine the shape and meaning of the parameters. A run resumes only if they are unchanged.
-MODEL_KEYS = ("model", "embed_dim", "image", "text", "matcher")
+# Sections and options that determine the shape and meaning of the state. A run resumes only if they are unchanged.
+FIXED_KEYS = ("model", "embed_dim", "image", "text", "matcher", "loss.name")
+
+
+LARGEST_INT = 2**31 - 1  # of int32
+LARGEST_FLOAT = 3.4e38  # of float32
+LARGEST_SEED = 2**62 - 1  # seeds are doubled and become keys of 64 bits (`mefn_jax/data/pipeline.py`)
 
 
 def parse_arg(arg: str | None, **options):
@@ -116,6 +121,7 @@ def check_config(config: ConfigDict, choices: dict) -> None:
         value = options.get(key)
         if key in options and value not in names:
             raise ConfigError(f"{key}: {value!r} is not one of {_join_names(names)}{suggest(value, names)}")
+    _check_sizes(options)
     for key in POSITIVE:
         if key in options and not get_dotted(config, key) > 0:
             raise ConfigError(f"{key}: {get_dotted(config, key)!r} must be greater than 0")
@@ -159,6 +165,18 @@ def _check_colors(key: str, values, above: float) -> None:
         raise ConfigError(f"{key}: {values} must be three numbers, one for each channel")
     if min(values) <= above:
         raise ConfigError(f"{key}: {values} must be above {above:g}, or pixels are divided by nothing")
+
+
+def _check_sizes(options: dict) -> None:
+    """Raises ConfigError, naming the option, for numbers that a compiled program or a random generator cannot take."""
+    for key, value in options.items():
+        for number in value if isinstance(value, list) else [value]:
+            limit = LARGEST_SEED if key.endswith("seed") else LARGEST_INT
+            if isinstance(number, int) and abs(number) > limit:
+                raise ConfigError(f"{key}: {number} is too large; the largest number is {limit}")
+            may_be_infinite = key.endswith("score_tile_mib") and number == math.inf
+            if isinstance(number, float) and not abs(number) <= LARGEST_FLOAT and not may_be_infinite:
+                raise ConfigError(f"{key}: {number} is not a number of at most {LARGEST_FLOAT:g}")
 
 
 def check_image_tower(config: ConfigDict) -> None:

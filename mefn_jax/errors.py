@@ -13,6 +13,10 @@ class DataError(UserError):
     """Error in the data: a file is missing or malformed."""
 
 
+class LockError(UserError):
+    """Error because another process writes into the same directory."""
+
+
 class CheckpointError(UserError):
     """Error of a checkpoint that cannot be written, found, or used with this configuration."""
 

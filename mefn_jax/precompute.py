@@ -41,6 +41,7 @@ from mefn_jax.resolve import resolve
 from mefn_jax.runtime.checkpoint import params_digest, versions
 from mefn_jax.runtime.cli import define_config_flag, define_path_flag, run_command
 from mefn_jax.runtime.console import print0
+from mefn_jax.runtime.lock import LOCK_FILE, hold_lock
 from mefn_jax.runtime.outputs import check_output_directory
 from mefn_jax.runtime.sharding import batch_sharding, from_local_rows, make_mesh, replicated, round_up
 from mefn_jax.runtime.storage import SAVE_SECONDS, resolve_directory
@@ -97,6 +98,11 @@ def precompute(frozen_towers: FrozenTowers, out: Path, splits: list[str]) -> Non
     holds features of other data or settings, and in a run of several processes."""
     if jax.process_count() > 1:
         raise ConfigError("features are written by one process; run the command on one machine")
+    with hold_lock("--out", out):
+        _precompute(frozen_towers, out, splits)
+
+
+def _precompute(frozen_towers: FrozenTowers, out: Path, splits: list[str]) -> None:
     mesh = make_mesh()
     params = jax.device_put(frozen_towers.params, replicated(mesh))
     progress = Progress(out, feature_settings(frozen_towers))
@@ -144,9 +150,6 @@ class Progress:
     def __init__(self, out: Path, settings: dict):
         """Reads the progress in `out`, if any. Raises ConfigError, naming the settings, if it was made with others."""
         self.path, self.settings, self.done, self.splits = out / "features.json", settings, {}, {}
-        if out.exists() and not out.is_dir():
-            raise ConfigError(f"--out={out} is a file; give a directory")
-        out.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
             try:
                 saved = json.loads(self.path.read_text(encoding="utf-8"))
@@ -160,7 +163,7 @@ class Progress:
                 raise ConfigError(
                     f"--out={out} holds features with other settings ({', '.join(changed)}); choose another"
                 )
-        elif any(out.iterdir()):
+        elif any(path.name != LOCK_FILE for path in out.iterdir()):
             raise ConfigError(f"--out={out} is not empty and holds no features.json; choose another")
 
     def begin(self, name: str, captions_by_image: list[tuple[str, list[str]]]) -> None:

@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -36,7 +35,9 @@ from mefn_jax.evaluation.results import read_report
 from mefn_jax.reports.compare import IGNORED_KEYS
 from mefn_jax.runtime.cli import define_path_flag, run_command
 from mefn_jax.runtime.console import format_duration
+from mefn_jax.runtime.lock import hold_lock
 from mefn_jax.runtime.outputs import check_output_directory
+from mefn_jax.runtime.processes import run_child
 from mefn_jax.runtime.storage import is_remote, write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,9 +126,14 @@ def sweep(plan: Sweep) -> int:
     """Performs the missing runs and prints one line for each run. Returns the number of failed runs.
 
     Raises ConfigError, before any run, if the directory cannot be written, or has a run with other options or on other
-    data.
+    data, and LockError if another sweep runs in it.
     """
     check_output_directory("--out", plan.out, {})
+    with hold_lock("--out", plan.out):
+        return _run_all(plan)
+
+
+def _run_all(plan: Sweep) -> int:
     failed, runs = 0, plan_runs(plan)
     check_earlier_runs(runs, plan.split)
     for run in runs:
@@ -251,10 +257,8 @@ def _succeeds(command: list[str], log: Path, cache: Path) -> bool:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
     with log.open("a", encoding="utf-8") as file:
-        done = subprocess.run(
-            [sys.executable, ROOT / script, *arguments], stdout=file, stderr=file, env=environment | os.environ
-        )
-    return done.returncode == 0
+        words = [sys.executable, ROOT / script, *arguments]
+        return run_child(words, stdout=file, stderr=file, env=environment | os.environ) == 0
 
 
 def describe_report(report: Path, split: str) -> tuple[str, bool]:

@@ -195,7 +195,7 @@ def test_precompute_refuses_image_tower_for_regions(towers, tmp_path, command):
     tower = f"--config.image.pretrained={towers / 'vit'}"
     result = command("-m mefn_jax.precompute", *options, tower, "--splits=train", check=False)
     assert "holds precomputed regions; an image tower needs images" in result.stderr
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_progress_compares_what_an_earlier_command_recorded(tmp_path):

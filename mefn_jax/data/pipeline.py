@@ -1,4 +1,5 @@
-"""Input pipeline with grain: the batch of step k is a pure function of (seed, k), whatever the hosts and workers.
+"""Input pipeline with grain: the batch of step k is a pure function of the seed and of the number of examples that the
+steps before it have seen, whatever the hosts and workers.
 
 A batch is a dict of NumPy arrays (docs/data.md, The batch):
 
@@ -22,6 +23,7 @@ from mefn_jax.data import images, word_augment
 from mefn_jax.data.augment import Augment
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import EncodedCaptions, Tokenizer
+from mefn_jax.runtime.processes import set_up_worker
 
 PASSES = 1_000_000  # passes over the data: more than any run makes, but few enough that positions fit into int64
 IMAGE, WORDS = range(2)  # independent streams of random numbers
@@ -30,14 +32,16 @@ IMAGE, WORDS = range(2)  # independent streams of random numbers
 class LoadBatch(grain.transforms.Map):
     """Map that loads this process's part of a step's batch: `rows`, positions among the `size` rows."""
 
-    def __init__(self, split: Split, order, size: int, rows, tokenizer: Tokenizer, resize, augment, seed, may_reduce):
-        self.split, self.order, self.size, self.rows = split, order, size, rows
+    def __init__(
+        self, split: Split, order, size: int, rows, tokenizer: Tokenizer, resize, augment, seed: int, offset, may_reduce
+    ):
+        self.split, self.order, self.size, self.rows, self.offset = split, order, size, rows, offset
         self.resize, self.augment, self.seed, self.may_reduce = resize, augment or Augment(), seed, may_reduce
         self.encoded = None if split.cached_text else EncodedCaptions(tokenizer, split.num_captions)
 
     def map(self, step: int) -> dict:
         """Loads the rows of a step."""
-        positions = step * self.size + self.rows
+        positions = self.offset + step * self.size + self.rows
         caption_index = self.order[positions].astype(np.int32)
         epoch = (positions // len(self.order)).astype(np.int32)
         image_index = self.split.caption_image[caption_index]
@@ -111,14 +115,17 @@ def training_dataset(
     rows: np.ndarray | None = None,
     pair_twins=False,
     augment: Augment | None = None,
+    offset: int = 0,
     may_reduce: bool = False,
 ):
     """Returns an endless grain dataset: `dataset[k]` is the part of step k's batch that this process loads.
 
     `batch_size` counts the whole batch; `rows` are the positions in it that belong to this process, ascending (by
-    default all). Every pass visits each (image, caption) pair once, in a new order. With `pair_twins` (drawn scenes),
-    a caption and that of its twin stay together, so that batches of even size hold both; if an odd number of captions
-    has no twin, one of them is visited twice. `may_reduce` is that of `images.decode`.
+    default all). Step k begins at position `offset + k * batch_size` of the endless sequence of pairs; `offset` is not
+    0 after a change of the batch size, and may be negative. Every pass visits each (image, caption) pair once, in a new
+    order. With `pair_twins` (drawn scenes), a caption and that of its twin stay together, so that batches of even size
+    hold both; if an odd number of captions has no twin, one of them is visited twice. `may_reduce` is that of
+    `images.decode`.
     """
     order = (
         shuffle_twin_pairs(split, seed)
@@ -128,11 +135,13 @@ def training_dataset(
     steps = PASSES * (len(order) // batch_size + 1)
     rows = np.arange(batch_size) if rows is None else rows
     return grain.MapDataset.range(steps).map(
-        LoadBatch(split, order, batch_size, rows, tokenizer, resize, augment, seed, may_reduce)
+        LoadBatch(split, order, batch_size, rows, tokenizer, resize, augment, seed, offset, may_reduce)
     )
 
 
-def training_dataset_from_config(config, split: Split, tokenizer: Tokenizer, rows: np.ndarray | None = None):
+def training_dataset_from_config(
+    config, split: Split, tokenizer: Tokenizer, rows: np.ndarray | None = None, offset: int = 0
+):
     """Returns the `training_dataset` of a configuration."""
     d, t = config.data, config.train
     resize, augment = images.resize_from_config(config.image), Augment(**config.augment)
@@ -140,7 +149,9 @@ def training_dataset_from_config(config, split: Split, tokenizer: Tokenizer, row
         augment = dataclasses.replace(augment, flip=0.0)  # `statistics.summarize_text` says so
     # A pretrained tower knows the pixels of the whole image as its own preprocessing resizes them.
     may_reduce = not config.image.pretrained
-    return training_dataset(split, tokenizer, resize, t.batch_size, t.seed, rows, d.pair_twins, augment, may_reduce)
+    return training_dataset(
+        split, tokenizer, resize, t.batch_size, t.seed, rows, d.pair_twins, augment, offset, may_reduce
+    )
 
 
 class ShuffledCaptions:
@@ -207,7 +218,7 @@ def iterate(dataset, start: int, threads: int, workers: int, put):
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     batches = dataset[start:].to_iter_dataset(read)
     if workers:
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), set_up_worker)
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches.map(put), prefetch_buffer_size=2))
 
 

@@ -8,7 +8,6 @@ to --out and renamed at the end, so that an interrupted run leaves nothing that 
 """
 
 import contextlib
-import fcntl
 import functools
 import glob
 import hashlib
@@ -24,8 +23,9 @@ from mefn_jax.config import require_local
 from mefn_jax.data import tokenizer
 from mefn_jax.data.scenes import draw
 from mefn_jax.data.sources import coco, flickr8k, karpathy, table
-from mefn_jax.errors import DataError
+from mefn_jax.errors import DataError, LockError, reason
 from mefn_jax.runtime.cli import define_path_flag, run_command
+from mefn_jax.runtime.lock import take_flock
 
 READERS = {
     "flickr8k": lambda path, _: flickr8k.read(path),
@@ -97,11 +97,9 @@ def _staging_directory(out: Path):
     prefix = f".{out.name}.incomplete-"
     out.parent.mkdir(parents=True, exist_ok=True)
     for leftover in out.parent.glob(f"{glob.escape(prefix)}*"):
-        with contextlib.suppress(OSError), (leftover / "lock").open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError, LockError), take_flock(leftover / "lock"):
             shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent) as work, (Path(work) / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent) as work, take_flock(Path(work) / "lock"):
         yield work
 
 
@@ -135,10 +133,14 @@ def _read_source(source: str, path: str, image_folder: str, captions_per_image: 
 def open_drawn_scenes(scenes, seed: int) -> Path:
     """Returns the directory of the drawn scenes with these numbers (train, val, test) and this seed.
 
-    It is made on first use and lies in `$MEFN_CACHE`, or in `~/.cache/mefn_jax`. Raises DataError if it is damaged.
+    It is made on first use and lies in `$MEFN_CACHE`, or in `~/.cache/mefn_jax`. Raises DataError if it is damaged, or
+    cannot be written there.
     """
     cache_key = json.dumps([SHAPES_VERSION, [int(n) for n in scenes], int(seed)])
-    cache = Path(os.environ.get("MEFN_CACHE") or Path.home() / ".cache" / "mefn_jax")
+    try:
+        cache = Path(os.environ.get("MEFN_CACHE") or Path.home() / ".cache" / "mefn_jax").expanduser()
+    except RuntimeError as e:  # there is no home directory, as in some containers
+        raise DataError(f"the drawn scenes need a cache ({e}): set MEFN_CACHE to a directory") from None
     out = cache / f"shapes-{hashlib.sha256(cache_key.encode()).hexdigest()[:12]}"
     made = out / tokenizer.TOKENIZER_FILE
     if out.is_dir() and any(out.iterdir()) and not made.is_file():
@@ -146,10 +148,15 @@ def open_drawn_scenes(scenes, seed: int) -> Path:
     if not made.is_file():
         try:
             prepare("shapes", "", out, vocab_size=1000, lower_case=True, punctuation="keep", scenes=scenes, seed=seed)
-        except (OSError, DataError):
+        except (OSError, DataError) as e:
             # If another process was faster, its data set is the same as ours.
-            if not made.is_file():
+            if made.is_file():
+                return out
+            if isinstance(e, DataError):
                 raise
+            raise DataError(
+                f"{cache}: the drawn scenes cannot be written ({reason(e)}); set MEFN_CACHE to another directory"
+            ) from e
     return out
 
 

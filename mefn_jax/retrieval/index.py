@@ -46,6 +46,7 @@ from mefn_jax.retrieval.index_files import (
 from mefn_jax.runtime.checkpoint import params_digest
 from mefn_jax.runtime.cli import define_path_flag, define_process_flags
 from mefn_jax.runtime.console import print0, printable
+from mefn_jax.runtime.lock import hold_lock
 from mefn_jax.runtime.multihost import initialize
 from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, replicated, round_up
 from mefn_jax.runtime.storage import SAVE_SECONDS
@@ -110,6 +111,11 @@ def build_index(evaluator: Evaluator, params, checkpoint_id: dict, folder, out) 
         raise ConfigError(
             "an index is made by one process, which may use several devices: run the command on one machine"
         )
+    with hold_lock("--out", out):
+        _build_index(evaluator, params, checkpoint_id, folder, out)
+
+
+def _build_index(evaluator: Evaluator, params, checkpoint_id: dict, folder, out) -> None:
     folder, out = Path(folder).resolve(), Path(out)
     found = find_images(folder, excluded=out)
     found.print_left_out()

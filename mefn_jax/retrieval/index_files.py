@@ -19,6 +19,7 @@ from mefn_jax.errors import ConfigError, DataError, reason
 from mefn_jax.retrieval.image_folder import ImageFolder
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.formats import Format
+from mefn_jax.runtime.lock import LOCK_FILE
 from mefn_jax.runtime.outputs import check_output_directory
 from mefn_jax.runtime.storage import write_atomic
 
@@ -223,10 +224,10 @@ def check_index_directory(out: Path, names: list[str] | None = None) -> None:
 
 
 def _is_leftover(path: Path, names: list[str] | None) -> bool:
-    """Returns whether a file was left by a process that was killed before it wrote `index.json`."""
+    """Returns whether a file was left by a process that was killed before it wrote `index.json`, or is the lock."""
     if path.name == "images.json" and path.is_file():
         return names is None or path.read_bytes() == encode_names(names)
-    return path.name in (".images.json.new", ".files.npy.new", ".index.json.new", "files.npy")
+    return path.name in (".images.json.new", ".files.npy.new", ".index.json.new", "files.npy", LOCK_FILE)
 
 
 def encode_names(names: list[str]) -> bytes:

@@ -1,10 +1,12 @@
 """Command-line entry: defines and parses flags, and prints an error of the user's in one line."""
 
+import contextlib
 import importlib.util
 import inspect
 import itertools
 import os
 import re
+import signal
 import sys
 import textwrap
 import traceback
@@ -29,7 +31,11 @@ def run_command(main, define_flags, description: str | None = None) -> None:
 
     `--help` prints `description`, or the docstring of the module of `main`, and the flags in the order of their
     definition. A UserError or a flag that cannot be parsed is printed in one line, without a traceback; the exit status
-    is then 1 or 2."""
+    is then 1 or 2. Ctrl-C or a closed terminal ends the command in one line, with the status of the shell for this
+    signal, 128 and its number."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, _interrupt)
 
     def parse(argv):
         try:
@@ -65,11 +71,62 @@ def run_command(main, define_flags, description: str | None = None) -> None:
             main(list(map(expand_home, argv[1:]))) if takes_arguments else main()
         except UserError as e:
             fail(str(e), 1)
+        except Interruption as e:
+            _exit_interrupted(e.number)
         except BrokenPipeError:
             _exit_without_reader()
+        except Exception as e:
+            if not _comes_from_environment(e):
+                raise
+            fail(f"JAX cannot use the devices ({reason(e)}); {_describe_environment()}", 1)
 
     logging.set_verbosity(logging.WARNING)
-    app.run(run_guarded, flags_parser=parse)
+    try:
+        app.run(run_guarded, flags_parser=parse)
+    except Interruption as e:  # while the flags were parsed
+        _exit_interrupted(e.number)
+
+
+def _comes_from_environment(error: Exception) -> bool:
+    """Returns whether JAX raised an error while it read its variables or looked for devices."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_code.co_filename.endswith(("jax/_src/xla_bridge.py", "jax/_src/config.py"))
+
+
+def _describe_environment() -> str:
+    """Returns which variables choose the devices, with their values."""
+    pattern = "JAX_(PLATFORM|NUM_CPU|ENABLE)|CUDA_VISIBLE|XLA_FLAGS"
+    names = sorted(name for name in os.environ if re.match(pattern, name))
+    values = ", ".join(f"{name}={os.environ[name]}" for name in names)
+    return f"check {values}" if values else "set JAX_PLATFORMS=cpu to use the CPU"
+
+
+class Interruption(KeyboardInterrupt):
+    """SIGINT or SIGHUP, whose `number` it has."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+def _interrupt(number: int, frame) -> None:
+    """Raises Interruption, as the handler of a signal; a second signal ends the process at once."""
+    signal.signal(number, signal.SIG_DFL)
+    while frame is not None:
+        # Python swallows an exception that comes while it imports a module, and prints a traceback.
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _exit_interrupted(number)
+        frame = frame.f_back
+    raise Interruption(number)
+
+
+def _exit_interrupted(number: int) -> None:
+    """Prints which signal ends the command, and exits without waiting for threads, some of which read ahead."""
+    with contextlib.suppress(OSError):  # a closed terminal
+        print(f"error: ended by {signal.Signals(number).name}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(128 + number)
 
 
 def define_config_flag(default: str | None) -> None:

@@ -1,14 +1,27 @@
 """Printing on the console: from process 0 only, in aligned rows, and safe for any terminal."""
 
+import contextlib
 import unicodedata
 
 import jax
+
+from mefn_jax.errors import reason
 
 
 def print0(text: str) -> None:
     """Prints on process 0 only."""
     if jax.process_index() == 0:
         print(text, flush=True)
+
+
+@contextlib.contextmanager
+def tolerate_faults(part: str):
+    """Prints one line if its body, an optional `part` of training such as "pictures", fails, instead of ending the
+    training."""
+    try:
+        yield
+    except Exception as e:
+        print0(f"warning: {part} failed ({reason(e)}); training goes on")
 
 
 def printable(text: str) -> str:

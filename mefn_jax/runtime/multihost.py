@@ -41,6 +41,8 @@ def initialize() -> None:
                 f"--coordinator_address={f.coordinator_address} needs --num_processes=N and --process_id=0 to N - 1, "
                 f"but they are {f.num_processes} and {f.process_id}"
             )
+        if not re.fullmatch(r"(\[[^\]]+\]|[^:\s]+):[0-9]{1,5}", f.coordinator_address):
+            raise ConfigError(f"--coordinator_address={f.coordinator_address}: give HOST:PORT, such as 10.0.0.1:1234")
         options = {
             "coordinator_address": f.coordinator_address,
             "num_processes": f.num_processes,

@@ -28,7 +28,7 @@ def resolve_directory(option: str, path) -> epath.Path:
     other URL and for a bucket that cannot be used (gcsfs, credentials or rights are missing)."""
     if is_remote(path) and not str(path).startswith("gs://"):
         raise ConfigError(f"{option}={path}: only gs:// and local or mounted directories can be used")
-    directory = epath.Path(path)  # epath reads /gs/x as gs://x
+    directory = epath.Path(path).expanduser()  # epath reads /gs/x as gs://x
     if is_remote(directory):
         _check_bucket(f"{option}={path}", str(directory).removeprefix("gs://").split("/")[0])
     return directory

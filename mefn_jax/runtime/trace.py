@@ -5,13 +5,13 @@ import re
 import jax
 
 from mefn_jax.errors import ConfigError
-from mefn_jax.runtime.console import print0
+from mefn_jax.runtime.console import print0, tolerate_faults
 from mefn_jax.runtime.storage import Mirror
 
 
 class Profile:
     """Recorder of a trace of the N steps after step START into WORKDIR/profile. `steps` is "START:N", or "" for no
-    trace."""
+    trace. A fault while recording is printed and ends the trace, not the training."""
 
     def __init__(self, steps: str):
         match = re.fullmatch(r"(\d+):([1-9]\d*)", steps) if steps else None
@@ -25,9 +25,11 @@ class Profile:
         before it."""
         if step == self._first:
             jax.block_until_ready(state)  # otherwise the trace contains earlier steps that are still running
-            self._workdir, self._mirror = workdir, Mirror(workdir)  # copies the trace to a remote workdir
-            self._reached = True
-            jax.profiler.start_trace(str(self._mirror.local / "profile"))
+            self._workdir, self._reached = workdir, True
+            with tolerate_faults("the profile"):
+                mirror = Mirror(workdir)  # copies the trace to a remote workdir
+                jax.profiler.start_trace(str(mirror.local / "profile"))
+                self._mirror = mirror
 
     def on_step_end(self, step: int, result) -> None:
         """Ends the trace if this step (index from 0) is its last, after waiting for `result`. Call it after each
@@ -42,7 +44,8 @@ class Profile:
             print0(f"warning: no profile: this run did no step after step {self._first}")
         if self._mirror:
             mirror, self._mirror = self._mirror, None
-            jax.profiler.stop_trace()
-            mirror.copy()
-            mirror.close()
-            print0(f"profile of the {self._end - self._first} steps after {self._first} in {self._workdir}/profile")
+            with tolerate_faults("the profile"):
+                jax.profiler.stop_trace()
+                mirror.copy()
+                mirror.close()
+                print0(f"profile of the {self._end - self._first} steps after {self._first} in {self._workdir}/profile")

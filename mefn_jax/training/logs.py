@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from mefn_jax.errors import TrainingError
-from mefn_jax.runtime.console import format_duration, print0
+from mefn_jax.runtime.console import format_duration, print0, tolerate_faults
 from mefn_jax.runtime.storage import Mirror
 
 COPY_SECONDS = 30.0  # between copies of the log to a remote workdir; evaluations and saves copy it too
@@ -38,6 +38,49 @@ class Clock:
         return time.perf_counter() - self._start
 
 
+class TensorBoard:
+    """Writer of TensorBoard events into `folder`, which is optional: after the first fault, it prints one line and
+    writes nothing more."""
+
+    def __init__(self, folder: Path, step: int):
+        self._writer = None
+        with tolerate_faults("TensorBoard"):
+            from tensorboardX import SummaryWriter  # imported only by the process that writes
+
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def add_scalars(self, step: int, values: dict) -> None:
+        """Writes a scalar for each value."""
+        self._call(lambda writer: [writer.add_scalar(name, value, step) for name, value in values.items()])
+
+    def add_image(self, step: int, name: str, pixels) -> None:
+        """Writes an image, uint8 `(H, W, 3)`."""
+        self._call(lambda writer: writer.add_image(name, pixels, step, dataformats="HWC"))
+
+    def flush(self) -> None:
+        """Writes what is pending."""
+        self._call(lambda writer: writer.flush())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._call(lambda writer: writer.close())
+        self._writer = None
+
+    def _call(self, method) -> None:
+        """Calls `method(writer)` if there is a writer that works."""
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        with tolerate_faults("TensorBoard"):
+            events = writer.file_writer.event_writer
+            # If its thread has died of a full disk, tensorboardX waits for ever for room in its queue.
+            if not events._worker.is_alive():
+                events._event_queue.cancel_join_thread()
+                raise OSError("its file cannot be written")
+            method(writer)
+            self._writer = writer
+
+
 class MetricsWriter:
     """Writer of WORKDIR/metrics.jsonl and of TensorBoard events, active on process 0 alone. `flush` copies both to a
     remote workdir.
@@ -49,8 +92,6 @@ class MetricsWriter:
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        from tensorboardX import SummaryWriter  # imported only by the process that writes
-
         self._mirror, self._path = Mirror(workdir), epath.Path(workdir) / "metrics.jsonl"
         path = self._mirror.local / self._path.name
         with self._writing():
@@ -58,7 +99,7 @@ class MetricsWriter:
             _drop_after(path, step)
             self._file = path.open("a", encoding="utf-8")
             self._mirror.copy()  # missing rights are reported before the first step
-        self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step + 1 if step else None)
+        self._board = TensorBoard(path.parent / "tensorboard", step)
 
     def write(self, step: int, values: dict) -> None:
         """Writes one line `{"step": step, name: number, ...}`, and a TensorBoard scalar for each value."""
@@ -67,14 +108,13 @@ class MetricsWriter:
         with self._writing():
             self._file.write(json.dumps({"step": step} | values) + "\n")
             self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._board.add_scalars(step, values)
 
     def write_images(self, step: int, name: str, images) -> None:
         """Writes TensorBoard images `name/0`, `name/1`, ...; `images` yields uint8 arrays `(H, W, 3)`."""
         if self._active:
             for k, pixels in enumerate(images):
-                self._board.add_image(f"{name}/{k}", pixels, step, dataformats="HWC")
+                self._board.add_image(step, f"{name}/{k}", pixels)
 
     def flush(self, seconds: float = 0.0) -> None:
         """Copies the files to a remote workdir, unless the last copy is less than `seconds` old."""

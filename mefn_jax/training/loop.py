@@ -1,5 +1,6 @@
 """Runs the training loop, from top to bottom. Everything before the first step is in `training/setup.py`."""
 
+import contextlib
 import time
 
 import jax
@@ -16,7 +17,8 @@ from mefn_jax.resolve import validate
 from mefn_jax.runtime import flops
 from mefn_jax.runtime.checkpoint import Checkpoints
 from mefn_jax.runtime.chips import chip_of
-from mefn_jax.runtime.console import print0
+from mefn_jax.runtime.console import print0, tolerate_faults
+from mefn_jax.runtime.lock import hold_lock
 from mefn_jax.runtime.multihost import check_workdir_is_shared, exit_all_on_error, on_all_processes
 from mefn_jax.runtime.preemption import Preemption
 from mefn_jax.runtime.sharding import from_local_rows, local_rows, make_mesh
@@ -24,27 +26,33 @@ from mefn_jax.runtime.storage import resolve_directory
 from mefn_jax.runtime.trace import Profile
 from mefn_jax.training import state, step
 from mefn_jax.training.logs import MetricsWriter, StepLog
-from mefn_jax.training.setup import Run, open_data, print_header, set_up_run
+from mefn_jax.training.setup import Run, is_evaluation_due, open_data, print_header, set_up_run
 
 SAVE_TIMEOUT = 120  # seconds that a running save gets to finish when a process fails
 
 
 def train(config: ConfigDict, workdir, profile: str = "") -> None:
     """Trains as configured, from the latest checkpoint of the workdir if it has one. `train.py` gives the order of a
-    step; `profile` is START:N (see `Profile`), or empty. On SIGTERM, saves and returns.
+    step; `profile` is START:N (see `Profile`), or empty. On SIGTERM, SIGINT or SIGHUP, saves and returns.
 
-    Raises ConfigError, DataError, CheckpointError or TrainingError. Complete checkpoints are never harmed; an
-    unreadable one is moved aside, and the one before it is used.
+    Raises ConfigError, DataError, LockError, CheckpointError or TrainingError. Complete checkpoints are never harmed;
+    an unreadable one is moved aside, and the one before it is used.
     """
     # `on_all_processes`, here and below: an error on one process stops all of them, instead of leaving some to wait.
     workdir, trace = on_all_processes(lambda: (resolve_directory("--workdir", workdir), Profile(profile)))
     mesh = on_all_processes(lambda: make_mesh(validate(config).mesh))
-    data = on_all_processes(lambda: open_data(config, mesh))
-    check_workdir_is_shared(workdir)
-    with Preemption() as preemption, Checkpoints(workdir, create=True) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        preemption = stack.enter_context(Preemption())
+        # One lock for all processes of the run, which process 0 holds.
+        check_lock = on_all_processes(
+            lambda: stack.enter_context(hold_lock("--workdir", workdir)) if jax.process_index() == 0 else None
+        )
+        data = on_all_processes(lambda: open_data(config, mesh))
+        check_workdir_is_shared(workdir)
+        checkpoints = stack.enter_context(Checkpoints(workdir, create=True, check_lock=check_lock))
         run = set_up_from_readable_checkpoint(data, checkpoints, workdir, mesh)
         print_header(run, workdir)
-        if run.first_step >= run.steps:
+        if run.first_step >= run.steps and not run.evaluates_first:
             print0(f"step {run.first_step} of {run.steps} is done already; nothing to train")
         else:
             run_loop(run, checkpoints, preemption, trace, workdir)
@@ -70,50 +78,49 @@ def set_up_from_readable_checkpoint(data, checkpoints: Checkpoints, workdir, mes
 
 
 def run_loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: Profile, workdir) -> None:
-    """Runs the remaining steps."""
+    """Runs the remaining steps, after the evaluation of the first one if that is missing."""
     config, train_config, steps, train_state = run.config, run.config.train, run.steps, run.state
-    mesh, evaluator = run.evaluator.mesh, run.evaluator
+    mesh = run.evaluator.mesh
     train_step = step.compile_step(mesh, train_state, run.step_config)
     batches = training_batches(run)
     writer = on_all_processes(lambda: MetricsWriter(workdir, run.first_step))
     log = StepLog(config, jax.device_get(run.hyper).learning_rate_at, steps, ideal_step_seconds(run))
     bar = tqdm(total=steps, initial=run.first_step, unit=" steps", disable=None, leave=False)
+    completed, stopping = run.first_step, False
     with exit_all_on_error(lambda: checkpoints.wait(SAVE_TIMEOUT)):
         try:
-            for step_index in range(run.first_step, steps):
-                trace.on_step_start(step_index, workdir, train_state)
+            if run.evaluates_first:
+                evaluate_and_record(run, train_state, completed, checkpoints, writer, bar)
+            while completed < steps and not stopping:
+                trace.on_step_start(completed, workdir, train_state)
                 wait_start = time.perf_counter()
                 batch, caption_indices = next(batches)
                 log.clock.add_data_wait(wait_start)
                 with jax.transfer_guard("disallow"):
                     train_state, metrics = train_step(train_state, batch, run.hyper)
-                trace.on_step_end(step_index, metrics)
-                log.add(step_index + 1, metrics, caption_indices)
+                trace.on_step_end(completed, metrics)
+                completed += 1
+                log.add(completed, metrics, caption_indices)
                 bar.update()
-                last = step_index + 1 == steps
-                stopping = preemption.should_stop(step_index + 1) and not last
-                # A preempted run saves without evaluating: little time is left.
-                evaluating = last or ((step_index + 1) % train_config.eval_every == 0 and not stopping)
-                saving = stopping or (step_index + 1) % train_config.save_every == 0
-                # The log lags one step behind, so that reading it never waits for the device. Before an evaluation or a
-                # save all steps are read, because a loss that is not finite must stop the run first.
-                log.write(writer, bar, flush=evaluating or saving)
-                if evaluating:
-                    rsum = evaluate_and_log(evaluator, train_state.variables, run.val, step_index + 1, writer, bar)
-                    if train_state.ema is not None:  # the moving average chooses the best checkpoint
-                        params = state.ema_params(train_state, run.step_config.lr_multipliers)
-                        rsum = evaluate_and_log(evaluator, params, run.val, step_index + 1, writer, bar, "ema")
-                if evaluating or saving:
+                stopping = preemption.should_stop(completed) and completed < steps
+                # A preempted run saves without evaluating: little time is left. Resuming makes up for it.
+                evaluating = is_evaluation_due(completed, steps, train_config) and not stopping
+                saving = evaluating or stopping or completed % train_config.save_every == 0
+                # The log lags one step behind, so that reading it never waits for the device. Before a save all steps
+                # are read, because a loss that is not finite must stop the run first.
+                log.write(writer, bar, flush=saving)
+                if saving:
                     # The log is copied before the checkpoint, because a resumed run needs the lines up to it. If it
                     # cannot be copied, save first, then raise.
                     try:
                         writer.flush()
                     finally:
-                        meta = run.meta | {"step": step_index + 1}
-                        checkpoints.save(step_index + 1, train_state, meta, rsum if evaluating else None)
+                        position = run.start.after(completed, train_config.batch_size)
+                        checkpoints.save(completed, train_state, run.meta | {"examples": position.examples})
+                if evaluating:  # after the save: an evaluation that fails must not cost the training since the last one
+                    evaluate_and_record(run, train_state, completed, checkpoints, writer, bar)
+                if saving:
                     log.clock.reset()
-                if stopping:
-                    break
         finally:
             batches.close()
             bar.close()
@@ -121,7 +128,7 @@ def run_loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: 
             trace.close()
         checkpoints.wait()
     if stopping:
-        print0(f"SIGTERM: saved step {step_index + 1}; run the same command to resume")
+        print0(f"{preemption.cause}: saved step {completed}; run the same command to resume")
         return
     best = f"best rSum of {run.val.name} at step {checkpoints.best}"
     print0(f"done: {steps} steps; {best}; checkpoints in {checkpoints.directory}")
@@ -141,14 +148,26 @@ def ideal_step_seconds(run: Run) -> float | None:
 def training_batches(run: Run):
     """Returns an iterator over the remaining batches, as pairs of the batch in global arrays on the devices and the
     caption indices of this process's rows. Close it when done."""
-    data_config, mesh = run.config.data, run.evaluator.mesh
-    rows = local_rows(mesh, run.config.train.batch_size)
-    dataset = pipeline.training_dataset_from_config(run.config, run.train, run.evaluator.tokenizer, rows)
+    data_config, mesh, size = run.config.data, run.evaluator.mesh, run.config.train.batch_size
+    rows = local_rows(mesh, size)
+    dataset = pipeline.training_dataset_from_config(
+        run.config, run.train, run.evaluator.tokenizer, rows, run.start.data_offset(size)
+    )
 
     def to_devices(batch):
         return from_local_rows(mesh, batch), batch["caption_index"]
 
     return pipeline.iterate(dataset, run.first_step, data_config.threads, data_config.workers, to_devices)
+
+
+def evaluate_and_record(run: Run, train_state, completed: int, checkpoints: Checkpoints, writer, bar) -> None:
+    """Evaluates the state after `completed` steps on val, and the moving average if there is one, and records rSum."""
+    rsum = evaluate_and_log(run.evaluator, train_state.variables, run.val, completed, writer, bar)
+    if train_state.ema is not None:  # the moving average chooses the best checkpoint
+        params = state.ema_params(train_state, run.step_config.lr_multipliers)
+        rsum = evaluate_and_log(run.evaluator, params, run.val, completed, writer, bar, "ema")
+    checkpoints.record_rsum(completed, rsum)
+    writer.flush()
 
 
 def evaluate_and_log(evaluator: Evaluator, params, split, completed: int, writer: MetricsWriter, bar, name="") -> float:
@@ -159,13 +178,10 @@ def evaluate_and_log(evaluator: Evaluator, params, split, completed: int, writer
     learned = {scalar: float(value) for scalar, value in evaluator.model.scalars(params).items()}
     values = {name or split.name: metrics, f"{prefix}matcher": learned}
     if explanation.can_explain(evaluator):
-        values[f"{prefix}pairs"] = explanation.mean_statistics(evaluator, params, split, images, texts)
-        if caption_indices := explanation.evenly_spaced(evaluator.config.eval.explained_pairs, split.num_captions):
-            explanations = explanation.explain_captions(evaluator, params, split, images, texts, caption_indices)
-            if jax.process_index() == 0:  # drawing takes seconds, and only process 0 writes
-                from mefn_jax.reports import figures  # imports matplotlib, which only this needs
-
-                writer.write_images(completed, f"{prefix}explained", map(figures.draw_pixels, explanations))
+        with tolerate_faults("statistics of pairs"):
+            values[f"{prefix}pairs"] = explanation.mean_statistics(evaluator, params, split, images, texts)
+        with tolerate_faults("pictures of pairs"):
+            write_pictures(evaluator, params, split, images, texts, completed, writer, prefix)
     values[f"{prefix}eval_seconds"] = time.perf_counter() - start
     writer.write(completed, configuration.flatten(values))
     recalls = [
@@ -178,3 +194,15 @@ def evaluate_and_log(evaluator: Evaluator, params, split, completed: int, writer
             f"text to image {recalls[1]}  rSum {metrics['rsum']:.1f}{scalars}  ({time.perf_counter() - start:.0f} s)"
         )
     return metrics["rsum"]
+
+
+def write_pictures(evaluator: Evaluator, params, split, images, texts, completed: int, writer, prefix: str) -> None:
+    """Writes TensorBoard images of some explained pairs of a split, `eval.explained_pairs` of them."""
+    caption_indices = explanation.evenly_spaced(evaluator.config.eval.explained_pairs, split.num_captions)
+    if not caption_indices:
+        return
+    explanations = explanation.explain_captions(evaluator, params, split, images, texts, caption_indices)
+    if jax.process_index() == 0:  # drawing takes seconds, and only process 0 writes
+        from mefn_jax.reports import figures  # imports matplotlib, which only this needs
+
+        writer.write_images(completed, f"{prefix}explained", map(figures.draw_pixels, explanations))

@@ -54,11 +54,41 @@ class Datasets:
     train: Split
     val: Split
 
-    @property
-    def steps(self) -> int:
-        """Returns the number of steps of the whole run."""
-        train_config = self.config.train
-        return train_config.steps or math.ceil(train_config.epochs * self.train.num_captions / train_config.batch_size)
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Position of a run: `step` steps are completed, which have seen `examples` pairs. The batch size may change when a
+    run resumes, so that neither follows from the other."""
+
+    step: int = 0
+    examples: int = 0
+
+    def after(self, step: int, batch_size: int) -> "Position":
+        """Returns the position when `step` steps are completed, the further ones with this batch size."""
+        return Position(step, self.examples + (step - self.step) * batch_size)
+
+    def data_offset(self, batch_size: int) -> int:
+        """Returns the position in the data of a step 0 from which steps of this batch size lead here (see
+        `pipeline.training_dataset`)."""
+        return self.examples - self.step * batch_size
+
+    def count_steps(self, train_config, captions: int) -> int:
+        """Returns the number of steps of the whole run, the completed ones included, with `captions` pairs in an
+        epoch. Raises ConfigError if there are too many."""
+        if train_config.steps:
+            return train_config.steps
+        size = train_config.batch_size
+        if train_config.epochs * captions / size > configuration.LARGEST_INT:
+            raise ConfigError(f"train.epochs={train_config.epochs} are more than {configuration.LARGEST_INT} steps")
+        return self.step + max(0, math.ceil(train_config.epochs * captions / size - self.examples / size))
+
+    def schedule(self, train_config, captions: int) -> tuple[int, float]:
+        """Returns the length of the learning rate's schedule in steps, and by how many steps it is ahead of the run. In
+        a run of `train.epochs` epochs it follows the share of the examples that were seen."""
+        if train_config.steps:
+            return train_config.steps, 0.0
+        whole = Position().count_steps(train_config, captions)
+        return whole, self.data_offset(train_config.batch_size) / train_config.batch_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +102,8 @@ class Run:
         step_config: what every step needs besides state and batch.
         hyper: the hyperparameters, on the devices.
         steps: number of steps of the whole run.
-        first_step: number of completed steps, the index of the next one.
+        start: the position from which the run goes on.
+        evaluates_first: whether the evaluation at `start` is missing: the run was stopped between save and evaluation.
         state: the train state.
         meta: what checkpoints store besides state and step (`checkpoint_metadata`).
     """
@@ -84,9 +115,15 @@ class Run:
     step_config: step.StepConfig
     hyper: Hyperparameters
     steps: int
-    first_step: int
+    start: Position
+    evaluates_first: bool
     state: state.TrainState
     meta: dict
+
+    @property
+    def first_step(self) -> int:
+        """Returns the number of completed steps, the index of the next one."""
+        return self.start.step
 
 
 def open_data(config: ConfigDict, mesh) -> Datasets:
@@ -99,13 +136,14 @@ def open_data(config: ConfigDict, mesh) -> Datasets:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} exceeds the {train_split.num_captions} training captions"
         )
+    Position().count_steps(config.train, train_split.num_captions)  # raises if there are too many
     return Datasets(config, dataset, train_split, val_split)
 
 
 def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
     """Sets up the run: from its latest checkpoint, or new. Raises ConfigError if hosts differ,
     UnreadableCheckpointError, CheckpointError or WeightsError."""
-    first_step, splits = checkpoints.latest or 0, (data.train, data.val)
+    first_step, splits, start = checkpoints.latest or 0, (data.train, data.val), Position()
     digests = on_all_processes(lambda: digest_data(data.dataset))
     fingerprint = run_fingerprint(data, workdir) | {f"digest of {part}": str(x) for part, x in digests.items()}
     check_processes_agree(fingerprint | {"latest checkpoint": str(first_step)})
@@ -117,6 +155,7 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
         check_resumes(config, saved_meta["config"], workdir)
         check_same_data(saved_meta.get("data"), digests, config.data.dir, workdir)
         tokenizer = make_tokenizer(config, saved_meta["tokenizer"])
+        start = Position(first_step, saved_meta["examples"])
     else:
         resolved = on_all_processes(lambda: resolve(data.config, splits))
         config = resolved.config
@@ -124,7 +163,8 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
     check_processes_agree({"tokenizer": hashlib.sha256(tokenizer.json.encode()).hexdigest()[:12]})
     model = build_model(config, tokenizer.vocab_size)
     init = make_init(model, config, mesh)
-    hyper = hyperparameters_from_config(config, data.steps)
+    steps = start.count_steps(config.train, data.train.num_captions)
+    hyper = hyperparameters_from_config(config, *start.schedule(config.train, data.train.num_captions))
     shapes, _ = split_constants(jax.eval_shape(init, hyper.seed))
     lr_multipliers = optim.lr_multipliers(shapes, config.train.lr_multipliers, config.train.layer_decay)
     if first_step:
@@ -145,11 +185,19 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
         evaluator=evaluator,
         step_config=step_config,
         hyper=from_full_copy(replicated(mesh), hyper),
-        steps=data.steps,
-        first_step=first_step,
+        steps=steps,
+        start=start,
+        evaluates_first=first_step > 0
+        and is_evaluation_due(first_step, steps, config.train)
+        and broadcast_text(lambda: str(checkpoints.is_evaluated(first_step))) == "False",
         state=train_state,
         meta=checkpoint_metadata(config, tokenizer, digests),
     )
+
+
+def is_evaluation_due(completed: int, steps: int, train_config) -> bool:
+    """Returns whether a run of `steps` steps is evaluated after `completed` steps."""
+    return completed == steps or completed % train_config.eval_every == 0
 
 
 def run_fingerprint(data: Datasets, workdir) -> dict[str, str]:
@@ -235,12 +283,15 @@ def checkpoint_metadata(config, tokenizer: Tokenizer, digests: dict) -> dict:
 
 def check_resumes(config, saved_config: dict, workdir) -> None:
     """Prints the options that have changed since the checkpoint of a run that resumes, whose configuration is
-    `saved_config`. Raises CheckpointError, naming the options, if they change the model."""
+    `saved_config`. Raises CheckpointError, naming the options, if they change the model or the loss: what determines
+    the shapes of the state."""
     changed = configuration.diff_configs(saved_config, config.to_dict())
-    model_changes = {key: values for key, values in changed.items() if key.split(".")[0] in configuration.MODEL_KEYS}
-    if model_changes:
-        differences = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in model_changes.items())
-        raise CheckpointError(f"{workdir} holds a run with another model ({differences}); choose another --workdir")
+    fixed = {k: v for k, v in changed.items() if not {k, k.split(".")[0]}.isdisjoint(configuration.FIXED_KEYS)}
+    if fixed:
+        differences = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in fixed.items())
+        raise CheckpointError(
+            f"{workdir} holds a run with another model or loss ({differences}); choose another --workdir"
+        )
     for key, (old, new) in changed.items():
         print0(f"note: {key} was {old!r} in this workdir and is now {new!r}")
     if bool(config.train.ema_decay) != bool(saved_config["train"]["ema_decay"]):
@@ -285,6 +336,7 @@ def print_header(run: Run, workdir) -> None:
     """Prints the header of a run: model, data, devices, length, versions."""
     config, mesh, train_split, val_split = run.config, run.evaluator.mesh, run.train, run.val
     frozen = state.num_params(optim.select_frozen(run.state.params, run.step_config.lr_multipliers))
+    examples = run.start.after(run.steps, config.train.batch_size).examples
     parameters = f"{state.num_params(run.state.params):,} parameters" + (
         f", {frozen:,} of them frozen" if frozen else ""
     )
@@ -306,7 +358,7 @@ def print_header(run: Run, workdir) -> None:
             "text": text,
             "devices": f"{mesh.size} x {device.device_kind}, {jax.process_count()} process(es), {describe_mesh(mesh)}",
             "batch": f"{config.train.batch_size} pairs, {config.train.batch_size // mesh.size} a device",
-            "steps": f"{run.steps:,} ({run.steps * config.train.batch_size / train_split.num_captions:.1f} epochs)"
+            "steps": f"{run.steps:,} ({examples / train_split.num_captions:.1f} epochs)"
             + (f", resuming after {run.first_step:,}" if run.first_step else ""),
             "seed": str(config.train.seed),
             "commit": git_commit(),

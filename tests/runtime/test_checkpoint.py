@@ -1,12 +1,16 @@
-"""Checkpoints: a full disk, an unreadable newest checkpoint, an unreadable only one, and other formats."""
+"""Checkpoints: a full disk, an unreadable newest checkpoint, an unreadable only one, other formats, and bit rot."""
 
 import dataclasses
+import json
 import re
 import resource
 import shutil
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from commands import ROOT, SMOKE, assert_equal_states, environment, finish, logged, read_state
 
@@ -93,3 +97,104 @@ def test_checkpoint_of_newer_format_does_not_count_as_unreadable(eight_steps, mo
     with Checkpoints(eight_steps) as checkpoints, pytest.raises(CheckpointError, match=message) as raised:
         checkpoints.meta(8)
     assert not isinstance(raised.value, UnreadableCheckpointError)
+
+
+META = {"config": {"train": {"batch_size": 4, "betas": (0.9, 1e-8), "none": (), "text": ""}}, "tokenizer": "{}"}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A workdir with one checkpoint, of step 3, and its state."""
+    workdir, rng = tmp_path_factory.mktemp("small"), np.random.default_rng(0)
+    params = {"a": rng.normal(size=(40, 30)).astype(np.float32), "b": rng.normal(size=5).astype(np.float32)}
+    state = jax.tree.map(jnp.asarray, {"params": params, "opt_state": (jnp.int32(3), params)})
+    with Checkpoints(workdir, create=True) as checkpoints:
+        meta = META | {"format": checkpoint.CHECKPOINT_FORMAT.number, "examples": 12}
+        checkpoints.save(3, state, meta)
+    return workdir, state
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+
+
+def test_flipped_bits_are_noticed_or_change_nothing(small, tmp_path, caplog):
+    """Flips a bit at many places in all files of a checkpoint."""
+    workdir, state = small
+    shutil.copytree(workdir, tmp_path / "run")
+    files = [
+        path for path in (tmp_path / "run" / "checkpoints" / "3").rglob("*") if path.stat().st_size * path.is_file()
+    ]
+    largest, rng, refused = max(files, key=lambda path: path.stat().st_size), np.random.default_rng(0), 0
+    for k in range(24):
+        path = largest if k % 2 else files[k // 2 % len(files)]
+        original = path.read_bytes()
+        damaged = bytearray(original)
+        damaged[rng.integers(len(damaged))] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            with Checkpoints(tmp_path / "run") as checkpoints:
+                meta = checkpoints.meta(checkpoints.resolve_step("latest"))
+                found = checkpoints.restore(3, abstract(state))
+            jax.tree.map(np.testing.assert_array_equal, found, state)
+            assert json.loads(json.dumps(meta["config"])) == json.loads(json.dumps(META["config"]))
+        except CheckpointError:
+            refused += 1
+        path.write_bytes(original)
+    assert refused >= 8
+    assert not any("Traceback" in record.getMessage() or record.name == "asyncio" for record in caplog.records)
+
+
+def test_restore_checks_the_leaves_that_it_reads(small, tmp_path, monkeypatch):
+    _, state = small
+    damaged = state | {"params": {"a": state["params"]["a"].at[7, 3].add(1e-7), "b": state["params"]["b"]}}
+    compute = checkpoint.compute_checksums
+    with Checkpoints(tmp_path, create=True) as checkpoints, monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "compute_checksums", lambda _: compute(state))  # as if a bit changed on the disk
+        checkpoints.save(3, damaged, META | {"format": checkpoint.CHECKPOINT_FORMAT.number, "examples": 12})
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(
+            UnreadableCheckpointError, match=r"/3: cannot be read as a checkpoint .*params/a is damaged"
+        ):
+            checkpoints.restore(3, {"params": abstract(state["params"])})
+        part = {"params": {"b": abstract(state["params"]["b"])}}
+        np.testing.assert_array_equal(checkpoints.restore(3, part)["params"]["b"], state["params"]["b"])
+        for wanted, message in (
+            ({"params": {"c": abstract(state["params"]["b"])}}, "/3 has no params/c: it belongs to another model"),
+            (
+                {"params": {"b": jax.ShapeDtypeStruct((6,), jnp.float32)}},
+                r"no params/b of float32\[6\], but of float32",
+            ),
+        ):
+            with pytest.raises(CheckpointError, match=message):
+                checkpoints.restore(3, wanted)
+
+
+def test_renamed_step_and_damaged_rsum_are_named(small, tmp_path, capsys):
+    shutil.copytree(small[0], tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "3").rename(folder / "9")
+    with (
+        Checkpoints(tmp_path / "run") as checkpoints,
+        pytest.raises(CheckpointError, match="/9: is the checkpoint of step 3"),
+    ):
+        checkpoints.meta(9)
+    for text in ('{"rsum": "x"}', '{"rsum": NaN}', "[]", "{"):
+        (folder / "9" / "rsum.json").write_text(text)
+        with Checkpoints(tmp_path / "run") as checkpoints:
+            assert not checkpoints.is_evaluated(9)
+            assert checkpoints.best == 9
+        assert "9/rsum.json: cannot be read" in capsys.readouterr().out
+
+
+def test_latest_two_and_best_are_kept(small, tmp_path):
+    meta, state = META | {"format": checkpoint.CHECKPOINT_FORMAT.number, "examples": 0}, {"x": jnp.ones(2)}
+    with Checkpoints(tmp_path, create=True) as checkpoints:
+        for step, rsum in ((1, 5.0), (2, 7.0), (3, 6.0), (4, 7.0), (5, None), (6, 1.0), (7, 2.0)):
+            checkpoints.save(step, state, meta)
+            if rsum is not None:
+                checkpoints.record_rsum(step, rsum)
+        assert checkpoints.best == 4
+    with Checkpoints(tmp_path) as checkpoints:
+        assert (checkpoints.best, checkpoints.latest) == (4, 7)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [4, 6, 7]
