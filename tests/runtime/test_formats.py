@@ -6,7 +6,7 @@ import pytest
 
 from mefn_jax.errors import CheckpointError, DataError
 from mefn_jax.evaluation import results
-from mefn_jax.retrieval import index
+from mefn_jax.retrieval import index_files
 from mefn_jax.runtime import checkpoint
 from mefn_jax.runtime.formats import Format
 
@@ -44,7 +44,7 @@ def test_upgrade_refuses_other_formats_by_name(metadata, message):
         FORMAT.upgrade(metadata, "run/checkpoints/8")
 
 
-@pytest.mark.parametrize("kind", [checkpoint.CHECKPOINT_FORMAT, index.INDEX_FORMAT, results.RESULTS_FORMAT])
+@pytest.mark.parametrize("kind", [checkpoint.CHECKPOINT_FORMAT, index_files.INDEX_FORMAT, results.RESULTS_FORMAT])
 def test_every_numbered_format_has_an_upgrade(kind):
     assert set(range(1, kind.number)) <= set(kind.upgrades)
     assert issubclass(kind.error, CheckpointError | DataError)
