@@ -15,6 +15,6 @@ def test_show_data_draws_sheet_and_names_file_that_cannot_be_written(tmp_path, c
         assert line in text
     assert Image.open(out).size[0] > 1000
     bad = command("-m mefn_jax.show_data", "--config=configs/shapes.py:smoke", f"--out={tmp_path}/x.doc", check=False)
-    assert "x.doc: cannot be written as an image" in bad.stderr
+    assert "x.doc: give a .png or .jpg file" in bad.stderr
     bad = command("-m mefn_jax.show_data", "--config=configs/shapes.py:smoke", "--out=gs://b/x.png", check=False)
     assert "--out=gs://b/x.png" in bad.stderr

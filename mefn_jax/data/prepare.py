@@ -97,6 +97,8 @@ def _staging_directory(out: Path):
     prefix = f".{out.name}.incomplete-"
     out.parent.mkdir(parents=True, exist_ok=True)
     for leftover in out.parent.glob(f"{glob.escape(prefix)}*"):
+        if not (leftover / "lock").exists():  # of a process that is about to lock it
+            continue
         with contextlib.suppress(OSError, LockError), take_flock(leftover / "lock"):
             shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent) as work, take_flock(Path(work) / "lock"):
