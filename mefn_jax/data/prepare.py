@@ -97,12 +97,18 @@ def _staging_directory(out: Path):
     prefix = f".{out.name}.incomplete-"
     out.parent.mkdir(parents=True, exist_ok=True)
     for leftover in out.parent.glob(f"{glob.escape(prefix)}*"):
-        if not (leftover / "lock").exists():  # of a process that is about to lock it
-            continue
         with contextlib.suppress(OSError, LockError), take_flock(leftover / "lock"):
             shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent) as work, take_flock(Path(work) / "lock"):
-        yield work
+    # It gets the name by which others find it when it is locked, so that none takes it for one of a killed run.
+    unlocked = Path(tempfile.mkdtemp(prefix=f".{out.name}.unlocked-", dir=out.parent))
+    work = out.parent / unlocked.name.replace(".unlocked-", ".incomplete-")
+    try:
+        with take_flock(unlocked / "lock"):
+            unlocked.rename(work)
+            yield work
+    finally:
+        for directory in (unlocked, work):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _draw_splits(scenes, seed):
