@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -85,6 +86,13 @@ def command(cache, forks, tmp_path_factory):
     return run
 
 
+def reset_signals() -> None:
+    """Lets a new process receive signals, whatever this process ignores or blocks."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 @pytest.fixture(scope="module")
 def start_training(cache):
     """`start_training(workdir, processes, *flags)` starts `train.py` in this number of processes and returns them. Each
@@ -104,6 +112,7 @@ def start_training(cache):
                 words += [f"--coordinator_address=localhost:{port}", f"--num_processes={processes}"]
                 words += [f"--process_id={k}"]
             output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            output["preexec_fn"] = reset_signals
             started.append(subprocess.Popen(words, env=environment(cache, devices), cwd=ROOT, **output))
         running.extend(started)
         return started
