@@ -77,8 +77,6 @@ PIXEL_AUGMENTATIONS = {
 }
 # Sections and options that determine the shape and meaning of the state. A run resumes only if they are unchanged.
 FIXED_KEYS = ("model", "embed_dim", "image", "text", "matcher", "loss.name")
-
-
 LARGEST_INT = 2**31 - 1  # of int32
 LARGEST_FLOAT = 3.4e38  # of float32
 LARGEST_SEED = 2**62 - 1  # seeds are doubled and become keys of 64 bits (`mefn_jax/data/pipeline.py`)
@@ -164,7 +162,7 @@ def _check_colors(key: str, values, above: float) -> None:
     if len(values) != 3 or not are_numbers:
         raise ConfigError(f"{key}: {values} must be three numbers, one for each channel")
     if min(values) <= above:
-        raise ConfigError(f"{key}: {values} must be above {above:g}, or pixels are divided by nothing")
+        raise ConfigError(f"{key}: {values} must be above {above:g}")
 
 
 def _check_sizes(options: dict) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.formats import cached_words
-from mefn_jax.data.split import Split
+from mefn_jax.data.split import Split, spread_positions
 from mefn_jax.errors import DataError
 
 # Images whose captions are read for the digest of a run's data. Reading all records of COCO, images included, would
@@ -28,7 +28,7 @@ PARTS = {
 
 def digest_gallery(split: Split) -> str:
     """Returns the digest of a split's image ids and captions; reads all its records."""
-    return _digest_records(split.record, split.caption_offsets, range(split.num_images))
+    return _digest_captions(split.caption_offsets, split.ids_and_captions)
 
 
 def digest_data(dataset: Dataset) -> dict[str, str | None]:
@@ -43,17 +43,19 @@ def digest_data(dataset: Dataset) -> dict[str, str | None]:
             split = dataset.stored_split(name)
             if split is not None:
                 number = split.num_images if split.region_width else DIGESTED_IMAGES
-                positions = _spread(len(split.records), number)
-                digests[name] = _digest_records(split.records.__getitem__, split.caption_offsets, positions)
+                records = (split.records[int(k)] for k in spread_positions(len(split.records), number))
+                sample = ((record["image_id"], record["captions"]) for record in records)
+                digests[name] = _digest_captions(split.caption_offsets, sample)
                 if name == "train":
                     digests["features"] = _digest_features(dataset, split)
         except DataError:
-            pass  # whoever needs the split opens it and says what is wrong
+            continue  # the code that needs the split opens it again, and reports the error
     return digests
 
 
 def find_changes(old: dict | None, new: dict) -> list[str]:
-    """Returns what differs between two results of `digest_data`, as PARTS name it; what is unknown does not differ."""
+    """Returns the values of PARTS for the parts that differ between two results of `digest_data`. A part that is None
+    in one of them does not count as different."""
     return [
         text
         for part, text in PARTS.items()
@@ -66,12 +68,12 @@ def digest_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _digest_records(read, caption_offsets: np.ndarray, positions) -> str:
-    """Returns the digest of the numbers of captions, and of the ids and captions of the records at `positions`."""
+def _digest_captions(caption_offsets: np.ndarray, ids_and_captions) -> str:
+    """Returns the digest of the number of captions of every image (`caption_offsets`), and of the pairs (image id,
+    captions) that are given."""
     digest = hashlib.sha256(np.ascontiguousarray(caption_offsets, "<i8"))
-    for k in positions:
-        record = read(int(k))
-        digest.update(json.dumps([record["image_id"], record["captions"]]).encode())
+    for image_id, captions in ids_and_captions:
+        digest.update(json.dumps([image_id, captions]).encode())
     return digest.hexdigest()
 
 
@@ -79,16 +81,11 @@ def _digest_features(dataset: Dataset, train: Split) -> str | None:
     """Returns the digest of some regions and cached words of train; None if it has neither."""
     arrays = []
     if train.region_width:
-        arrays += [train.records[int(k)]["regions"] for k in _spread(len(train.records), DIGESTED_FEATURES)]
+        arrays += [train.records[int(k)]["regions"] for k in spread_positions(len(train.records), DIGESTED_FEATURES)]
     if dataset.cached_text:
         words = cached_words.map_words(dataset.cached_text, train.name)
-        arrays += [words[k] for k in _spread(len(words), DIGESTED_FEATURES)]
+        arrays += [words[k] for k in spread_positions(len(words), DIGESTED_FEATURES)]
     digest = hashlib.sha256()
     for x in arrays:
         digest.update(f"{x.dtype.str}{x.shape}".encode() + x.tobytes())
     return digest.hexdigest() if arrays else None
-
-
-def _spread(length: int, number: int) -> np.ndarray:
-    """Returns at most `number` positions below `length`, evenly spaced, with the first and the last."""
-    return np.unique(np.linspace(0, length - 1, min(length, number)).astype(int))

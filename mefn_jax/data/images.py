@@ -160,12 +160,12 @@ class _Source:
 
 @dataclasses.dataclass(frozen=True)
 class _Scale:
-    """Scale at which an image was decoded.
+    """Relation of decoded pixels to those of the image.
 
     Attributes:
-        reduction: sides of the image over those of its decoded pixels, before these are rounded up.
-        starts: pixels of the image that rounding up has added at the left and at the top, instead of the right and the
-            bottom (turned images).
+        reduction: factor by which the decoded sides are shorter than the image's; they are rounded up.
+        starts: number of image pixels by which rounding up has extended the left and the top side. It is 0 unless the
+            image was turned upright; otherwise the right and the bottom side are extended.
     """
 
     reduction: int = 1
@@ -269,11 +269,12 @@ def _resize_reduced(source: _Source, resize: Resize) -> np.ndarray:
 
 
 def _resize_box(source: _Source, box: tuple[int, int, int, int], resize: Resize) -> np.ndarray:
-    """Resizes a box, in pixels of the image, to uint8 `(size, size, 3)`; decodes at a reduced scale if it is large."""
+    """Resizes a box, given in pixels of the image, to uint8 `(size, size, 3)`. For a large box, the image is decoded at
+    a reduced scale."""
     sides = box[2] - box[0], box[3] - box[1]
     pixels, scale = source.decode(_choose_reduction(sides, resize.size))
     left, top, right, bottom = scale.to_decoded(box)
-    # Pixels outside of the box are not seen, except for a part of one at a reduced scale.
+    # Pixels outside the box are cut off. At a reduced scale, part of a border pixel lies outside.
     first_column, first_row = math.floor(left), math.floor(top)
     pixels = pixels[first_row : math.ceil(bottom), first_column : math.ceil(right)]
     box = (left - first_column, top - first_row, right - first_column, bottom - first_row)

@@ -9,6 +9,11 @@ SPLIT_ALIASES = {"dev": "val"}  # other accepted names of splits
 SAMPLED_IMAGES = 1000  # images whose captions are a sample of the split
 
 
+def spread_positions(length: int, number: int) -> np.ndarray:
+    """Returns at most `number` positions below `length`, int, evenly spaced, with the first and the last."""
+    return np.unique(np.linspace(0, length - 1, min(length, number)).astype(int))
+
+
 @dataclasses.dataclass
 class Split:
     """Split of a data set. Image k has captions `caption_offsets[k] : caption_offsets[k + 1]`, in source order.
@@ -63,8 +68,14 @@ class Split:
     def sampled_captions(self) -> list[str]:
         """Returns the captions of at most SAMPLED_IMAGES images, evenly spaced. Reading all records of a large data set
         takes minutes."""
-        images = np.unique(np.linspace(0, self.num_images - 1, SAMPLED_IMAGES).astype(int))
+        images = spread_positions(self.num_images, SAMPLED_IMAGES)
         return [caption for k in images for caption in self.record(k)["captions"]]
+
+    @functools.cached_property
+    def ids_and_captions(self) -> list[tuple[str, list[str]]]:
+        """Returns the id and the captions of each image. All records are read, once: with images this takes long."""
+        records = map(self.record, range(self.num_images))
+        return [(record["image_id"], record["captions"]) for record in records]
 
     def twins(self) -> np.ndarray:
         """Returns the position of each drawn scene's twin, int64 `(I,)`, -1 for images without one."""

@@ -46,13 +46,13 @@ def compute_statistics(split: Split, tokenizer: Tokenizer) -> Statistics:
         captions += record["captions"]
         if "image" in record:
             digests.append(hashlib.blake2b(record["image"], digest_size=16).digest())
-    lengths, unknown = _count_wordpieces(captions, tokenizer)
+    lengths, unknown = count_wordpieces(captions, tokenizer)
     texts = [tokenizer.normalize(c) for c in captions]
     side_fraction = float(np.mean([mentions_side(c) for c in captions]))
     return Statistics(texts, np.diff(split.caption_offsets), lengths, unknown, side_fraction, digests)
 
 
-def _count_wordpieces(captions: list[str], t: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def count_wordpieces(captions: list[str], t: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Returns the number of wordpieces of each caption before it is cut, and how many of them are unknown, int
     `(C,)`."""
     uncut_tokenizer = Tokenizer(t.json, max(WHOLE, t.max_tokens + 1), t.lower_case, t.punctuation)
@@ -70,7 +70,7 @@ def summarize_text(split: Split, tokenizer: Tokenizer, flips: bool) -> tuple[str
     Takes a sample of the captions (`Split.sampled_captions`). `flips` says whether images are to be mirrored.
     """
     captions = split.sampled_captions
-    lengths, unknown = _count_wordpieces(captions, tokenizer)
+    lengths, unknown = count_wordpieces(captions, tokenizer)
     cut, unknown_share = int(np.sum(lengths > tokenizer.max_tokens)), unknown.sum() / max(1, lengths.sum())
     sample = f"{len(captions):,} captions" if len(captions) == split.num_captions else f"a sample of {len(captions):,}"
     line = f"{100 * unknown_share:.2f} % of wordpieces unknown, {cut:,} of {sample} cut at {tokenizer.max_tokens}"

@@ -6,8 +6,8 @@ import unicodedata
 
 import numpy as np
 
-# Words for left and right by language, as patterns of whole words in lower case. A word too many costs only that an
-# image is not mirrored.
+# Words for left and right by language, as patterns of whole words in lower case. If a pattern also matches another
+# word, some images are needlessly not mirrored, which does no harm.
 SIDE_WORDS = {
     "English": r"(left|right)(most|wards?|hand(ed)?|side)?",
     "German": r"(links|rechts)\w*|(link|recht)e[mnrs]?",
@@ -35,7 +35,7 @@ SIDE_WORDS = {
     "Indonesian, Malay, Filipino": r"kiri|kanan|kaliwa",
     "Swahili": r"kushoto|kulia",
 }
-# The same for languages with prefixes or without spaces: parts of words.
+# Parts of such words, for languages that write prefixes or no spaces.
 SIDE_PARTS = {
     "Greek": "αριστερ|δεξ[ιί]",
     "Russian, Ukrainian, Bulgarian, Serbian": "лев|лів|ляв|прав|десн|дясн|лијев",

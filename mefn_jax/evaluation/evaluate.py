@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 
 from mefn_jax import metrics
 from mefn_jax.data import statistics
@@ -47,8 +48,6 @@ from mefn_jax.runtime.storage import is_remote
 from mefn_jax.scoring.ranking import list_tiles, rank
 
 TOP = 10  # best captions of every image, and best images of every caption, that ranks.npz keeps
-
-
 UNKNOWN_WARNING = 5.0  # percentage of unknown wordpieces from which on an evaluation warns
 
 
@@ -83,7 +82,7 @@ class EvaluationResult:
     texts: Features
     report: dict
     ranks: dict
-    folder: object = None
+    folder: epath.Path | None = None
 
 
 def evaluate(
@@ -97,8 +96,8 @@ def evaluate(
     """Evaluates a run's checkpoint on a gallery, prints the table, and writes `metrics.json` and `ranks.npz`.
 
     The files go into `run.output_dir`. `save_scores`: a file for all scores; `rerank`: if not empty, reranking is
-    evaluated too (see `rerank.parse_rerank`). `files`: what will be written into the directory `out`, with checks of
-    what is there (see `outputs.check_output_directory`).
+    evaluated too (see `rerank.parse_rerank`). `files`: names of the files that will be written into `out`, each with
+    the check that recognizes an own file (`own` of `outputs.check_output_directory`).
     """
     check_on_first_process(lambda: check_outputs(out, save_scores, gallery, files))
     evaluator, params, step_number = run.load()
@@ -204,7 +203,9 @@ def describe_text(evaluator: Evaluator, split: Split) -> dict:
     if split.cached_text:
         return {"tokenizer": None, "unknown_wordpieces": None}
     tokenizer = evaluator.tokenizer
-    percent = 100 * statistics.unknown_fraction(statistics.compute_statistics(split, tokenizer))
+    captions = [caption for _, of_image in split.ids_and_captions for caption in of_image]
+    lengths, unknown = statistics.count_wordpieces(captions, tokenizer)
+    percent = 100 * float(unknown.sum() / max(1, lengths.sum()))
     mark = "warning: " if percent >= UNKNOWN_WARNING else ""
     print0(f"{mark}{percent:.1f} % of the wordpieces of {split.name} are unknown to the model")
     return {"tokenizer": digest_text(tokenizer.json), "unknown_wordpieces": percent}

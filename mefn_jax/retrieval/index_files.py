@@ -148,7 +148,7 @@ def create_growing(path: Path, checkpoint_id: dict, found: ImageFolder) -> Growi
         write_atomic(epath.Path(path / "images.json"), encode_names(found.names))
         growing = GrowingIndex(path, found.names, checkpoint_id, str(found.folder))
         if path.name.startswith("update-"):
-            return growing  # saved when rows are copied: until then it counts as nothing
+            return growing  # saved when the rows are copied; without index.json it is not yet an update
         growing.save()
     except OSError as e:
         raise ConfigError(f"--out={path}: cannot be written ({e.strerror})") from None
@@ -190,14 +190,14 @@ def remove_updates(out: Path, kept: Path | None = None) -> None:
 
 
 def commit_update(out: Path, update: Path) -> None:
-    """Replaces the files of an index by those of a complete update."""
+    """Replaces the files of an index with those of a complete update of it."""
     write_atomic(epath.Path(out / COMMIT_FILE), json.dumps({"update": update.name}).encode())
     finish_commit(out)
 
 
 def finish_commit(out: Path) -> None:
-    """Replaces the files of an index by those of an update, if that has begun. It can be stopped at any time and be
-    begun again. Raises DataError if COMMIT_FILE is damaged."""
+    """Finishes the replacement of an index's files that `commit_update` has begun, if it has. It can be stopped at any
+    time, and the next call goes on. Raises DataError if COMMIT_FILE is damaged."""
     commit = out / COMMIT_FILE
     if not commit.is_file():
         return

@@ -179,12 +179,17 @@ def parse_count(text: str) -> int | None:
     return number if number is not None and number <= LARGEST_COUNT else None
 
 
+def _find_config_argument() -> str:
+    """Returns the value of `--config` on the command line, `FILE.py:arguments`; empty if it is not given."""
+    words = sys.argv[1:]
+    values = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+    values += [value for name, value in itertools.pairwise(words) if name == "--config"]
+    return values[-1] if values else ""
+
+
 def _describe_config_error(error: Exception) -> str:
     """Returns the message of an error that the file of `--config` raises, with its line; empty for any other error."""
-    words = sys.argv[1:]
-    paths = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
-    paths += [value for name, value in itertools.pairwise(words) if name == "--config"]
-    path = os.path.expanduser(paths[-1].partition(":")[0]) if paths else ""
+    path = os.path.expanduser(_find_config_argument().partition(":")[0])
     if not os.path.isfile(path):
         return ""
     if isinstance(error, SyntaxError):
@@ -202,10 +207,7 @@ def _describe_config_error(error: Exception) -> str:
 def _describe_unknown(default: str | None) -> str:
     """Returns a message about the first override on the command line that the configuration lacks, with the names that
     it has there; empty if there is none."""
-    words = sys.argv[1:]
-    chosen = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
-    chosen += [value for name, value in itertools.pairwise(words) if name == "--config"]
-    path, _, argument = (chosen or [default or ""])[-1].partition(":")
+    path, _, argument = (_find_config_argument() or default or "").partition(":")
     if not path:
         return ""
     spec = importlib.util.spec_from_file_location("configuration", path)

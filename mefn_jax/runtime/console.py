@@ -16,8 +16,8 @@ def print0(text: str) -> None:
 
 @contextlib.contextmanager
 def tolerate_faults(part: str):
-    """Prints one line if its body, an optional `part` of training such as "pictures", fails, instead of ending the
-    training."""
+    """Prints one line if the body fails, so that training goes on; `part` names the optional part of training that the
+    body is, such as "pictures"."""
     try:
         yield
     except Exception as e:

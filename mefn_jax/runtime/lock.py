@@ -230,12 +230,12 @@ def _take_lease(option: str, directory, file, me: dict):
     `LEASE_SECONDS`. Raises LockError if it is renewed, or taken by another."""
     text, version = file.read()
     deadline, waits = time.monotonic() + LEASE_SECONDS, False
-    # Only what is seen to change counts: the clocks of hosts differ.
+    # A holder is alive if its file changes. Times in the file would not do, because the clocks of hosts differ.
     while text and not _has_ended(_parse_holder(text)) and time.monotonic() < deadline:
         if not waits:
             print(
-                f"{option}={directory}: waiting up to {LEASE_SECONDS:.0f} s, whether the process that wrote here still "
-                "runs or was killed",
+                f"{option}={directory}: waiting up to {LEASE_SECONDS:.0f} s to see whether the process that wrote here "
+                "still runs",
                 flush=True,
             )
             waits = True
@@ -278,7 +278,7 @@ class _Lease:
             try:
                 self.version = self.file.write(_lease_text(self.me), self.version)
             except FileExistsError:
-                with contextlib.suppress(Exception):  # an outage; asked again next time
+                with contextlib.suppress(Exception):  # an outage: the next renewal asks again
                     self.lost = self._is_taken()
             except Exception:  # an outage, in which nobody else can write either
                 continue

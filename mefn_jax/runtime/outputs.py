@@ -1,6 +1,6 @@
-"""Checks, before any work begins, that a command can write its files, and that they replace nothing foreign.
+"""Checks, before any work begins, that a command can write its files, and that no other file is lost by it.
 
-A file that exists is replaced only if it is of the project's own kind: a check that its writer gives recognizes it.
+An existing file is replaced only if a command of this project wrote it, which the caller's check `is_own` recognizes.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def check_output_directory(option: str, path, own: Mapping[str, Callable[[Path],
 
 
 def _check_replaceable(subject: str, path: Path, is_own: Callable[[Path], bool]) -> None:
-    """Raises ConfigError if something foreign stands at a path. An empty file may be replaced."""
+    """Raises ConfigError if a path has anything but a file that may be replaced: an own or an empty one."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -65,7 +65,7 @@ def _check_replaceable(subject: str, path: Path, is_own: Callable[[Path], bool])
         raise ConfigError(f"{subject}: is a device or a pipe, not a file; give another name")
     try:
         replaceable = not status.st_size or is_own(path)
-    except Exception:  # a foreign file can raise any error of the libraries that read it
+    except Exception:  # for other files, the libraries that read them raise errors of any class
         replaceable = False
     if not replaceable:
         raise ConfigError(f"{subject}: exists and was not written by this command; choose another name, or remove it")
@@ -80,7 +80,7 @@ def _check_writable(subject: str, directory: Path) -> None:
             existing = existing.parent
         if not existing.is_dir():
             raise ConfigError(f"{subject}: {existing} is not a directory")
-        os.rmdir(tempfile.mkdtemp(prefix=".mefn-", dir=existing))  # rights alone do not tell of read-only disks
+        os.rmdir(tempfile.mkdtemp(prefix=".mefn-", dir=existing))  # permissions do not show a read-only disk
     except (OSError, ValueError) as e:
         raise ConfigError(f"{subject}: cannot be written ({getattr(e, 'strerror', None) or e})") from None
 

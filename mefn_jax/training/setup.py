@@ -68,8 +68,8 @@ class Position:
         return Position(step, self.examples + (step - self.step) * batch_size)
 
     def data_offset(self, batch_size: int) -> int:
-        """Returns the position in the data of a step 0 from which steps of this batch size lead here (see
-        `pipeline.training_dataset`)."""
+        """Returns the position in the data at which step 0 would have begun if all steps had had this batch size; see
+        `offset` of `pipeline.training_dataset`."""
         return self.examples - self.step * batch_size
 
     def count_steps(self, train_config, captions: int) -> int:

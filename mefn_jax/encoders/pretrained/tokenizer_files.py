@@ -11,7 +11,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from mefn_jax.data.tokenizer import Tokenizer, check_tokenizer_json
+from mefn_jax.data.tokenizer import Tokenizer
+from mefn_jax.data.tokenizer_json import check_tokenizer_json
 from mefn_jax.encoders.pretrained.files import check_links, import_transformers, read_object, to_one_line
 from mefn_jax.encoders.pretrained.weights import read_config, select_tower
 from mefn_jax.errors import DataError, WeightsError
