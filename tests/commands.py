@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,14 @@ def refusal(command, script, *args, printed="") -> str:
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, result.stderr
     return errors[0]
+
+
+def reset_signals() -> None:
+    """Lets a new process receive signals, whatever this process ignores or blocks (a shell's background jobs ignore
+    Ctrl-C, and training leaves an ignored signal ignored)."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def finish(processes, status=0) -> list[str]:

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +20,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu is installed, but there is no TPU
 import numpy as np
 import pytest
 import tokenizers
-from commands import ROOT, SMOKE, environment, is_same_environment
+from commands import ROOT, SMOKE, environment, is_same_environment, reset_signals
 from fake_gcs import FakeGcs
 from forks import Forks
 from PIL import Image
@@ -84,13 +83,6 @@ def command(cache, forks, tmp_path_factory):
         return result
 
     return run
-
-
-def reset_signals() -> None:
-    """Lets a new process receive signals, whatever this process ignores or blocks."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from commands import ROOT
+from commands import ROOT, reset_signals
 
 TRAIN = """
 import itertools, time
@@ -37,16 +37,33 @@ run_command(main, lambda: None)
 """
 
 
-def start(script, **options):
-    """Starts a script and waits for its first line."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    process = subprocess.Popen([sys.executable, "-c", script], **pipes, **options)
-    assert process.stdout.readline().startswith("step")
-    return process
+@pytest.fixture
+def start():
+    """`start(script, prepare=f)` starts a script, in whose process `f` is called first, and waits for its first line;
+    what still runs after the test is killed."""
+    running = []
+
+    def run(script, prepare=reset_signals):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+        process = subprocess.Popen([sys.executable, "-c", script], preexec_fn=prepare, **pipes)
+        running.append(process)
+        assert process.stdout.readline().startswith("step")
+        return process
+
+    yield run
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def ignore_hangup():
+    """Does what nohup does."""
+    reset_signals()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_first_signal_stops_after_the_step(name):
+def test_first_signal_stops_after_the_step(name, start):
     process = start(TRAIN)
     process.send_signal(getattr(signal, name))
     process.send_signal(getattr(signal, name))  # an echo: a terminal signals a group, and a starter passes it on
@@ -55,7 +72,7 @@ def test_first_signal_stops_after_the_step(name):
     assert f"{name}: saving after this step" in err
 
 
-def test_second_signal_ends_at_once():
+def test_second_signal_ends_at_once(start):
     process = start(BLOCKED)
     for _ in range(2):
         process.send_signal(signal.SIGINT)
@@ -66,15 +83,15 @@ def test_second_signal_ends_at_once():
     assert "SIGINT: ended without a further save" in err
 
 
-def test_lost_output_stops_after_the_step():
+def test_lost_output_stops_after_the_step(start):
     process = start(TRAIN)
     process.stdout.close()
     assert "SIGHUP: saving after this step" in process.stderr.read()
     assert process.wait(timeout=30) == 0
 
 
-def test_ignored_hangup_stays_ignored():
-    process = start(TRAIN, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+def test_ignored_hangup_stays_ignored(start):
+    process = start(TRAIN, prepare=ignore_hangup)
     process.send_signal(signal.SIGHUP)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
@@ -82,7 +99,7 @@ def test_ignored_hangup_stays_ignored():
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
-def test_other_command_ends_in_one_line(name):
+def test_other_command_ends_in_one_line(name, start):
     process = start(COMMAND)
     process.send_signal(getattr(signal, name))
     _, err = process.communicate(timeout=30)
