@@ -29,6 +29,7 @@ from mefn_jax.model import batch_shapes, build_model, split_constants
 from mefn_jax.runtime import flops
 from mefn_jax.runtime.chips import chip_of
 from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, make_mesh
+from mefn_jax.scoring.chunks import make_block_scorer
 from mefn_jax.scoring.ring import ring_scores
 from mefn_jax.training import state, step
 from mefn_jax.training.hyperparameters import hyperparameters_from_config
@@ -111,13 +112,12 @@ def time_scores(model, params, batch_arrays, config, mesh, steps: int) -> float:
     texts = jax.jit(model.encode_texts)(params, batch_arrays["text"], batch_arrays["text_mask"])
     loss, hyper = losses.make_loss(config.loss), hyperparameters_from_config(config, steps=1000)
     score_params = {"matcher": params["matcher"], "loss": params["loss"]}
+    score = make_block_scorer(model, config.train.score_chunk_mib, config.train.score_tile_mib)
 
     def loss_from_features(score_params, image_arrays, text_arrays):
         image_features = images.replace(fragments=image_arrays[0], pooled=image_arrays[1])
         text_features = texts.replace(fragments=text_arrays[0], pooled=text_arrays[1])
-        scores = ring_scores(
-            model.score, score_params, image_features, text_features, mesh, config.train.score_tile_mib
-        )
+        scores = ring_scores(score, score_params, image_features, text_features, mesh)
         return loss(score_params["loss"], scores, losses.positives_mask(batch_arrays["image_index"]), hyper, 0)
 
     gradient = jax.jit(jax.grad(loss_from_features, (0, 1, 2)))

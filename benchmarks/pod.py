@@ -24,6 +24,7 @@ from configs import flickr30k
 from mefn_jax import aot, losses
 from mefn_jax.model import batch_shapes, build_model, dummy_inputs
 from mefn_jax.runtime.sharding import abstract_params, batch_sharding, make_mesh
+from mefn_jax.scoring.chunks import make_block_scorer
 from mefn_jax.scoring.ring import ring_scores
 from mefn_jax.training.hyperparameters import hyperparameters_from_config
 
@@ -56,11 +57,12 @@ def score_temporaries(config, target) -> int:
         jax.eval_shape(model.encode_texts, params, batch["text"], batch["text_mask"]), row_sharding
     )
     loss, hyper = losses.make_loss(config.loss), hyperparameters_from_config(config, steps=1000)
+    score = make_block_scorer(model, config.train.score_chunk_mib, config.train.score_tile_mib)
 
     def loss_from_features(matcher_params, image_arrays, text_arrays, images, texts, image_index):
         images = images.replace(fragments=image_arrays[0], pooled=image_arrays[1])
         texts = texts.replace(fragments=text_arrays[0], pooled=text_arrays[1])
-        scores = ring_scores(model.score, {"matcher": matcher_params}, images, texts, mesh, config.train.score_tile_mib)
+        scores = ring_scores(score, {"matcher": matcher_params}, images, texts, mesh)
         return loss({}, scores, losses.positives_mask(image_index), hyper, 0)
 
     feature_arrays = [(x.fragments, x.pooled) for x in (images, texts)]

@@ -35,6 +35,6 @@ def get_config(arg=""):
         c.matcher.hub_vectors = 1024
     c.loss.name = "info_nce"
     c.train.update(epochs=4.0, batch_size=128, learning_rate=1e-3, weight_decay=0.0)
-    c.train.update(log_every=50, eval_every=100_000, save_every=500, score_tile_mib=2.0)  # evaluates only at the end
+    c.train.update(log_every=50, eval_every=100_000, save_every=500, score_tile_mib=0.5)  # evaluates only at the end
     c.eval.update(batch_size=250, val_images=0)
     return default.finish(c, options)

@@ -29,6 +29,6 @@ def get_config(arg=""):
     c.loss.name = "info_nce"
     c.text.bert.update(width=128, layers=2, heads=4, mlp_width=256, max_positions=64, dropout=0.0)
     c.train.update(steps=1500, epochs=0.0, batch_size=64, learning_rate=1e-3, log_every=100)
-    c.train.update(eval_every=500, save_every=500, score_tile_mib=2.0)
+    c.train.update(eval_every=500, save_every=500, score_tile_mib=0.5)
     c.eval.val_images = 200
     return default.finish(c, options)

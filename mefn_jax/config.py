@@ -23,6 +23,7 @@ POSITIVE = (
     "train.learning_rate",
     "train.clip_norm",
     "train.grad_cache_chunks",
+    "train.score_chunk_mib",
     "train.score_tile_mib",
     "train.log_every",
     "train.eval_every",
@@ -172,7 +173,7 @@ def _check_sizes(options: dict) -> None:
             limit = LARGEST_SEED if key.endswith("seed") else LARGEST_INT
             if isinstance(number, int) and abs(number) > limit:
                 raise ConfigError(f"{key}: {number} is too large; the largest number is {limit}")
-            may_be_infinite = key.endswith("score_tile_mib") and number == math.inf
+            may_be_infinite = key.endswith("_mib") and number == math.inf
             if isinstance(number, float) and not abs(number) <= LARGEST_FLOAT and not may_be_infinite:
                 raise ConfigError(f"{key}: {number} is not a number of at most {LARGEST_FLOAT:g}")
 

@@ -31,7 +31,7 @@ from mefn_jax.matching.hubness import HubnessCorrection
 from mefn_jax.matching.matcher import Matcher
 from mefn_jax.matching.mefn import BRANCHES, DIRECTIONS, GLOBAL_INPUTS, MEFN
 from mefn_jax.matching.scan import AGGREGATES, SCAN, SCAN_DIRECTIONS
-from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock
+from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, Products, RegionBlock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,10 +237,19 @@ class Model:
             return tuple(jnp.zeros(x.shape[:-1], jnp.float32) for x in embeddings)
         return self.hubness.apply(select_part(params, "hubness"), *embeddings)
 
+    def score_products(self, params, products: Products, regions: RegionBlock, words: PaddedTexts) -> jax.Array:
+        """Returns `score` from inner products; only for a matcher with `has_products`."""
+        return self._apply_matcher(params, "score_products", products, regions, words)
+
+    @property
+    def has_products(self) -> bool:
+        """Returns whether the matcher has `score_products`."""
+        return self.matcher.defines("score_products")
+
     @property
     def has_tile(self) -> bool:
-        """Returns whether the matcher has `score_tile` and so can score packed texts, which is faster."""
-        return self.matcher.defines("score_tile")
+        """Returns whether the matcher can score packed texts, which is faster."""
+        return self.has_products or self.matcher.defines("score_tile")
 
     @property
     def has_explain(self) -> bool:

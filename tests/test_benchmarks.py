@@ -26,6 +26,13 @@ def test_scoring_benchmark_runs(command):
     assert all(seconds["300x40"][name] > 0 for name in ("gemm", "scan", "mefn"))
 
 
+def test_training_benchmark_runs(command):
+    small = ("--widths=16", "--batch=8", "--regions=4", "--words=5", "--skip_torch")
+    result_of = last_line(command("benchmarks/training.py", *small))["D16"]
+    assert result_of["gemm"] > 0
+    assert all(result_of[name]["train"] > 0 for name in ("mefn", "mefn uniform", "scan_t2i_lse", "vsepp"))
+
+
 def test_scoring_benchmark_reports_growth(command):
     result_of = last_line(command("benchmarks/scoring.py", "--growth", "--sizes=6x20", "--regions=4", "--width=16"))
     assert result_of["mefn images"]["arithmetic"] == 2

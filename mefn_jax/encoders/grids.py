@@ -1,5 +1,6 @@
 """Region grids: pooling to fewer cells (docs/method.md, Eq. 2), and the boxes of the cells."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -9,18 +10,24 @@ def pool_grid(grid, max_side: int):
 
     Where sizes do not divide evenly, a cell on a border is shared by area, so that no pixel is lost.
     """
-    pooled = jnp.einsum("rh,bhwc->brwc", _compute_area_weights(grid.shape[1], max_side), grid)
-    return jnp.einsum("sw,brwc->brsc", _compute_area_weights(grid.shape[2], max_side), pooled)
+    return _pool_axis(_pool_axis(grid, 1, max_side), 2, max_side)
 
 
-def _compute_area_weights(size: int, max_side: int):
+def _pool_axis(grid, axis: int, max_side: int):
+    """Average-pools one axis. A cell is a sum of two or three rows; written out, it needs no copies of the grid."""
+    weights = _compute_area_weights(grid.shape[axis], max_side)
+    rows = [jax.lax.index_in_dim(grid, k, axis, keepdims=False) for k in range(grid.shape[axis])]
+    return jnp.stack([sum(w[k] * rows[k] for k in np.flatnonzero(w)) for w in weights], axis)
+
+
+def _compute_area_weights(size: int, max_side: int) -> np.ndarray:
     """Returns the share of each of `size` cells in each of `min(size, max_side)` larger cells, float32
     `(min(size, max_side), size)`; rows sum to 1."""
     num_pooled = min(size, max_side)
     edges = np.arange(num_pooled + 1) * size / num_pooled
     cells = np.arange(size)
     overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
-    return jnp.asarray(np.clip(overlap, 0, None) * num_pooled / size, jnp.float32)
+    return (np.clip(overlap, 0, None) * num_pooled / size).astype(np.float32)
 
 
 def grid_boxes(rows: int, columns: int) -> np.ndarray:

@@ -172,7 +172,9 @@ def evaluate_split(
     check_on_first_process(lambda: check_score_file(save_scores, gallery, split))
     num_candidates = reranking.parse_rerank(rerank, split.num_images)
     if num_candidates and not evaluator.model.has_tile:
-        raise ConfigError(f"--rerank: the matcher of model={evaluator.config.model} has no score_tile, which it needs")
+        raise ConfigError(
+            f"--rerank: the matcher of model={evaluator.config.model} has neither score_products nor score_tile"
+        )
     if num_candidates and 1 not in folds:
         raise ConfigError("--rerank needs the whole gallery: add 1 to --folds")
     text = describe_text(evaluator, split)

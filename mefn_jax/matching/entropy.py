@@ -118,7 +118,7 @@ def average_all_pairs(rescale):
 
 def no_entropy_all_pairs(S, attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
     """Returns zeros, regions `(I, N, T)` and words `(I, W)`: the ablation without MFE."""
-    return jnp.zeros((*S.shape[:2], len(words.pooled))), jnp.zeros((len(S), *S.shape[2:]))
+    return jnp.zeros((*S.shape[:2], *words.lengths().shape)), jnp.zeros((len(S), *S.shape[2:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,11 +143,8 @@ class Entropy:
 
     def _compute_by_text(self, S, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
         """Calls the function of one pair for each text with all other words masked."""
-        texts = len(words.pooled)
-        word_mask = words.broadcast(jnp.eye(texts)) > 0  # (T, W)
-        if isinstance(words, PaddedTexts):
-            word_mask = word_mask & words.mask
-        word_mask = jnp.broadcast_to(word_mask, (texts, *S.shape[2:])).reshape(texts, -1)
+        word_mask = words.single_masks()  # (T, W)
+        word_mask = word_mask.reshape(len(word_mask), -1)
         over_texts = jax.vmap(self.pair, (None, None, 0, None), (0, 1, 0))
         S_flat = S.reshape(*S.shape[:2], -1)
         _, h_v, h_t = jax.vmap(over_texts, (0, 0, None, None))(S_flat, regions.mask, word_mask, lam)

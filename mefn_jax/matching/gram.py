@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mefn_jax.matching.entropy import replace_zeros
-from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock
+from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, Products, RegionBlock
 
 # Up to this lambda, exp(lambda S) and its square fit into float32, so that the softmax need not subtract a maximum.
 MAX_PLAIN_SCALE = 32.0
@@ -36,6 +36,7 @@ class Attention(NamedTuple):
 
 
 def score_all_pairs(
+    products: Products,
     regions: RegionBlock,
     words: PaddedTexts | PackedTexts,
     *,
@@ -49,10 +50,7 @@ def score_all_pairs(
     """Computes the local and the global scores of all pairs, float32 `(I, T)` each (docs/method.md, Eqs. 22 to 24,
     computed by Eqs. 29 to 31). Arguments are those of `score_pair` in `mefn.py`. `stabilized=False` is right only for
     `lam` up to MAX_PLAIN_SCALE; then one exponential serves both directions."""
-    if global_input == "weighted":
-        S, regions_dot_pooled = words.products_with_pooled(regions.vectors)  # (I, N, W), (I, N, T)
-    else:
-        S, regions_dot_pooled = words.products(regions.vectors), None
+    S = products.S  # (I, N, W)
     attention = compute_attention(S, regions, words, lam, stabilized)
     h_v, h_t = entropy.compute_all_pairs(S, attention, regions, words, lam)
     # h_v (I, N, T) and h_t (I, W) are h_i and h_j of Eqs. 13 and 14, or of 15 and 16.
@@ -72,27 +70,25 @@ def score_all_pairs(
         cosines = normalize_product(words.sum(beta * S), words.squared_norms(beta))  # (I, N, T)
         directions.append(jnp.sum(w * cosines, 1) / w_sum)
 
-    global_score = regions.pooled @ words.pooled.T
+    global_score = products.pooled
     if global_input == "weighted":
         # Unused columns of packed words belong to no text: words.broadcast gives them 0, which is replaced.
         w, u = w / w_sum[:, None], u / replace_zeros(words.broadcast(u_sum))
-        global_score = _compute_weighted_cosine(global_score, regions, words, S, regions_dot_pooled, w, u)
+        global_score = _compute_weighted_cosine(products, regions, words, w, u)
     return sum(directions) / len(directions), global_score
 
 
 def compute_attention(S, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam, stabilized: bool) -> Attention:
-    """Computes both softmaxes of `lam S`. If `stabilized`, a value close to each row's maximum is subtracted first, so
-    that any `lam` is safe (docs/method.md, Eq. 33). It is a log-sum-exp rather than a maximum because packed words
-    offer sums but no maxima."""
+    """Computes both softmaxes of `lam S`. If `stabilized`, a value at or close to each row's maximum is subtracted
+    first, so that any `lam` is safe (docs/method.md, Eq. 33)."""
     mask = regions.mask_for(words)
-    plain_lam = jnp.minimum(lam, MAX_PLAIN_SCALE) if stabilized else lam
-    plain = jnp.where(mask, jnp.exp(plain_lam * S), 0.0)
     if not stabilized:
+        plain = jnp.where(mask, jnp.exp(lam * S), 0.0)
         return Attention(plain, lam * S, plain, lam * S)
-    # A log-sum-exp lies at most ln(M) / plain_lam above the maximum. Any shift cancels in the softmax, so it need not
-    # be the maximum itself, and it carries no gradient.
-    word_shift = jax.lax.stop_gradient(jnp.log(replace_zeros(words.sum(plain))) / plain_lam)
-    region_shift = jax.lax.stop_gradient(jnp.log(replace_zeros(jnp.sum(plain, 1))) / plain_lam)
+    # Any shift cancels in the softmax, so it carries no gradient.
+    fixed = jax.lax.stop_gradient(S)
+    word_shift = words.level(fixed, jax.lax.stop_gradient(jnp.minimum(lam, MAX_PLAIN_SCALE)))
+    region_shift = jnp.max(jnp.where(mask, fixed, -1.0), 1)
     # The limit is for masked entries, whose exponentials could become infinite. All others are at most 0 except for
     # rounding, so that a limit of 1 never touches them.
     over_words_logits = jnp.minimum(lam * (S - words.broadcast(word_shift)), 1.0)
@@ -101,22 +97,16 @@ def compute_attention(S, regions: RegionBlock, words: PaddedTexts | PackedTexts,
     return Attention(over_words, over_words_logits, over_regions, over_regions_logits)
 
 
-def _compute_weighted_cosine(
-    pooled_product, regions: RegionBlock, words: PaddedTexts | PackedTexts, S, regions_dot_pooled, w, u
-):
-    """Computes cos(v_g + sum_i w_i v_i, t_g + sum_j u_j t_j) from products alone (docs/method.md, Eq. 31).
-
-    `pooled_product (I, T)` is v_g . t_g, `regions_dot_pooled (I, N, T)` is v_i . t_g, and `w (I, N, T)` and `u (I, W)`
-    are the weights.
-    """
-    words_dot_pooled = words.products(regions.pooled)  # (I, W), v_g . t_j
+def _compute_weighted_cosine(products: Products, regions: RegionBlock, words: PaddedTexts | PackedTexts, w, u):
+    """Computes cos(v_g + sum_i w_i v_i, t_g + sum_j u_j t_j), `(I, T)`, from the weights `w (I, N, T)` and `u (I, W)`
+    and products alone (docs/method.md, Eq. 31)."""
     product = (
-        pooled_product
-        + jnp.sum(w * (regions_dot_pooled + words.sum(S * u[:, None])), 1)
-        + words.sum(u * words_dot_pooled)
+        products.pooled
+        + jnp.sum(w * (products.regions_pooled + words.sum(products.S * u[:, None])), 1)
+        + words.sum(u * products.pooled_words)
     )
-    left = jnp.sum(regions.pooled**2, -1)[:, None] + 2 * jnp.einsum("int,in->it", w, regions.pooled_products)
-    right = jnp.sum(words.pooled**2, -1) + 2 * words.sum(u * words.pooled_products)
+    left = regions.pooled_squares[:, None] + 2 * jnp.einsum("int,in->it", w, regions.pooled_products)
+    right = words.pooled_squares + 2 * words.sum(u * words.pooled_products)
     # One length at a time: each is compared with TINY, and the two squares are never multiplied.
     product = normalize_product(product, left + regions.squared_norms(w))
     return normalize_product(product, right + words.squared_norms(u))

@@ -3,14 +3,18 @@
 import flax.linen as nn
 
 from mefn_jax.features import Features
+from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, Products, RegionBlock, region_block, to_padded
 
 
 class Matcher(nn.Module, kw_only=True):
-    """Scores all pairs of images and texts. Subclass it, define `score`, and add a line to `MODELS` of `model.py`.
+    """Scores all pairs of images and texts. Subclass it, define `score` or `score_products`, and add a line to `MODELS`
+    of `model.py`.
 
-    The fields of a subclass are its options (`config.matcher`); they are keyword-only and have defaults. Everything but
-    `score` is optional. Learned parameters are `self.param`s; what is computed once from training items and then stays
-    as it is are variables of the collection `constants` (`initial_constants`).
+    The fields of a subclass are its options (`config.matcher`); they are keyword-only and have defaults. A matcher
+    whose scores follow from inner products defines `score_products`: training then takes less time and memory, and
+    evaluation packs the captions. Any other defines `score`. Everything else is optional. Learned parameters are
+    `self.param`s; what is computed once from training items and then stays as it is are variables of the collection
+    `constants` (`initial_constants`).
 
     Attributes:
         hub_vectors: K, the learned hub vectors per side; 0 turns the hubness correction off.
@@ -22,6 +26,7 @@ class Matcher(nn.Module, kw_only=True):
     hub_vectors: int = 0
     init_hub_scale: float = 20.0
 
+    uses_pooled_products = False  # True if `score_products` takes products of pooled embeddings with fragments
     is_dual_encoder = False  # True if the score of a pair is the product of its two embeddings (`embed`)
 
     def __call__(self, images: Features, texts: Features):
@@ -39,16 +44,25 @@ class Matcher(nn.Module, kw_only=True):
 
     def score(self, images: Features, texts: Features):
         """Returns the scores of all pairs, float32 `(I, T)`: cosine scale, higher is better, differentiable."""
-        raise NotImplementedError(f"{type(self).__name__} defines no score(images, texts)")
+        return self._score_vectors(region_block(images), to_padded(texts))
+
+    def score_tile(self, regions: RegionBlock, words: PaddedTexts | PackedTexts):
+        """Returns the scores `(I, T)` from the layouts of `scoring/layouts.py`, for evaluation, without gradients."""
+        return self._score_vectors(regions, words)
+
+    def _score_vectors(self, regions, words):
+        products = words.multiply(regions, self.uses_pooled_products)
+        return self.score_products(products, regions.without_vectors(), words.without_vectors())
+
+    def score_products(self, products: Products, regions: RegionBlock, words: PaddedTexts | PackedTexts):
+        """Returns the scores `(I, T)` as a function of arrays without an axis of D dimensions (docs/method.md, section
+        8), differentiable: `products` of the images with the texts, and what `regions` and `words` hold of each item
+        besides its vectors."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither score nor score_products")
 
     def embed(self, features: Features):
         """Returns one vector for each item, float32 `(B, D)`, for candidates and indexes: the pooled embedding."""
         return features.pooled
-
-    def score_tile(self, regions, words):
-        """Returns the scores `(I, T)` from the layouts of `scoring/layouts.py`, not for gradients. Evaluation then
-        packs the captions, which is faster than `score`."""
-        raise NotImplementedError(f"{type(self).__name__} defines no score_tile(regions, words)")
 
     def explain(self, image: Features, text: Features) -> dict:
         """Returns the terms of one pair (Features without batch axis), as `MEFN.explain` does, so that it can be

@@ -16,7 +16,7 @@ from mefn_jax.matching import entropy as entropies
 from mefn_jax.matching import gram
 from mefn_jax.matching.entropy import masked_log_softmax
 from mefn_jax.matching.matcher import Matcher
-from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock, region_block, to_padded
+from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, Products, RegionBlock
 
 DIRECTIONS = ("both", "t2i", "i2t")
 GLOBAL_INPUTS = ("weighted", "pooled")
@@ -150,18 +150,29 @@ class MEFN(Matcher, kw_only=True):
             return 0
         return nn.sigmoid(self.gate_logit)
 
-    def score(self, images: Features, texts: Features):
-        """Returns the scores of all pairs, float32 `(I, T)`, with gradients for any lambda."""
-        regions, words = region_block(images), to_padded(texts)
-        return fuse(*gram.score_all_pairs(regions, words, stabilized=True, **self._build_options()), self.gate)
+    @property
+    def uses_pooled_products(self) -> bool:
+        """Returns whether the score takes products of pooled embeddings with fragments (docs/method.md, Eq. 31)."""
+        return self.branches != "local" and self.global_input == "weighted"
+
+    def score_products(self, products: Products, regions: RegionBlock, words: PaddedTexts | PackedTexts):
+        """Returns the scores `(I, T)`, with gradients for any lambda."""
+        return self._score_products(True, products, regions, words)
 
     def score_tile(self, regions: RegionBlock, words: PaddedTexts | PackedTexts):
-        """Returns the scores `(I, T)` of one tile, not for gradients. Uses the cheaper, plain softmax while lambda is
-        at most MAX_PLAIN_SCALE (docs/method.md, Eq. 33)."""
+        """Returns the scores `(I, T)` for evaluation. Uses the cheaper, plain softmax while lambda is at most
+        MAX_PLAIN_SCALE (docs/method.md, Eq. 33)."""
+        products = words.multiply(regions, self.uses_pooled_products)
+        inputs = products, regions.without_vectors(), words.without_vectors()
+        # Not in training: the backward pass of `lax.cond` keeps the arrays of both branches.
+        plain, stabilized = (functools.partial(self._score_products, stabilized) for stabilized in (False, True))
+        return jax.lax.cond(jnp.exp(self.log_lambda) <= gram.MAX_PLAIN_SCALE, plain, stabilized, *inputs)
+
+    def _score_products(self, stabilized: bool, *inputs):
         options = self._build_options()
-        # Not in training: the backward pass of `lax.cond` keeps the activations of both branches.
-        plain, stabilized = (functools.partial(gram.score_all_pairs, stabilized=s, **options) for s in (False, True))
-        return fuse(*jax.lax.cond(options["lam"] <= gram.MAX_PLAIN_SCALE, plain, stabilized, regions, words), self.gate)
+        if not self.uses_pooled_products:
+            options["global_input"] = "pooled"  # without the global branch, its score is not used
+        return fuse(*gram.score_all_pairs(*inputs, stabilized=stabilized, **options), self.gate)
 
     def explain(self, image: Features, text: Features) -> dict:
         """Returns the terms of one image and one text (Features without batch axis): the dict of `score_pair` and the

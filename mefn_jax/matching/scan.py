@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mefn_jax.features import EPS, Features, unit
 from mefn_jax.matching.gram import MAX_PLAIN_SCALE, normalize_product
 from mefn_jax.matching.matcher import Matcher
-from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock, region_block, to_padded
+from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, Products, RegionBlock, region_block, to_padded
 
 SCAN_DIRECTIONS, AGGREGATES = ("t2i", "i2t"), ("lse", "avg")
 SLOPE = 0.1  # of the leaky ReLU
@@ -33,17 +33,13 @@ class SCAN(Matcher, kw_only=True):
     inverse_temperature: float = 9.0
     lse_factor: float = 6.0
 
-    def score(self, images: Features, texts: Features):
-        """Returns the scores of all pairs, float32 `(I, T)`. Raises ValueError as `score_tile` does."""
-        return self.score_tile(region_block(images), to_padded(texts))
-
-    def score_tile(self, regions: RegionBlock, words: PaddedTexts | PackedTexts):
-        """Returns the scores `(I, T)` of one tile. Raises ValueError if lambda exceeds MAX_PLAIN_SCALE."""
+    def score_products(self, products: Products, regions: RegionBlock, words: PaddedTexts | PackedTexts):
+        """Returns the scores `(I, T)`. Raises ValueError if lambda exceeds MAX_PLAIN_SCALE."""
         if self.inverse_temperature > MAX_PLAIN_SCALE:
             raise ValueError(
                 f"SCAN: inverse_temperature={self.inverse_temperature} exceeds {MAX_PLAIN_SCALE}; lower it"
             )
-        S = words.products(regions.vectors)  # (I, N, W)
+        S = products.S  # (I, N, W)
         weights = self._attention_weights(S, regions, words)  # (I, N, W)
         if self.direction == "t2i":
             q = normalize_product(jnp.sum(weights * S, 1), regions.squared_norms(weights))  # (I, W)
@@ -72,7 +68,8 @@ class SCAN(Matcher, kw_only=True):
         """
         image, text = (jax.tree.map(lambda x: x[None], features) for features in (image, text))
         regions, words = region_block(image), to_padded(text)
-        weights = self._attention_weights(words.products(regions.vectors), regions, words)[0, :, 0]  # (N, M)
+        S = words.multiply(regions, with_pooled=False).S
+        weights = self._attention_weights(S, regions, words)[0, ..., 0]  # (N, M)
         weights = jnp.where(image.mask[0][:, None] & text.mask[0], weights, 0.0)
         total = jnp.sum(weights, 0)
         return weights / jnp.where(total > 0, total, 1.0)

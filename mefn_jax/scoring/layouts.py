@@ -1,11 +1,13 @@
-"""Layouts of a tile of images x texts for the Gram-matrix matchers (`matching/gram.py`, `matching/scan.py`).
+"""Layouts of images and texts for matchers whose scores follow from inner products alone (`Matcher.score_products`).
 
-Texts come in two layouts with the same fields and methods, so that each formula is written once: `PaddedTexts`, as
-encoders return them (training), and `PackedTexts`, several texts side by side without padding (evaluation). W stands
-for the word axes: `(T, M)` padded, `(L,)` packed. An array over words is `(..., W)`, an array over texts `(..., T)`.
+Texts come in two layouts with the same fields and methods, so that each formula is written once: `PaddedTexts`, from
+what encoders return (training), and `PackedTexts`, several texts side by side without padding (evaluation). W stands
+for the word axes: `(M, T)` padded, `(L,)` packed. An array over words is `(..., W)`, an array over texts `(..., T)`.
 docs/method.md, section 8, has a picture of both. Letters: I images, T texts, N regions, M words of a text, L words of a
 group of texts, D dimensions.
 """
+
+import functools
 
 import flax.struct
 import jax
@@ -15,6 +17,62 @@ from mefn_jax.features import Features
 
 # For products with matrices of 0 and 1, which are sums: a TPU would otherwise round their terms to bfloat16.
 FULL_PRECISION = jax.lax.Precision.HIGHEST
+UNROLLED_WORDS = 32  # most words of a text for which a CPU's product with Gram matrices is written out
+
+
+@flax.struct.dataclass
+class Products:
+    """Inner products of images with texts, all that a score takes of a pair: no axis of D dimensions.
+
+    Attributes:
+        S: float32 `(I, N, W)`, regions with words: cosines, since both are unit vectors.
+        regions_pooled: float32 `(I, N, T)`, regions with the texts' pooled embeddings; None for a matcher without
+            `uses_pooled_products`.
+        pooled_words: float32 `(I, W)`, the images' pooled embeddings with words; None as well.
+        pooled: float32 `(I, T)`, pooled embeddings with one another.
+    """
+
+    S: jax.Array
+    regions_pooled: jax.Array | None
+    pooled_words: jax.Array | None
+    pooled: jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def squared_norms(multiply, multiply_pairs, axis: int, gram, x):
+    """Returns the squared lengths of sums with weights x, `x' G x` along `axis`, for symmetric matrices `gram`.
+
+    `multiply(gram, x)` is `G x`, and `multiply_pairs(y, x)` the sum of `y x'` over all that have one matrix in common.
+    That G is symmetric spares one of the gradient's three products.
+    """
+    return jnp.sum(x * multiply(gram, x), axis)
+
+
+def _squared_norms_forward(multiply, multiply_pairs, axis, gram, x):
+    y = multiply(gram, x)
+    return jnp.sum(x * y, axis), (x, y)
+
+
+def _squared_norms_backward(multiply, multiply_pairs, axis, residuals, gradient):
+    x, y = residuals
+    gradient = jnp.expand_dims(gradient, axis)
+    return multiply_pairs(gradient * x, x), 2 * gradient * y
+
+
+squared_norms.defvjp(_squared_norms_forward, _squared_norms_backward)
+
+
+@jax.custom_vjp
+def gram_matrices(x):
+    """Returns the Gram matrices `(B, L, L)` of vectors `x (B, L, D)`. Their gradient is one product instead of two."""
+    return jnp.einsum("bld,bkd->blk", x, x)
+
+
+def _gram_backward(x, gradient):
+    return (jnp.einsum("blk,bkd->bld", gradient + jnp.swapaxes(gradient, 1, 2), x),)
+
+
+gram_matrices.defvjp(lambda x: (gram_matrices(x), x), _gram_backward)
 
 
 @flax.struct.dataclass
@@ -22,18 +80,20 @@ class RegionBlock:
     """Images laid out for a Gram form; the products are made once for each image.
 
     Attributes:
-        vectors: float32 `(I, N, D)`, the regions, zero where masked.
+        vectors: float32 `(I, N, D)`, the regions, zero where masked; None where only products are at hand.
+        pooled: float32 `(I, D)`, the pooled embeddings; None as well.
         mask: bool `(I, N)`, which regions exist.
-        pooled: float32 `(I, D)`, the pooled embeddings.
         gram: float32 `(I, N, N)`, inner products of an image's regions with one another.
         pooled_products: float32 `(I, N)`, inner products of the regions with their image's `pooled`.
+        pooled_squares: float32 `(I,)`, squared lengths of `pooled`.
     """
 
-    vectors: jax.Array
+    vectors: jax.Array | None
+    pooled: jax.Array | None
     mask: jax.Array
-    pooled: jax.Array
     gram: jax.Array
     pooled_products: jax.Array
+    pooled_squares: jax.Array
 
     def mask_for(self, words) -> jax.Array:
         """Returns the mask `(I, N, 1...)`, which broadcasts to arrays `(I, N, W)` over the layout of `words`."""
@@ -42,66 +102,120 @@ class RegionBlock:
     def squared_norms(self, x):
         """Returns the squared lengths `(I, W)` of each image's sums of regions with weights `x (I, N, W)`: `x' G x`."""
         flat = x.reshape(*x.shape[:2], -1)
-        return jnp.sum(flat * jnp.einsum("ink,ikw->inw", self.gram, flat), 1).reshape(len(x), *x.shape[2:])
+        squares = squared_norms(jnp.matmul, _multiply_region_pairs, 1, self.gram, flat)
+        return squares.reshape(len(x), *x.shape[2:])
+
+    def without_vectors(self):
+        """Returns the same without arrays of D dimensions."""
+        return self.replace(vectors=None, pooled=None)
+
+
+def _multiply_region_pairs(y, x):
+    """Returns `(I, N, N)`, the sums over words of products of `y (I, N, W)` and `x (I, N, W)`, W one axis."""
+    return jnp.einsum("inw,ikw->ink", y, x)
 
 
 def region_block(images: Features) -> RegionBlock:
     """Returns the RegionBlock of encoded images."""
-    v = images.fragments
-    gram, pooled_products = jnp.einsum("ind,ikd->ink", v, v), jnp.einsum("ind,id->in", v, images.pooled)
-    return RegionBlock(v, images.mask, images.pooled, gram, pooled_products)
+    v, pooled = images.fragments, images.pooled
+    products, squares = jnp.einsum("ind,id->in", v, pooled), jnp.sum(pooled**2, -1)
+    return RegionBlock(v, pooled, images.mask, gram_matrices(v), products, squares)
 
 
 @flax.struct.dataclass
 class PaddedTexts:
-    """Texts padded to M words, as encoders return them: `W = (T, M)`.
+    """Texts padded to M words: `W = (M, T)`. Texts are the last axis because all sums run over other axes, so that a
+    processor adds up whole vectors of texts.
 
     Attributes:
-        vectors: float32 `(T, M, D)`, the words, zero where masked.
-        mask: bool `(T, M)`, which words exist.
-        pooled: float32 `(T, D)`, the pooled embeddings.
-        gram: float32 `(T, M, M)`, inner products of a text's words with one another.
-        pooled_products: float32 `(T, M)`, inner products of the words with their text's `pooled`.
+        vectors: float32 `(M, T, D)`, the words, zero where masked; None where only products are at hand.
+        pooled: float32 `(T, D)`, the pooled embeddings; None as well.
+        mask: bool `(M, T)`, which words exist.
+        gram: float32 `(M, M, T)`, inner products of a text's words with one another.
+        pooled_products: float32 `(M, T)`, inner products of the words with their text's `pooled`.
+        pooled_squares: float32 `(T,)`, squared lengths of `pooled`.
         word_axes: the number of axes in W.
     """
 
-    vectors: jax.Array
+    vectors: jax.Array | None
+    pooled: jax.Array | None
     mask: jax.Array
-    pooled: jax.Array
     gram: jax.Array
     pooled_products: jax.Array
+    pooled_squares: jax.Array
     word_axes = 2
 
-    def products(self, x):
-        """Returns the inner products `(..., T, M)` of vectors `x (..., D)` with all words."""
-        return jnp.einsum("...d,tmd->...tm", x, self.vectors)
+    def multiply(self, regions: RegionBlock, with_pooled: bool) -> Products:
+        """Returns the Products with images; without `with_pooled` those of pooled embeddings with fragments are
+        None."""
 
-    def products_with_pooled(self, x):
-        """Returns `products(x)`, and the inner products `(..., T)` of `x` with the pooled embeddings."""
-        return self.products(x), x @ self.pooled.T
+        def product(x, y):
+            return jnp.tensordot(x, y, (-1, -1))
+
+        S, pooled = product(regions.vectors, self.vectors), product(regions.pooled, self.pooled)
+        if not with_pooled:
+            return Products(S, None, None, pooled)
+        return Products(S, product(regions.vectors, self.pooled), product(regions.pooled, self.vectors), pooled)
 
     def sum(self, x):
-        """Returns the sum `(..., T)` of `x (..., T, M)` over the words of each text."""
-        return jnp.sum(jnp.where(self.mask, x, 0.0), -1)
+        """Returns the sum `(..., T)` of `x (..., M, T)` over the words of each text."""
+        return jnp.sum(jnp.where(self.mask, x, 0.0), -2)
+
+    def level(self, x, scale):
+        """Returns the largest of `x (..., M, T)`, at least -1, among the words of each text, `(..., T)`. `scale` is for
+        `PackedTexts`."""
+        return jnp.max(jnp.where(self.mask, x, -1.0), -2)
 
     def broadcast(self, y):
-        """Returns the value of each text, `y (..., T)`, for its words: `(..., T, 1)`, which broadcasts to W."""
-        return y[..., None]
+        """Returns the value of each text, `y (..., T)`, for its words: `(..., 1, T)`, which broadcasts to W."""
+        return y[..., None, :]
 
     def squared_norms(self, x):
-        """Returns the squared lengths `(..., T)` of each text's sum of words with weights `x (..., T, M)`: `x' G x`."""
-        return jnp.sum(x * jnp.einsum("...tm,tmk->...tk", x, self.gram), -1)
+        """Returns the squared lengths `(..., T)` of each text's sum of words with weights `x (..., M, T)`: `x' G x`."""
+        return squared_norms(_multiply_word_grams, _multiply_word_pairs, -2, self.gram, x)
 
     def lengths(self):
         """Returns the number of words of each text, `(T,)`."""
-        return jnp.sum(self.mask, -1)
+        return jnp.sum(self.mask, 0)
+
+    def single_masks(self):
+        """Returns the mask of the words of each text alone, bool `(T, M, T)`."""
+        return self.mask & jnp.eye(self.mask.shape[1], dtype=bool)[:, None]
+
+    def without_vectors(self):
+        """Returns the same without arrays of D dimensions."""
+        return self.replace(vectors=None, pooled=None)
+
+
+def _multiply_word_grams(gram, x):
+    """Returns the products `(..., M, T)` of the texts' Gram matrices `(M, M, T)` with `x (..., M, T)`.
+
+    The matrices are small, and the axis of texts is the last. A CPU is fastest with sums of M arrays, for which nothing
+    is transposed; other platforms have matrix units.
+    """
+
+    def einsum(gram, x):
+        return jnp.einsum("kmt,...kt->...mt", gram, x)
+
+    def write_out(gram, x):
+        return sum(x[..., k, None, :] * gram[k] for k in range(len(gram)))
+
+    if len(gram) > UNROLLED_WORDS:
+        return einsum(gram, x)
+    return jax.lax.platform_dependent(gram, x, cpu=write_out, default=einsum)
+
+
+def _multiply_word_pairs(y, x):
+    """Returns `(M, M, T)`, the sums over the leading axes of products of `y (..., M, T)` and `x (..., M, T)`."""
+    y, x = (z.reshape(-1, *z.shape[-2:]) for z in (y, x))
+    return jnp.einsum("bkt,bmt->kmt", y, x)
 
 
 def to_padded(texts: Features) -> PaddedTexts:
     """Returns the PaddedTexts of encoded texts."""
-    t = texts.fragments
-    gram, pooled_products = jnp.einsum("tmd,tkd->tmk", t, t), jnp.einsum("tmd,td->tm", t, texts.pooled)
-    return PaddedTexts(t, texts.mask, texts.pooled, gram, pooled_products)
+    t, pooled = texts.fragments, texts.pooled
+    gram, products = jnp.moveaxis(gram_matrices(t), 0, -1), jnp.einsum("tmd,td->mt", t, pooled)
+    return PaddedTexts(jnp.swapaxes(t, 0, 1), pooled, texts.mask.T, gram, products, jnp.sum(pooled**2, -1))
 
 
 @flax.struct.dataclass
@@ -109,34 +223,42 @@ class PackedTexts:
     """Texts of one group, packed side by side without padding: `W = (L,)`. Unused rows and columns are zero.
 
     Attributes:
-        vectors: float32 `(L, D)`, the words.
+        vectors: float32 `(L, D)`, the words; None where only products are at hand.
+        pooled: float32 `(T, D)`, the pooled embeddings; None as well.
         membership: float32 `(L, T)`, 1 where word l belongs to text t, so that sums per text are matrix products.
-        pooled: float32 `(T, D)`, the pooled embeddings.
         gram: float32 `(L, L)`, inner products of words of the same text, 0 elsewhere.
         pooled_products: float32 `(L,)`, inner products of the words with their text's `pooled`.
+        pooled_squares: float32 `(T,)`, squared lengths of `pooled`.
         word_axes: the number of axes in W.
     """
 
-    vectors: jax.Array
+    vectors: jax.Array | None
+    pooled: jax.Array | None
     membership: jax.Array
-    pooled: jax.Array
     gram: jax.Array
     pooled_products: jax.Array
+    pooled_squares: jax.Array
     word_axes = 1
 
-    def products(self, x):
-        """Returns the inner products `(..., L)` of vectors `x (..., D)` with all words."""
-        return x @ self.vectors.T
-
-    def products_with_pooled(self, x):
-        """Returns `products(x)`, `(..., L)`, and the inner products `(..., T)` of `x` with the pooled embeddings, by
-        one matrix product, so that `x` is read once."""
-        both = x @ jnp.concatenate([self.vectors, self.pooled]).T
-        return both[..., : len(self.vectors)], both[..., len(self.vectors) :]
+    def multiply(self, regions: RegionBlock, with_pooled: bool) -> Products:
+        """Returns the Products with images, as `PaddedTexts.multiply` does. One product with words and pooled
+        embeddings together reads the regions once."""
+        pooled = regions.pooled @ self.pooled.T
+        if not with_pooled:
+            return Products(regions.vectors @ self.vectors.T, None, None, pooled)
+        both = regions.vectors @ jnp.concatenate([self.vectors, self.pooled]).T
+        words = len(self.vectors)
+        return Products(both[..., :words], both[..., words:], regions.pooled @ self.vectors.T, pooled)
 
     def sum(self, x):
         """Returns the sum `(..., T)` of `x (..., L)` over the words of each text."""
         return jnp.matmul(x, self.membership, precision=FULL_PRECISION)
+
+    def level(self, x, scale):
+        """Returns a value near the largest of `x (..., L)` among the words of each text, `(..., T)`: the log-sum-exp of
+        `scale x` divided by `scale`, at most ln(M) / scale above it, because sums are all that packed words offer."""
+        total = self.sum(jnp.exp(scale * x))
+        return jnp.log(jnp.where(total > 0, total, 1.0)) / scale
 
     def broadcast(self, y):
         """Returns the value of each text, `y (..., T)`, at each of its words, `(..., L)`."""
@@ -150,6 +272,14 @@ class PackedTexts:
         """Returns the number of words of each text, `(T,)`."""
         return jnp.sum(self.membership, 0)
 
+    def single_masks(self):
+        """Returns the mask of the words of each text alone, bool `(T, L)`."""
+        return self.membership.T > 0
+
+    def without_vectors(self):
+        """Returns the same without arrays of D dimensions."""
+        return self.replace(vectors=None, pooled=None)
+
 
 def to_packed(vectors, membership, pooled) -> PackedTexts:
     """Returns K groups as one PackedTexts whose arrays are `(K, ...)`; scoring takes one group out of it at a time."""
@@ -158,8 +288,6 @@ def to_packed(vectors, membership, pooled) -> PackedTexts:
 
 def pack_group(vectors, membership, pooled) -> PackedTexts:
     """Returns the PackedTexts of one group: `vectors (L, D)`, `membership (L, T)`, `pooled (T, D)`."""
-    gram, pooled_products = (
-        (vectors @ vectors.T) * (membership @ membership.T),
-        jnp.sum(membership * (vectors @ pooled.T), -1),
-    )
-    return PackedTexts(vectors, membership, pooled, gram, pooled_products)
+    gram = (vectors @ vectors.T) * (membership @ membership.T)
+    products, squares = jnp.sum(membership * (vectors @ pooled.T), -1), jnp.sum(pooled**2, -1)
+    return PackedTexts(vectors, pooled, membership, gram, products, squares)

@@ -13,34 +13,28 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mefn_jax.features import Features
+from mefn_jax.scoring.chunks import merge, split_floats
 
 
-def ring_scores(score, params, images: Features, texts: Features, mesh, score_tile_mib: float) -> jax.Array:
+def ring_scores(score, params, images: Features, texts: Features, mesh) -> jax.Array:
     """Computes `score(params, images, texts)` of the global batch, float32 `(B, B)`, with rows split over all axes of
     `mesh` (docs/method.md, Eq. 48).
 
-    Differentiable with respect to the parameters and the features. `score_tile_mib` limits the arrays of one device, as
-    in `score_in_tiles`. B is a multiple of the number of devices.
+    Differentiable with respect to the parameters and the features. B is a multiple of the number of devices.
     """
     if mesh.size == 1:
-        return score_in_tiles(functools.partial(score, params), images, texts, score_tile_mib)
-
-    def score_block(params, images, texts):
-        return score_in_tiles(functools.partial(score, params), images, texts, score_tile_mib)
-
+        return score(params, images, texts)
     rows = PartitionSpec(mesh.axis_names)
-    ring = functools.partial(_run_ring, score_block, mesh.axis_names, mesh.size)
+    ring = functools.partial(_run_ring, score, mesh.axis_names, mesh.size)
     return jax.shard_map(ring, mesh=mesh, in_specs=(PartitionSpec(), rows, rows), out_specs=rows)(params, images, texts)
 
 
-def local_loss(
-    score, loss, params, images: Features, texts: Features, *, items: tuple, mesh, score_tile_mib: float
-) -> jax.Array:
+def local_loss(score, loss, params, images: Features, texts: Features, *, items: tuple, mesh) -> jax.Array:
     """Computes the mean over devices of `loss(params, scores, *items)`, where each device scores its own pairs alone
     (docs/method.md, Eq. 49). `items` are trees of arrays with a row for each pair, as the image index `(B,)`."""
 
     def compute_on_device(params, images, texts, items):
-        scores = score_in_tiles(functools.partial(score, params), images, texts, score_tile_mib)
+        scores = score(_vary(params, mesh.axis_names), images, texts)
         return jax.lax.pmean(loss(params, scores, *items), mesh.axis_names)
 
     rows, replicas = PartitionSpec(mesh.axis_names), PartitionSpec()
@@ -48,12 +42,13 @@ def local_loss(
     return jax.shard_map(compute_on_device, mesh=mesh, in_specs=specs, out_specs=replicas)(params, images, texts, items)
 
 
-def _run_ring(score_block, axes, n: int, params, images, texts):
-    """Computes this device's rows of the scores, `(I, n T)`."""
+def _vary(tree, axes):
+    """Marks what is equal on all devices as varying: each device then has its own gradient, and JAX adds them."""
+    return jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying"), tree)
 
-    def vary(tree):
-        """Marks what is equal on all devices as varying: each device then has its own gradient, and JAX adds them."""
-        return jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying"), tree)
+
+def _run_ring(score, axes, n: int, params, images, texts):
+    """Computes this device's rows of the scores, `(I, n T)`."""
 
     def send(tree):
         return jax.tree.map(lambda x: jax.lax.ppermute(x, axes, [(k, (k - 1) % n) for k in range(n)]), tree)
@@ -65,11 +60,11 @@ def _run_ring(score_block, axes, n: int, params, images, texts):
     def score_rows(params, images, texts):
         def score_hop(carry, hop):
             texts, rows = carry
-            scores = score_block(params, images, texts)
+            scores = score(params, images, texts)
             rows = jax.lax.dynamic_update_slice(rows, scores, (0, locate_column(hop, texts)))
             return (send(texts), rows), None
 
-        empty = vary(jnp.zeros((images.mask.shape[0], n * texts.mask.shape[0]), texts.pooled.dtype))
+        empty = _vary(jnp.zeros((images.mask.shape[0], n * texts.mask.shape[0]), texts.pooled.dtype), axes)
         return jax.lax.scan(score_hop, (texts, empty), jnp.arange(n))[0][1]
 
     def forward(params, images, texts):
@@ -80,10 +75,10 @@ def _run_ring(score_block, axes, n: int, params, images, texts):
 
         def add_gradients(carry, hop):
             texts, params_grad, images_grad, texts_grad = carry
-            text_floats, text_rest = _split_floats(texts)
-            image_floats, image_rest = _split_floats(images)
+            text_floats, text_rest = split_floats(texts)
+            image_floats, image_rest = split_floats(images)
             _, vjp = jax.vjp(
-                lambda p, v, t: score_block(p, _merge(v, image_rest), _merge(t, text_rest)),
+                lambda p, v, t: score(p, merge(v, image_rest), merge(t, text_rest)),
                 params,
                 image_floats,
                 text_floats,
@@ -95,47 +90,10 @@ def _run_ring(score_block, axes, n: int, params, images, texts):
             )
             return (send(texts), params_grad, images_grad, send(texts_grad)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, (params, _split_floats(images)[0], _split_floats(texts)[0]))
+        zeros = jax.tree.map(jnp.zeros_like, (params, split_floats(images)[0], split_floats(texts)[0]))
         (_, params_grad, images_grad, texts_grad), _ = jax.lax.scan(add_gradients, (texts, *zeros), jnp.arange(n))
         return params_grad, images_grad, texts_grad
 
     ring = jax.custom_vjp(score_rows)
     ring.defvjp(forward, backward)
-    return ring(vary(params), images, texts)
-
-
-def _split_floats(tree):
-    """Splits a tree into the arrays that have gradients and the rest (masks, ids), with None in the other's places."""
-    is_float = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.floating), tree)
-    return (
-        jax.tree.map(lambda x, yes: x if yes else None, tree, is_float),
-        jax.tree.map(lambda x, yes: None if yes else x, tree, is_float),
-    )
-
-
-def _merge(floats, rest):
-    """Merges the two trees of `_split_floats` again."""
-    return jax.tree.map(lambda a, b: b if a is None else a, floats, rest, is_leaf=lambda x: x is None)
-
-
-def score_in_tiles(score, images: Features, texts: Features, score_tile_mib: float) -> jax.Array:
-    """Computes `score(images, texts)`, float32 `(I, T)`, for one tile of k texts at a time (docs/method.md, Eq. 50).
-
-    The backward pass computes each tile again. k is the largest divisor of T with which a float32 array of all regions
-    by the words of a tile takes at most `score_tile_mib` MiB, but at least 1; all texts are one tile if they fit.
-    """
-    tile_size = texts_per_tile(images.mask.size, texts.mask.shape, score_tile_mib)
-    num_tiles = texts.mask.shape[0] // tile_size
-    if num_tiles == 1:
-        return score(images, texts)
-    tiles = jax.tree.map(lambda x: x.reshape(num_tiles, tile_size, *x.shape[1:]), texts)
-    scores = jax.lax.map(jax.checkpoint(lambda tile: score(images, tile)), tiles)  # (T / k, I, k)
-    return jnp.moveaxis(scores, 0, 1).reshape(images.mask.shape[0], -1)
-
-
-def texts_per_tile(regions: int, texts: tuple[int, int], score_tile_mib: float) -> int:
-    """Returns the largest divisor k of T, for texts `(T, M)`, with which an array of all images' `regions` by `k M`
-    words fits into `score_tile_mib` MiB; at least 1 (docs/method.md, Eq. 50)."""
-    num_texts, words = texts
-    max_texts = score_tile_mib * 2**20 / (4 * regions * words)
-    return max(k for k in range(1, num_texts + 1) if num_texts % k == 0 and (k == 1 or k <= max_texts))
+    return ring(_vary(params, axes), images, texts)

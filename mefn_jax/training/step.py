@@ -12,6 +12,7 @@ import optax
 from mefn_jax import losses, optim
 from mefn_jax.model import Model
 from mefn_jax.runtime.sharding import batch_sharding, param_shardings, replicated
+from mefn_jax.scoring.chunks import make_block_scorer
 from mefn_jax.scoring.ring import local_loss, ring_scores
 from mefn_jax.training.grad_cache import encode_in_chunks
 from mefn_jax.training.hyperparameters import Hyperparameters
@@ -29,8 +30,7 @@ class StepConfig:
         lr_multipliers: multiplier of each parameter's learning rate (`optim.lr_multipliers`). 0 freezes the parameter;
             a tower whose parameters are all frozen gets no dropout.
         loss: the loss, `(params, scores, positives, hyperparameters, step) -> scalar` (`losses.make_loss`).
-        score_tile_mib: memory limit of scoring on a device (`score_in_tiles` in `scoring/ring.py`); by default, all
-            texts are scored at once.
+        score_chunk_mib, score_tile_mib: memory limits of scoring on a device (`scoring/chunks.py`); none by default.
         negatives: "global": all texts of the batch; "local": the texts on the same device.
         grad_cache_chunks: number of chunks in which the encoders process the batch (`encode_in_chunks`).
     """
@@ -39,6 +39,7 @@ class StepConfig:
     make_optimizer: Callable
     lr_multipliers: dict
     loss: Callable
+    score_chunk_mib: float = math.inf
     score_tile_mib: float = math.inf
     negatives: str = "global"
     grad_cache_chunks: int = 1
@@ -55,6 +56,7 @@ def make_step_config(config, model: Model, lr_multipliers) -> StepConfig:
         make_optimizer=make_optimizer,
         lr_multipliers=lr_multipliers,
         loss=losses.make_loss(config.loss),
+        score_chunk_mib=config.train.score_chunk_mib,
         score_tile_mib=config.train.score_tile_mib,
         negatives=config.loss.negatives,
         grad_cache_chunks=config.train.grad_cache_chunks,
@@ -111,7 +113,8 @@ def loss_from_features(
     score_params["constants"] = {k: v for k, v in params["constants"].items() if k == "matcher"}
     # (B,), (B,): an offset depends on one item alone, so it is computed outside the ring and its tiles.
     offsets = model.hub_offsets(params, images, texts)
-    scoring = {"images": images, "texts": texts, "mesh": mesh, "score_tile_mib": step_config.score_tile_mib}
+    score = make_block_scorer(model, step_config.score_chunk_mib, step_config.score_tile_mib)
+    scoring = {"images": images, "texts": texts, "mesh": mesh}
 
     def loss_from_scores(params, scores, offsets, image_index):
         image_offsets, text_offsets = offsets
@@ -120,8 +123,8 @@ def loss_from_features(
 
     if step_config.negatives == "local":
         items = offsets, image_index
-        return local_loss(model.score, loss_from_scores, score_params, items=items, **scoring)
-    return loss_from_scores(score_params, ring_scores(model.score, score_params, **scoring), offsets, image_index)
+        return local_loss(score, loss_from_scores, score_params, items=items, **scoring)
+    return loss_from_scores(score_params, ring_scores(score, score_params, **scoring), offsets, image_index)
 
 
 def row_keys(seed, epochs, caption_indices):

@@ -197,7 +197,7 @@ def test_tokenizer_refuses_regular_expressions_that_may_not_end(pattern, place):
     [
         ("", "is not JSON"),
         ("[" * 100_000, "nested too deeply"),
-        ('{"normalizer": ' + "[" * 700 + "]" * 700 + "}", "nested too deeply"),
+        ('{"normalizer": ' + "[" * 700 + "]" * 700 + "}", "nested too deeply|recursion limit exceeded"),
         ("[]", "holds a list, not an object"),
         ("{}", "cannot be read"),
         (

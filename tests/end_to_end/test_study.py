@@ -59,6 +59,7 @@ def test_study_runs_from_precompute_to_table(tmp_path, towers, command):
     assert (tmp_path / "table" / "compare.csv").is_file()
 
 
+@pytest.mark.slow  # test_config.py traces the train step of every text
 @pytest.mark.parametrize("text", ["gru", "frozen bert"])
 def test_precomputed_regions_train_with_text_tower(text, tmp_path, towers, command):
     for split, images in (("train", 24), ("dev", 8)):

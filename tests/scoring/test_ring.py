@@ -1,5 +1,4 @@
-"""Scores and losses of a batch that is sharded over devices equal those of one device, with their gradients; and so do
-scores in tiles that the backward pass recomputes."""
+"""Scores and losses of a batch that is sharded over devices equal those of one device, with their gradients."""
 
 import functools
 import types
@@ -10,15 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_features import length_mask, random_features
+from random_features import random_features
 from systems import make_matcher
 
 from mefn_jax import losses
-from mefn_jax.features import Features
 from mefn_jax.matching.hubness import HubnessCorrection
 from mefn_jax.model import MODELS, Model
 from mefn_jax.runtime.sharding import make_mesh
-from mefn_jax.scoring.ring import local_loss, ring_scores, score_in_tiles, texts_per_tile
+from mefn_jax.scoring.chunks import make_block_scorer
+from mefn_jax.scoring.ring import local_loss, ring_scores
 from mefn_jax.training import step
 
 B, N, M, D, DEVICES = 8, 3, 4, 8, 4
@@ -42,11 +41,11 @@ def loss_of_scores(loss, params, scores, image_index):
 
 
 @functools.cache
-def make_scorer(name):
-    """`score(params, images, texts)` of a matcher, and its parameters together with those of a loss."""
-    matcher = make_matcher(name)
-    params = matcher.init(jax.random.key(0), *pairs(0, [M] * B)) | {"scale": jnp.float32(2), "bias": jnp.float32(-3)}
-    return lambda params, *features: matcher.apply({"params": params.get("params", {})}, *features), params
+def make_model(name):
+    """A model without encoders, and the parameters of its matcher together with those of a loss."""
+    model = Model(image=None, text=None, matcher=make_matcher(name), hubness=None, loss={})
+    variables = model.matcher.init(jax.random.key(0), *pairs(0, [M] * B))
+    return model, {"matcher": variables.get("params", {}), "scale": jnp.float32(2), "bias": jnp.float32(-3)}
 
 
 def vectors(images, texts):
@@ -62,7 +61,8 @@ def four_devices():
     return make_mesh({"data": 2, "fsdp": 2}, jax.devices()[:DEVICES])
 
 
-TILE_MIB = 4 * (B // DEVICES) * N * M / 2**20  # MiB: one text at a time
+TILE_MIB = 4 * N * M / 2**20  # MiB: one image and one text at a time
+CHUNK_MIB = B // DEVICES * TILE_MIB  # the images of a device and one text at a time
 
 
 @functools.cache
@@ -70,15 +70,13 @@ def compiled(name, form):
     """`(images, texts, image_index, loss) -> (loss, scores), gradients` with respect to the parameters, the fragments
     and the pooled vectors. The scores and their backward pass are compiled once for all losses, which see rows that are
     sharded over the devices."""
-    score, params = make_scorer(name)
+    model, params = make_model(name)
 
     def scores(params, vectors, images, texts):
         features = with_vectors(vectors, images, texts)
-        return (
-            score(params, *features)
-            if form == "plain"
-            else ring_scores(score, params, *features, four_devices(), TILE_MIB)
-        )
+        if form == "plain":
+            return model.score(params, *features)
+        return ring_scores(make_block_scorer(model, CHUNK_MIB, TILE_MIB), params, *features, four_devices())
 
     def backpropagate(params, vectors, images, texts, gradient):
         return jax.vjp(lambda *x: scores(*x, images, texts), params, vectors)[1](gradient)
@@ -102,11 +100,12 @@ def value_and_grad(loss):
 
 
 def assert_close(found, expected, value=1e-6, gradient=1e-5):
-    """Compares loss and scores to `value`, gradients to `gradient` of the largest in their array, or of 0.05."""
+    """Compares loss and scores to `value`, gradients to `gradient` of the largest in their array, or of 0.05. The
+    gradient of a scalar is a sum of terms of about 1 that mostly cancel."""
     (values, gradients), (true_values, true_gradients) = found, expected
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=value, atol=value), values, true_values)
     for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(true_gradients), strict=True):
-        largest = max(float(jnp.max(jnp.abs(b))), 0.05)  # a scalar's gradient is a sum of terms that mostly cancel
+        largest = max(float(jnp.max(jnp.abs(b))), 0.05 if b.ndim else 1.0)
         np.testing.assert_allclose(a, b, rtol=0, atol=gradient * largest)
 
 
@@ -146,17 +145,16 @@ def double(x):
 def test_local_loss_uses_negatives_of_its_device():
     images, texts = pairs(3, [4] * B)
     image_index = jnp.array([0, 0, 1, 2, 3, 4, 5, 5])
-    score, params = make_scorer("mefn")
+    model, params = make_model("mefn")
+    score = make_block_scorer(model, CHUNK_MIB, TILE_MIB)
     loss = functools.partial(loss_of_scores, "info_nce")
 
     def local(params, vectors):
         features = with_vectors(vectors, images, texts)
-        return local_loss(
-            score, loss, params, *features, items=(image_index,), mesh=four_devices(), score_tile_mib=TILE_MIB
-        ), ()
+        return local_loss(score, loss, params, *features, items=(image_index,), mesh=four_devices()), ()
 
     def blocks(params, vectors):
-        scores = score(params, *with_vectors(vectors, images, texts))
+        scores = model.score(params, *with_vectors(vectors, images, texts))
         shards = [slice(k, k + B // DEVICES) for k in range(0, B, B // DEVICES)]
         return sum(loss(params, scores[s, s], image_index[s]) for s in shards) / DEVICES, ()
 
@@ -173,7 +171,7 @@ def test_loss_from_features_subtracts_hub_offsets_of_sharded_batch(negatives):
     hubs = hubness.init(jax.random.key(0), images.pooled, texts.pooled)["params"]
     params = {"matcher": {}, "hubness": hubs, "loss": {"scale": jnp.float32(2)}, "constants": {}}
     loss = losses.make_loss(types.SimpleNamespace(name="info_nce"))
-    step_config = step.StepConfig(model, None, {}, loss, TILE_MIB, negatives)
+    step_config = step.StepConfig(model, None, {}, loss, CHUNK_MIB, TILE_MIB, negatives)
 
     def sharded(params, vectors):
         features = with_vectors(vectors, images, texts)
@@ -194,59 +192,3 @@ def test_loss_from_features_subtracts_hub_offsets_of_sharded_batch(negatives):
     found, expected = (jax.jit(jax.value_and_grad(form, (0, 1), has_aux=True))(*inputs) for form in (sharded, plain))
     assert_close(found, expected)
     assert np.any(np.abs(found[1][0]["hubness"]["images"]) > 1e-5)
-
-
-NUM_IMAGES, T = 5, 6
-
-
-def unequal_numbers():
-    """Features of five images and of six texts."""
-    rng = np.random.default_rng(0)
-    texts = random_features(rng, T, M, D, length_mask(rng, T, M), {"ids": np.arange(T)})
-    return random_features(rng, NUM_IMAGES, N, D), texts
-
-
-@pytest.mark.parametrize("name", ["mefn", "scan_t2i_lse", "vsepp"])
-def test_score_in_tiles_equals_plain_scores_and_gradients(name):
-    matcher = make_matcher(name)
-    images, texts = unequal_numbers()
-    params = matcher.init(jax.random.key(0), images, texts)
-
-    def loss(params, v, t, mib):
-        image_features = Features(v, images.mask, images.pooled)
-        text_features = Features(t, texts.mask, texts.pooled, texts.extra)
-        scores = score_in_tiles(lambda a, b: matcher.apply(params, a, b), image_features, text_features, mib)
-        return jnp.sum(jnp.sin(3 * scores + jnp.arange(NUM_IMAGES * T).reshape(NUM_IMAGES, T))), scores
-
-    plain, tiled = (
-        jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True), static_argnums=3)(
-            params, images.fragments, texts.fragments, mib
-        )
-        for mib in (128.0, 2 * 4 * NUM_IMAGES * N * M / 2**20)
-    )
-    assert tiled[0][1].shape == (NUM_IMAGES, T)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), plain, tiled)
-
-
-def test_score_in_tiles_scores_one_tile_at_a_time():
-    sizes = []
-
-    def score(images, texts):
-        sizes.append(texts.mask.shape[0])
-        assert texts.extra["ids"].shape == (sizes[-1],)
-        return jnp.zeros((NUM_IMAGES, sizes[-1]))
-
-    images, texts = unequal_numbers()
-    for fit in (1, 2, 3, 5, 6, 99):
-        assert score_in_tiles(score, images, texts, fit * 4 * NUM_IMAGES * N * M / 2**20).shape == (NUM_IMAGES, T)
-    assert [sizes[0], *sizes[-5:]] == [1, 2, 3, 3, 6, 6]
-
-
-@given(st.integers(1, 999), st.integers(1, 300), st.integers(1, 40), st.floats(1e-6, 200))
-@settings(deadline=None)
-def test_texts_per_tile_divides_texts_and_fits_memory(regions, number, words, mib):
-    tile = texts_per_tile(regions, (number, words), mib)
-    assert number % tile == 0
-    assert tile == 1 or tile * 4 * regions * words <= mib * 2**20
-    larger = [k for k in range(tile + 1, number + 1) if number % k == 0]
-    assert all(k * 4 * regions * words > mib * 2**20 for k in larger)

@@ -18,6 +18,8 @@ def locate_file(directory: Path, name: str, where: str) -> Path:
     path = directory / name
     try:
         is_inside = path.resolve().is_relative_to(_find_root(directory))
+        if os.path.lexists(path):
+            path.stat()  # raises for links in a circle
         path.exists()  # raises for names that the file system cannot hold
     except (OSError, ValueError, RuntimeError) as e:  # names that are too long or hold zero bytes, links in a circle
         raise WeightsError(f"{where}: {name[:80]!r} is no usable file name ({e})") from None

@@ -104,6 +104,7 @@ def test_coco_captions_refuses_fewer_captions_and_other_file_formats(tmp_path, d
         Dataset(builder.data_path)
 
 
+@pytest.mark.slow  # the data set is read in the other tests, and a prepared one is trained on in test_train.py
 def test_coco_captions_trains_and_evaluates(directory, tmp_path, command):
     text = command(
         "train.py", *SMOKE_FLICKR8K, f"--config.data.dir={directory}", f"--workdir={tmp_path / 'run'}"

@@ -1,0 +1,168 @@
+"""Times scores and their gradients in training, compared with the bare product of regions and words, and with SCAN as
+it is usually written.
+
+    python benchmarks/training.py [--widths=256,1024] [--batch=128] [--regions=36] [--words=16] [--tile_mib=0.5]
+                                  [--skip_torch]
+
+One batch of given Features, random unit vectors, with captions of 4 to 16 words (11 on average; the product is that of
+the padded words). `forward` is the triplet loss summed over all pairs, `train` the loss and its gradients with respect
+to the Features and the matcher's parameters. The best of several runs, without compilation.
+
+    gemm            regions x words, one product
+    mefn, ...       our matchers in chunks and tiles, as training uses them (docs/method.md, section 12)
+    mefn uniform    MEFN with uniform weights and the pooled global branch
+    torch_scan      SCAN t2i LSE in PyTorch, a loop over captions with attended vectors, like the authors' code
+
+The last line is JSON: seconds by width and matcher.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout that is not installed
+
+from configs import default
+from mefn_jax.features import Features
+from mefn_jax.model import MODELS, Model
+from mefn_jax.scoring.chunks import make_block_scorer
+
+MARGIN, REPEATS, CHUNK_MIB = 0.2, 7, 64.0
+SYSTEMS = {
+    "mefn": ("mefn", {}),
+    "mefn uniform": ("mefn", {"entropy": "none", "global_input": "pooled"}),
+    "mefn_no_global": ("mefn_no_global", {}),
+    "scan_t2i_lse": ("scan_t2i_lse", {}),
+    "scan_i2t_lse": ("scan_i2t_lse", {}),
+    "vsepp": ("vsepp", {}),
+}
+
+
+def random_unit_vectors(rng, *shape) -> np.ndarray:
+    """Returns random unit vectors, float32, of the given shape."""
+    x = rng.standard_normal(shape, np.float32)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def random_features(batch: int, regions: int, words: int, width: int) -> tuple[Features, Features]:
+    """Returns random Features of a batch of images and captions."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(np.round(rng.normal(11, 3, batch)), 4, words)
+    mask = np.arange(words) < lengths[:, None]
+    v, t = random_unit_vectors(rng, batch, regions, width), random_unit_vectors(rng, batch, words, width)
+    pooled = (random_unit_vectors(rng, batch, width) for _ in range(2))
+    images = Features(v, np.ones((batch, regions), bool), next(pooled))
+    return jax.tree.map(jnp.asarray, (images, Features(t * mask[..., None], mask, next(pooled))))
+
+
+def shortest_seconds(run, *args) -> float:
+    """Returns the duration of the fastest of several runs after a first one."""
+    durations = []
+    for _ in range(1 + REPEATS):
+        start = time.perf_counter()
+        jax.block_until_ready(run(*args))
+        durations.append(time.perf_counter() - start)
+    return min(durations[1:])
+
+
+def time_gemm(images: Features, texts: Features) -> float:
+    """Returns the seconds of the bare product of regions and words."""
+    v, t = (x.fragments.reshape(-1, x.fragments.shape[-1]) for x in (images, texts))
+    return shortest_seconds(jax.jit(jnp.matmul), v, t.T)
+
+
+def triplet_sum(scores):
+    """Returns the sum of the hinges of all pairs off the diagonal."""
+    positives, negatives = jnp.diagonal(scores), 1 - jnp.eye(len(scores))
+    costs = jax.nn.relu(MARGIN + scores - positives[:, None]) + jax.nn.relu(MARGIN + scores - positives)
+    return jnp.sum(costs * negatives)
+
+
+def time_matcher(name: str, options: dict, images: Features, texts: Features, tile_mib: float) -> dict:
+    """Returns the seconds of the loss, and of the loss with its gradients, and the MiB of temporary arrays."""
+    matcher = MODELS[name].matcher(**default.get_config(f"model={name}").matcher.to_dict() | options)
+    model = Model(image=None, text=None, matcher=matcher, hubness=None, loss={})
+    variables = matcher.init(jax.random.key(0), *jax.tree.map(lambda x: x[:1], (images, texts)))
+    params, score = {"matcher": variables.get("params", {})}, make_block_scorer(model, CHUNK_MIB, tile_mib)
+
+    def loss(params, v, g, t, h):
+        return triplet_sum(score(params, images.replace(fragments=v, pooled=g), texts.replace(fragments=t, pooled=h)))
+
+    inputs = params, images.fragments, images.pooled, texts.fragments, texts.pooled
+    train = jax.jit(jax.value_and_grad(loss, range(5))).lower(*inputs).compile()
+    return {
+        "forward": shortest_seconds(jax.jit(loss), *inputs),
+        "train": shortest_seconds(train, *inputs),
+        "mib": train.memory_analysis().temp_size_in_bytes / 2**20,
+    }
+
+
+def time_torch_scan(images: Features, texts: Features) -> dict:
+    """Returns the seconds of SCAN t2i LSE in PyTorch, forward and with the gradients of the vectors: for each caption,
+    the attention of its words over the regions of every image."""
+    import torch
+
+    v, t = (torch.from_numpy(np.array(x.fragments)).requires_grad_() for x in (images, texts))
+    lengths = np.asarray(texts.mask).sum(1)
+
+    def score(words):  # (M, D) -> (B,)
+        query = words.expand(len(v), -1, -1)  # (B, M, D)
+        attention = torch.nn.functional.leaky_relu(torch.bmm(v, query.transpose(1, 2)), 0.1)  # (B, N, M)
+        attention = torch.nn.functional.normalize(attention, dim=2)
+        attention = torch.softmax(9.0 * attention.transpose(1, 2), dim=2)  # (B, M, N)
+        similarity = torch.nn.functional.cosine_similarity(query, torch.bmm(attention, v), dim=2)
+        return torch.logsumexp(6.0 * similarity, dim=1) / 6.0
+
+    def loss():
+        scores = torch.stack([score(words[:length]) for words, length in zip(t, lengths, strict=True)], 1)
+        positives, negatives = scores.diagonal(), 1 - torch.eye(len(scores))
+        costs = torch.relu(MARGIN + scores - positives[:, None]) + torch.relu(MARGIN + scores - positives)
+        return torch.sum(costs * negatives)
+
+    def forward():
+        with torch.no_grad():
+            loss()
+
+    return {"forward": shortest_seconds(forward), "train": shortest_seconds(lambda: loss().backward())}
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", default="256,1024", help="dimensions D, separated by commas")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--regions", type=int, default=36)
+    parser.add_argument("--words", type=int, default=16, help="words of the longest caption")
+    parser.add_argument("--tile_mib", type=float, default=0.5, help="train.score_tile_mib")
+    parser.add_argument("--skip_torch", action="store_true")
+    options = parser.parse_args()
+    with_torch, results = not options.skip_torch and importlib.util.find_spec("torch") is not None, {}
+    for width in map(int, options.widths.split(",")):
+        images, texts = random_features(options.batch, options.regions, options.words, width)
+        print(f"batch {options.batch}, {options.regions} regions, {options.words} words, D = {width}")
+        gemms, times = [time_gemm(images, texts)], {}
+        for name, (system, changes) in SYSTEMS.items():
+            times[name] = time_matcher(system, changes, images, texts, options.tile_mib)
+            gemms.append(time_gemm(images, texts))  # a machine's speed may change in between
+        gemm = min(gemms)
+        print(f"  {'gemm':15} {1000 * gemm:9.1f} ms", flush=True)
+        if with_torch:
+            times["torch_scan"] = time_torch_scan(images, texts)
+        for name, row in times.items():
+            cells = [f"  {part} {1000 * row[part]:7.1f} ms {row[part] / gemm:5.1f} x" for part in ("forward", "train")]
+            memory = f"  {row['mib']:5.0f} MiB" if "mib" in row else ""
+            print(f"  {name:15}{''.join(cells)}{memory}", flush=True)
+        rounded = {name: {key: round(value, 6) for key, value in row.items()} for name, row in times.items()}
+        results[f"D{width}"] = {"gemm": round(gemm, 6)} | rounded
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
