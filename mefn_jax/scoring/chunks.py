@@ -96,7 +96,7 @@ def map_tiles(function, size: int, by_row, shared) -> jax.Array:
     shared_floats, shared_rest = split_floats(shared)
 
     def compute(floats, rest, shared_floats, shared_rest):
-        return function(merge(floats, rest), merge(shared_floats, shared_rest))
+        return function(merge_floats(floats, rest), merge_floats(shared_floats, shared_rest))
 
     @jax.custom_vjp
     def run(floats, rest, shared_floats, shared_rest):
@@ -145,6 +145,6 @@ def split_floats(tree):
     )
 
 
-def merge(floats, rest):
+def merge_floats(floats, rest):
     """Merges the two trees of `split_floats` again."""
     return jax.tree.map(lambda a, b: b if a is None else a, floats, rest, is_leaf=lambda x: x is None)

@@ -7,8 +7,6 @@ docs/method.md, section 8, has a picture of both. Letters: I images, T texts, N 
 group of texts, D dimensions.
 """
 
-import functools
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,6 @@ from mefn_jax.features import Features
 
 # For products with matrices of 0 and 1, which are sums: a TPU would otherwise round their terms to bfloat16.
 FULL_PRECISION = jax.lax.Precision.HIGHEST
-UNROLLED_WORDS = 32  # most words of a text for which a CPU's product with Gram matrices is written out
 
 
 @flax.struct.dataclass
@@ -38,41 +35,42 @@ class Products:
     pooled: jax.Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def squared_norms(multiply, multiply_pairs, axis: int, gram, x):
     """Returns the squared lengths of sums with weights x, `x' G x` along `axis`, for symmetric matrices `gram`.
 
     `multiply(gram, x)` is `G x`, and `multiply_pairs(y, x)` the sum of `y x'` over all that have one matrix in common.
     That G is symmetric spares one of the gradient's three products.
     """
-    return jnp.sum(x * multiply(gram, x), axis)
+
+    @jax.custom_vjp
+    def compute(gram, x):
+        return jnp.sum(x * multiply(gram, x), axis)
+
+    def forward(gram, x):
+        y = multiply(gram, x)
+        return jnp.sum(x * y, axis), (x, y)
+
+    def backward(residuals, gradient):
+        x, y = residuals
+        gradient = jnp.expand_dims(gradient, axis)
+        return multiply_pairs(gradient * x, x), 2 * gradient * y
+
+    compute.defvjp(forward, backward)
+    return compute(gram, x)
 
 
-def _squared_norms_forward(multiply, multiply_pairs, axis, gram, x):
-    y = multiply(gram, x)
-    return jnp.sum(x * y, axis), (x, y)
-
-
-def _squared_norms_backward(multiply, multiply_pairs, axis, residuals, gradient):
-    x, y = residuals
-    gradient = jnp.expand_dims(gradient, axis)
-    return multiply_pairs(gradient * x, x), 2 * gradient * y
-
-
-squared_norms.defvjp(_squared_norms_forward, _squared_norms_backward)
-
-
-@jax.custom_vjp
 def gram_matrices(x):
     """Returns the Gram matrices `(B, L, L)` of vectors `x (B, L, D)`. Their gradient is one product instead of two."""
-    return jnp.einsum("bld,bkd->blk", x, x)
 
+    @jax.custom_vjp
+    def compute(x):
+        return jnp.einsum("bld,bkd->blk", x, x)
 
-def _gram_backward(x, gradient):
-    return (jnp.einsum("blk,bkd->bld", gradient + jnp.swapaxes(gradient, 1, 2), x),)
+    def backward(x, gradient):
+        return (jnp.einsum("blk,bkd->bld", gradient + jnp.swapaxes(gradient, 1, 2), x),)
 
-
-gram_matrices.defvjp(lambda x: (gram_matrices(x), x), _gram_backward)
+    compute.defvjp(lambda x: (compute(x), x), backward)
+    return compute(x)
 
 
 @flax.struct.dataclass
@@ -190,19 +188,15 @@ class PaddedTexts:
 def _multiply_word_grams(gram, x):
     """Returns the products `(..., M, T)` of the texts' Gram matrices `(M, M, T)` with `x (..., M, T)`.
 
-    The matrices are small, and the axis of texts is the last. A CPU is fastest with sums of M arrays, for which nothing
-    is transposed; other platforms have matrix units.
+    The matrices are small, and the axis of texts is the last. A CPU is fastest with plain sums, for which nothing is
+    transposed; other platforms have matrix units.
     """
-
-    def einsum(gram, x):
-        return jnp.einsum("kmt,...kt->...mt", gram, x)
-
-    def write_out(gram, x):
-        return sum(x[..., k, None, :] * gram[k] for k in range(len(gram)))
-
-    if len(gram) > UNROLLED_WORDS:
-        return einsum(gram, x)
-    return jax.lax.platform_dependent(gram, x, cpu=write_out, default=einsum)
+    return jax.lax.platform_dependent(
+        gram,
+        x,
+        cpu=lambda gram, x: jnp.sum(x[..., :, None, :] * gram, -3),
+        default=lambda gram, x: jnp.einsum("kmt,...kt->...mt", gram, x),
+    )
 
 
 def _multiply_word_pairs(y, x):

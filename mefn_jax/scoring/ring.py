@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mefn_jax.features import Features
-from mefn_jax.scoring.chunks import merge, split_floats
+from mefn_jax.scoring.chunks import merge_floats, split_floats
 
 
 def ring_scores(score, params, images: Features, texts: Features, mesh) -> jax.Array:
@@ -78,7 +78,7 @@ def _run_ring(score, axes, n: int, params, images, texts):
             text_floats, text_rest = split_floats(texts)
             image_floats, image_rest = split_floats(images)
             _, vjp = jax.vjp(
-                lambda p, v, t: score(p, merge(v, image_rest), merge(t, text_rest)),
+                lambda p, v, t: score(p, merge_floats(v, image_rest), merge_floats(t, text_rest)),
                 params,
                 image_floats,
                 text_floats,

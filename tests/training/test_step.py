@@ -27,6 +27,7 @@ def linear_model():
         return features
 
     return types.SimpleNamespace(
+        has_products=False,
         encode_images=encode("image"),
         encode_texts=encode("text"),
         score=lambda params, images, texts: images.pooled @ texts.pooled.T * params["matcher"]["factor"],
