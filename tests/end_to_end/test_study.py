@@ -9,6 +9,7 @@ from sample_data import write_precomputed
 CONFIG = "--config=configs/precomputed.py:smoke"
 
 
+@pytest.mark.slow  # precompute, sweep and compare have tests of their own
 def test_study_runs_from_precompute_to_table(tmp_path, towers, command):
     """Caches a frozen tower's text, fits CCA, sweeps two models, evaluates their ensemble, and compares all."""
     regions, words, runs = tmp_path / "regions", tmp_path / "words", tmp_path / "runs"

@@ -69,7 +69,7 @@ def name(request, monkeypatch):
     return request.param.__name__
 
 
-@pytest.mark.parametrize("name", [Views, Fusion], indirect=True)
+@pytest.mark.parametrize("name", [pytest.param(Views, marks=pytest.mark.slow), Fusion], indirect=True)
 def test_new_matcher_is_trained_and_evaluated(name, tmp_path):
     config = shapes.get_config(f"smoke,model={name}")
     with config.unlocked():
