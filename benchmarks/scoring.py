@@ -67,9 +67,9 @@ def random_features(images: int, captions: int, regions: int, width: int, times:
     return image_features, Features(t, mask, random_unit_vectors(rng, captions, width))
 
 
-def make_matcher(name: str) -> Matcher:
-    """Returns the matcher of a system with its default options."""
-    return MODELS[name].matcher(**default.get_config(f"model={name}").matcher)
+def make_matcher(name: str, **options) -> Matcher:
+    """Returns the matcher of a system with its default options, except for `options`."""
+    return MODELS[name].matcher(**default.get_config(f"model={name}").matcher.to_dict() | options)
 
 
 def shortest_seconds(run, repeats=REPEATS) -> float:

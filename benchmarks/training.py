@@ -29,9 +29,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout that is not installed
 
-from configs import default
+from benchmarks.scoring import make_matcher, random_unit_vectors
 from mefn_jax.features import Features
-from mefn_jax.model import MODELS, Model
+from mefn_jax.model import Model
 from mefn_jax.scoring.chunks import make_block_scorer
 
 MARGIN, REPEATS, CHUNK_MIB = 0.2, 7, 64.0
@@ -43,12 +43,6 @@ SYSTEMS = {
     "scan_i2t_lse": ("scan_i2t_lse", {}),
     "vsepp": ("vsepp", {}),
 }
-
-
-def random_unit_vectors(rng, *shape) -> np.ndarray:
-    """Returns random unit vectors, float32, of the given shape."""
-    x = rng.standard_normal(shape, np.float32)
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def random_features(batch: int, regions: int, words: int, width: int) -> tuple[Features, Features]:
@@ -87,7 +81,7 @@ def triplet_sum(scores):
 
 def time_matcher(name: str, options: dict, images: Features, texts: Features, tile_mib: float) -> dict:
     """Returns the seconds of the loss, and of the loss with its gradients, and the MiB of temporary arrays."""
-    matcher = MODELS[name].matcher(**default.get_config(f"model={name}").matcher.to_dict() | options)
+    matcher = make_matcher(name, **options)
     model = Model(image=None, text=None, matcher=matcher, hubness=None, loss={})
     variables = matcher.init(jax.random.key(0), *jax.tree.map(lambda x: x[:1], (images, texts)))
     params, score = {"matcher": variables.get("params", {})}, make_block_scorer(model, CHUNK_MIB, tile_mib)

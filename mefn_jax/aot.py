@@ -161,7 +161,7 @@ def lower_scoring(config, target: str):
     mesh = make_mesh(None, topology_devices(target))
     model = build_model(config, config.text.vocab_size or DEFAULT_VOCABULARY)
     if not model.has_tile:
-        raise ConfigError(f"model={config.model}: its matcher has neither score_products nor score_tile to compile")
+        raise ConfigError(f"model={config.model}: cannot compile its scoring: no score_products or score_tile")
     param_shapes = jax.eval_shape(model.init, jax.random.key(0), *dummy_inputs(config))
     params, batch, replicated_sharding = abstract_params(mesh, param_shapes), batch_shapes(config), replicated(mesh)
     images = with_batch_sharding(

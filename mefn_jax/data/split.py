@@ -73,7 +73,8 @@ class Split:
 
     @functools.cached_property
     def ids_and_captions(self) -> list[tuple[str, list[str]]]:
-        """Returns the id and the captions of each image. All records are read, once: with images this takes long."""
+        """Returns the id and the captions of each image. The first access reads all records, which takes long if they
+        hold images."""
         records = map(self.record, range(self.num_images))
         return [(record["image_id"], record["captions"]) for record in records]
 

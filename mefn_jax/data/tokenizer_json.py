@@ -14,8 +14,8 @@ PATTERN_PARTS = re.compile(r"\\[pPx]\{[^}]*\}|\\.|\[(?:[^\[\]\\]|\\.|\[[^\[\]]*\
 
 
 def check_tokenizer_json(text: str) -> None:
-    """Raises DataError, naming the key, if the text of a `tokenizer.json` is no JSON object, or asks for what cannot
-    work or may never end: ids beyond MAX_TOKEN_ID, random merges, regular expressions that backtrack without bound."""
+    """Checks the text of a `tokenizer.json`. Raises DataError, which names the key, if it is not a JSON object, or has
+    ids above MAX_TOKEN_ID, random merges, or a regular expression that may backtrack without bound."""
     try:
         content = json.loads(text)
         parts = content if isinstance(content, dict) else {}

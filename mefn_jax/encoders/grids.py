@@ -14,7 +14,7 @@ def pool_grid(grid, max_side: int):
 
 
 def _pool_axis(grid, axis: int, max_side: int):
-    """Average-pools one axis. A cell is a sum of two or three rows; written out, it needs no copies of the grid."""
+    """Average-pools one axis by sums of whole rows; a matrix product would need a transposed copy of the grid."""
     weights = _compute_area_weights(grid.shape[axis], max_side)
     rows = [jax.lax.index_in_dim(grid, k, axis, keepdims=False) for k in range(grid.shape[axis])]
     return jnp.stack([sum(w[k] * rows[k] for k in np.flatnonzero(w)) for w in weights], axis)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock
+from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock, replace_zeros
 
 
 def masked_log_softmax(logits, mask, axis):
@@ -150,11 +150,6 @@ class Entropy:
         _, h_v, h_t = jax.vmap(over_texts, (0, 0, None, None))(S_flat, regions.mask, word_mask, lam)
         # Each word keeps the value from its own text.
         return h_v, jnp.sum(jnp.where(word_mask, h_t, 0.0), 1).reshape(len(S), *S.shape[2:])
-
-
-def replace_zeros(x):
-    """Returns sums of positive numbers, with 1 in place of an empty sum."""
-    return jnp.where(x > 0, x, 1.0)
 
 
 def _divide_by_largest(entropy, count):

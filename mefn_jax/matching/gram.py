@@ -12,8 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mefn_jax.matching.entropy import replace_zeros
-from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, Products, RegionBlock
+from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, Products, RegionBlock, replace_zeros
 
 # Up to this lambda, exp(lambda S) and its square fit into float32, so that the softmax need not subtract a maximum.
 MAX_PLAIN_SCALE = 32.0
@@ -87,7 +86,7 @@ def compute_attention(S, regions: RegionBlock, words: PaddedTexts | PackedTexts,
         return Attention(plain, lam * S, plain, lam * S)
     # Any shift cancels in the softmax, so it carries no gradient.
     fixed = jax.lax.stop_gradient(S)
-    word_shift = words.level(fixed, jax.lax.stop_gradient(jnp.minimum(lam, MAX_PLAIN_SCALE)))
+    word_shift = words.near_maximum(fixed, jax.lax.stop_gradient(jnp.minimum(lam, MAX_PLAIN_SCALE)))
     region_shift = jnp.max(jnp.where(mask, fixed, -1.0), 1)
     # The limit is for masked entries, whose exponentials could become infinite. All others are at most 0 except for
     # rounding, so that a limit of 1 never touches them.

@@ -3,7 +3,15 @@
 import flax.linen as nn
 
 from mefn_jax.features import Features
-from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, Products, RegionBlock, region_block, to_padded
+from mefn_jax.scoring.layouts import (
+    PackedTexts,
+    PaddedTexts,
+    Products,
+    RegionBlock,
+    region_block,
+    separate_vectors,
+    to_padded,
+)
 
 
 class Matcher(nn.Module, kw_only=True):
@@ -44,20 +52,17 @@ class Matcher(nn.Module, kw_only=True):
 
     def score(self, images: Features, texts: Features):
         """Returns the scores of all pairs, float32 `(I, T)`: cosine scale, higher is better, differentiable."""
-        return self._score_vectors(region_block(images), to_padded(texts))
+        inputs = separate_vectors(region_block(images), to_padded(texts), self.uses_pooled_products)
+        return self.score_products(*inputs)
 
     def score_tile(self, regions: RegionBlock, words: PaddedTexts | PackedTexts):
         """Returns the scores `(I, T)` from the layouts of `scoring/layouts.py`, for evaluation, without gradients."""
-        return self._score_vectors(regions, words)
-
-    def _score_vectors(self, regions, words):
-        products = words.multiply(regions, self.uses_pooled_products)
-        return self.score_products(products, regions.without_vectors(), words.without_vectors())
+        return self.score_products(*separate_vectors(regions, words, self.uses_pooled_products))
 
     def score_products(self, products: Products, regions: RegionBlock, words: PaddedTexts | PackedTexts):
-        """Returns the scores `(I, T)` as a function of arrays without an axis of D dimensions (docs/method.md, section
-        8), differentiable: `products` of the images with the texts, and what `regions` and `words` hold of each item
-        besides its vectors."""
+        """Returns the scores, float32 `(I, T)`, differentiable, from arrays without an axis of D dimensions: the
+        products of images with texts, and the masks and Gram matrices of `regions` and `words`, whose vectors are None
+        (docs/method.md, section 8)."""
         raise NotImplementedError(f"{type(self).__name__} defines neither score nor score_products")
 
     def embed(self, features: Features):

@@ -180,7 +180,7 @@ def parse_count(text: str) -> int | None:
 
 
 def _find_config_argument() -> str:
-    """Returns the value of `--config` on the command line, `FILE.py:arguments`; empty if it is not given."""
+    """Returns the value of `--config` on the command line, `FILE.py:arguments`, or an empty string."""
     words = sys.argv[1:]
     values = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
     values += [value for name, value in itertools.pairwise(words) if name == "--config"]

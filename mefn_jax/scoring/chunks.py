@@ -1,10 +1,10 @@
-"""Scores of all pairs on one device for training, with a backward pass of their own (docs/method.md, section 12).
+"""Scores all pairs on one device in training, with a custom backward pass (docs/method.md, section 12).
 
 For a matcher with `score_products`, inner products are made for a chunk of texts at a time, by large matrix products.
 Within a chunk, scores are functions of arrays without an axis of D dimensions, and are computed for a tile of a few
 images at a time that fits into a processor's cache. The backward pass computes a tile again from the products of its
-chunk, and writes their gradients over them. Of vectors it needs one matrix product a chunk for the images' gradient and
-one for the texts'. Any other matcher is scored for a tile of texts at a time.
+chunk, and writes their gradients over them. The gradients of the vectors are then two matrix products a chunk, one for
+the images and one for the texts. Any other matcher is scored for a tile of texts at a time.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mefn_jax.features import Features
-from mefn_jax.scoring.layouts import region_block, to_padded
+from mefn_jax.scoring.layouts import region_block, separate_vectors, to_padded
 
 SMALLEST_TILE = 2  # images: XLA's sums over arrays of a single image are 30 times slower on a CPU
 
@@ -40,9 +40,8 @@ def score_in_chunks(model, params, images: Features, texts: Features, chunk_mib:
     regions = region_block(images)
 
     def score_chunk(texts: Features):
-        words = to_padded(texts)
-        products = words.multiply(regions, model.matcher.uses_pooled_products)
-        by_image, by_text = (products, regions.without_vectors()), (params, words.without_vectors())
+        products, images_rest, words = separate_vectors(regions, to_padded(texts), model.matcher.uses_pooled_products)
+        by_image, by_text = (products, images_rest), (params, words)
         image_bytes = 4 * images.mask.shape[1] * texts.mask.size
         tile_size = items_per_tile(len(images.mask), image_bytes, tile_mib, SMALLEST_TILE)
 

@@ -19,7 +19,7 @@ FULL_PRECISION = jax.lax.Precision.HIGHEST
 
 @flax.struct.dataclass
 class Products:
-    """Inner products of images with texts, all that a score takes of a pair: no axis of D dimensions.
+    """Inner products of images with texts, which have no axis of D dimensions.
 
     Attributes:
         S: float32 `(I, N, W)`, regions with words: cosines, since both are unit vectors.
@@ -33,6 +33,11 @@ class Products:
     regions_pooled: jax.Array | None
     pooled_words: jax.Array | None
     pooled: jax.Array
+
+
+def replace_zeros(x):
+    """Returns sums of positive numbers, with 1 in place of an empty sum."""
+    return jnp.where(x > 0, x, 1.0)
 
 
 def squared_norms(multiply, multiply_pairs, axis: int, gram, x):
@@ -103,10 +108,6 @@ class RegionBlock:
         squares = squared_norms(jnp.matmul, _multiply_region_pairs, 1, self.gram, flat)
         return squares.reshape(len(x), *x.shape[2:])
 
-    def without_vectors(self):
-        """Returns the same without arrays of D dimensions."""
-        return self.replace(vectors=None, pooled=None)
-
 
 def _multiply_region_pairs(y, x):
     """Returns `(I, N, N)`, the sums over words of products of `y (I, N, W)` and `x (I, N, W)`, W one axis."""
@@ -159,9 +160,9 @@ class PaddedTexts:
         """Returns the sum `(..., T)` of `x (..., M, T)` over the words of each text."""
         return jnp.sum(jnp.where(self.mask, x, 0.0), -2)
 
-    def level(self, x, scale):
-        """Returns the largest of `x (..., M, T)`, at least -1, among the words of each text, `(..., T)`. `scale` is for
-        `PackedTexts`."""
+    def near_maximum(self, x, scale):
+        """Returns the largest of cosines `x (..., M, T)` among the words of each text, `(..., T)`. `scale` is not used
+        (see `PackedTexts.near_maximum`)."""
         return jnp.max(jnp.where(self.mask, x, -1.0), -2)
 
     def broadcast(self, y):
@@ -179,10 +180,6 @@ class PaddedTexts:
     def single_masks(self):
         """Returns the mask of the words of each text alone, bool `(T, M, T)`."""
         return self.mask & jnp.eye(self.mask.shape[1], dtype=bool)[:, None]
-
-    def without_vectors(self):
-        """Returns the same without arrays of D dimensions."""
-        return self.replace(vectors=None, pooled=None)
 
 
 def _multiply_word_grams(gram, x):
@@ -248,11 +245,11 @@ class PackedTexts:
         """Returns the sum `(..., T)` of `x (..., L)` over the words of each text."""
         return jnp.matmul(x, self.membership, precision=FULL_PRECISION)
 
-    def level(self, x, scale):
-        """Returns a value near the largest of `x (..., L)` among the words of each text, `(..., T)`: the log-sum-exp of
-        `scale x` divided by `scale`, at most ln(M) / scale above it, because sums are all that packed words offer."""
-        total = self.sum(jnp.exp(scale * x))
-        return jnp.log(jnp.where(total > 0, total, 1.0)) / scale
+    def near_maximum(self, x, scale):
+        """Returns a value near the largest of cosines `x (..., L)` among the words of each text, `(..., T)`: the
+        log-sum-exp of `scale x` divided by `scale`, at most ln(M) / scale above it. Packed words have sums per text,
+        but no maxima."""
+        return jnp.log(replace_zeros(self.sum(jnp.exp(scale * x)))) / scale
 
     def broadcast(self, y):
         """Returns the value of each text, `y (..., T)`, at each of its words, `(..., L)`."""
@@ -270,10 +267,6 @@ class PackedTexts:
         """Returns the mask of the words of each text alone, bool `(T, L)`."""
         return self.membership.T > 0
 
-    def without_vectors(self):
-        """Returns the same without arrays of D dimensions."""
-        return self.replace(vectors=None, pooled=None)
-
 
 def to_packed(vectors, membership, pooled) -> PackedTexts:
     """Returns K groups as one PackedTexts whose arrays are `(K, ...)`; scoring takes one group out of it at a time."""
@@ -285,3 +278,10 @@ def pack_group(vectors, membership, pooled) -> PackedTexts:
     gram = (vectors @ vectors.T) * (membership @ membership.T)
     products, squares = jnp.sum(membership * (vectors @ pooled.T), -1), jnp.sum(pooled**2, -1)
     return PackedTexts(vectors, pooled, membership, gram, products, squares)
+
+
+def separate_vectors(regions: RegionBlock, words: PaddedTexts | PackedTexts, with_pooled: bool) -> tuple:
+    """Returns the arguments of `Matcher.score_products`: the Products of images with texts (see `multiply` for
+    `with_pooled`), and `regions` and `words` without their vectors."""
+    rest = (x.replace(vectors=None, pooled=None) for x in (regions, words))
+    return words.multiply(regions, with_pooled), *rest
