@@ -44,9 +44,8 @@ def main() -> None:
     matcher = make_matcher(options.model)
     example = jax.tree.map(lambda x: x[:2], (images, texts))
     params = matcher.init(jax.random.key(0), *example)
-    scorer = compile_tile_scorer(
-        functools.partial(matcher.apply, method="score_tile"), mesh, default_score_tile_mib(mesh)
-    )
+    score_tile = functools.partial(matcher.apply, method="score_tile")
+    scorer = compile_tile_scorer(score_tile, matcher.uses_pooled_products, mesh, default_score_tile_mib(mesh))
     scores = TiledScores(functools.partial(scorer, params), images, texts, mesh)
     start = time.perf_counter()
     scores(even_slices(options.images, TILE_IMAGES)[0], even_slices(captions, TILE_CAPTIONS)[0])

@@ -34,11 +34,17 @@ from mefn_jax.evaluation.evaluator import default_score_tile_mib
 from mefn_jax.features import Features
 from mefn_jax.matching.matcher import Matcher
 from mefn_jax.model import MODELS
-from mefn_jax.runtime.flops import count_flops
 from mefn_jax.runtime.sharding import make_mesh
-from mefn_jax.scoring.layouts import region_block, to_packed
+from mefn_jax.scoring.layouts import region_block
 from mefn_jax.scoring.packing import pack
-from mefn_jax.scoring.tiles import TILE_CAPTIONS, TILE_IMAGES, TiledScores, compile_tile_scorer, even_slices
+from mefn_jax.scoring.tiles import (
+    TILE_CAPTIONS,
+    TILE_IMAGES,
+    TiledScores,
+    compile_tile_scorer,
+    count_tile_flops,
+    even_slices,
+)
 
 SHORTEST, LONGEST, MEAN = 8, 21, 14.7
 REPEATS = 3
@@ -101,10 +107,9 @@ def time_matcher(matcher, images: Features, texts: Features) -> tuple[float, flo
     mesh, example = make_mesh(), jax.tree.map(lambda x: x[:1], (images, texts))
     params = matcher.init(jax.random.key(0), *example)
 
-    def score_tile(params, regions, words):
-        return matcher.apply(params, regions, words, method="score_tile")
-
-    scorer = functools.partial(compile_tile_scorer(score_tile, mesh, default_score_tile_mib(mesh)), params)
+    score_tile = functools.partial(matcher.apply, method="score_tile")
+    program = compile_tile_scorer(score_tile, matcher.uses_pooled_products, mesh, default_score_tile_mib(mesh))
+    scorer = functools.partial(program, params)
     rows, columns = even_slices(len(images.mask), TILE_IMAGES), even_slices(len(texts.mask), TILE_CAPTIONS)
 
     def run():
@@ -121,11 +126,12 @@ def time_matcher(matcher, images: Features, texts: Features) -> tuple[float, flo
 
 def scoring_flops(matcher, images: Features, texts: Features) -> float:
     """Returns the FLOPs of the products that score all pairs of packed captions."""
-    groups, num_groups, _ = pack(texts)
+    (*groups, pooled), num_groups, _ = pack(texts)
     params = matcher.init(jax.random.key(0), *jax.tree.map(lambda x: x[:1], (images, texts)))
-    words = jax.tree.map(lambda x: x[0], to_packed(*(jnp.asarray(x[:1]) for x in groups)))
-    score_tile = functools.partial(matcher.apply, params, method="score_tile")
-    return num_groups * count_flops(score_tile, jax.eval_shape(region_block, images), words)
+    score_tile = functools.partial(matcher.apply, method="score_tile")
+    groups = *(x[:num_groups] for x in groups), pooled
+    regions = jax.eval_shape(region_block, images)
+    return count_tile_flops(score_tile, matcher.uses_pooled_products, params, regions, groups)
 
 
 def measure_growth(images: int, captions: int, regions: int, width: int) -> dict:

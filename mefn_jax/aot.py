@@ -42,9 +42,9 @@ from mefn_jax.runtime.sharding import (
     param_shardings,
     replicated,
 )
-from mefn_jax.scoring.layouts import region_block, to_packed
+from mefn_jax.scoring.layouts import region_block
 from mefn_jax.scoring.packing import GROUP_TEXTS, GROUP_WORDS
-from mefn_jax.scoring.tiles import TILE_IMAGES, plan_tiles
+from mefn_jax.scoring.tiles import TILE_CAPTIONS, TILE_IMAGES, count_tile_flops, plan_tiles
 from mefn_jax.training import state, step
 from mefn_jax.training.hyperparameters import hyperparameters_from_config
 from mefn_jax.training.setup import make_init
@@ -167,25 +167,21 @@ def lower_scoring(config, target: str):
     images = with_batch_sharding(
         jax.eval_shape(model.encode_images, params, batch["images"]), batch_sharding(mesh), TILE_IMAGES * mesh.size
     )
-    # The shapes of the arrays that `pack` returns for one group.
+    # The arrays that `pack` returns.
     group_shapes = (
-        (GROUP_WORDS, config.embed_dim),
-        (GROUP_WORDS, GROUP_TEXTS),
-        (GROUP_TEXTS, images.pooled.shape[-1]),
+        ((TEXT_GROUPS, GROUP_WORDS, config.embed_dim), jax.numpy.float32),
+        ((TEXT_GROUPS, GROUP_WORDS, GROUP_TEXTS), jax.numpy.float32),
+        ((TEXT_GROUPS, GROUP_TEXTS), jax.numpy.int32),
+        ((TILE_CAPTIONS, images.pooled.shape[-1]), jax.numpy.float32),
     )
-    groups = tuple(
-        jax.ShapeDtypeStruct((TEXT_GROUPS, *shape), jax.numpy.float32, sharding=replicated_sharding)
-        for shape in group_shapes
-    )
+    groups = tuple(jax.ShapeDtypeStruct(*shape, sharding=replicated_sharding) for shape in group_shapes)
     tile_mib = score_tile_mib(config, mesh)
     num_groups = jax.ShapeDtypeStruct((), jax.numpy.int32, sharding=replicated_sharding)
     num_tiles, tile_images = plan_tiles(TILE_IMAGES, images.mask.shape[1], GROUP_WORDS, tile_mib)
     regions = jax.eval_shape(region_block, with_batch_sharding(images, replicated_sharding, tile_images))
-    words = jax.eval_shape(lambda groups: jax.tree.map(lambda array: array[0], to_packed(*groups)), groups)
+    tile_flops = count_tile_flops(model.score_tile, model.matcher.uses_pooled_products, params, regions, groups)
     # Of a loop whose length the program does not know, one iteration is counted: hence the factors.
-    flops_by_part = {
-        "scores": mesh.size * num_tiles * TEXT_GROUPS * flops.count_flops(model.score_tile, params, regions, words)
-    }
+    flops_by_part = {"scores": mesh.size * num_tiles * tile_flops}
     lowered = compile_scorer(model, mesh, tile_mib).lower(params, images, groups, num_groups)
     tile = {
         "images": tile_images,

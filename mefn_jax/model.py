@@ -225,10 +225,6 @@ class Model:
         `hub_offsets` are subtracted."""
         return self._apply_matcher(params, "score", images, texts)
 
-    def score_tile(self, params, regions: RegionBlock, words: PaddedTexts | PackedTexts) -> jax.Array:
-        """Returns `score` of one tile, from the layouts of `scoring/layouts.py`; only for a matcher with `has_tile`."""
-        return self._apply_matcher(params, "score_tile", regions, words)
-
     def hub_offsets(self, params, images: Features, texts: Features) -> tuple[jax.Array, jax.Array]:
         """Returns the hubness offsets to subtract from the scores: of each image, float32 `(I,)`, and of each text,
         `(T,)` (docs/method.md, Eq. 35); zeros without a correction."""
@@ -240,6 +236,12 @@ class Model:
     def score_products(self, params, products: Products, regions: RegionBlock, words: PaddedTexts) -> jax.Array:
         """Returns `score` from inner products; only for a matcher with `has_products`."""
         return self._apply_matcher(params, "score_products", products, regions, words)
+
+    def score_tile(
+        self, params, products: Products, regions: RegionBlock, words: PaddedTexts | PackedTexts
+    ) -> jax.Array:
+        """Returns `score` of one tile, without gradients; only for a matcher with `has_tile`."""
+        return self._apply_matcher(params, "score_tile", products, regions, words)
 
     @property
     def has_products(self) -> bool:

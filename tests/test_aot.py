@@ -114,7 +114,7 @@ def test_reranker_uses_approximate_top_k_on_tpus_alone():
         whole, rows = replicated(mesh), batch_sharding(mesh)
         vectors = jax.ShapeDtypeStruct((1000, 64), np.float32, sharding=whole)
         captions = jax.ShapeDtypeStruct((32, 16), np.int32, sharding=rows)
-        return rerank.compile_reranker(None, mesh)[2].lower(vectors, vectors, captions, 100)
+        return rerank.compile_reranker(None, False, mesh)[2].lower(vectors, vectors, captions, 100)
 
     cpu, tpu = lowered(make_mesh()), lowered(make_mesh(None, topology_devices(TARGET)))
     assert ["ApproxTopK" in x.as_text() for x in (cpu, tpu)] == [False, True]

@@ -13,7 +13,7 @@ from mefn_jax import losses, model, optim
 from mefn_jax.encoders.grids import grid_boxes
 from mefn_jax.matching.matcher import Matcher
 from mefn_jax.runtime.sharding import make_mesh
-from mefn_jax.scoring.layouts import region_block, to_padded
+from mefn_jax.scoring.layouts import region_block, separate_vectors, to_padded
 from mefn_jax.training import state, step
 from mefn_jax.training.hyperparameters import hyperparameters_from_config
 from mefn_jax.training.setup import make_init
@@ -47,7 +47,8 @@ def test_init_makes_every_declared_parameter(name):
         built.hub_offsets(variables, images, texts)
         built.image_vectors(variables, images)
         built.text_vectors(variables, texts)
-        built.score_tile(variables, region_block(images), to_padded(texts))
+        layouts = region_block(images), to_padded(texts)
+        built.score_tile(variables, *separate_vectors(*layouts, built.matcher.uses_pooled_products))
         if built.has_explain:
             built.explain(variables, *pair)
         if built.has_attention:

@@ -30,7 +30,8 @@ def ranks(mesh) -> dict[str, np.ndarray]:
     images = jax.tree.map(lambda x: np.concatenate([x[:-1], x[:1]]), images)
     module = MEFN()
     params = jax.tree.map(np.asarray, module.init(jax.random.key(0), images, texts))
-    score_tile = compile_tile_scorer(functools.partial(module.apply, method="score_tile"), mesh, 0.005)
+    tile = functools.partial(module.apply, method="score_tile")
+    score_tile = compile_tile_scorer(tile, module.uses_pooled_products, mesh, 0.005)
     scores = TiledScores(functools.partial(score_tile, params), images, texts, mesh)
     result = rank(scores, np.arange(40) % 24, top_k=5)
     i2t, t2i = result.counts[1]

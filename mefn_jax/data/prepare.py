@@ -26,6 +26,7 @@ from mefn_jax.data.sources import coco, flickr8k, karpathy, table
 from mefn_jax.errors import DataError, LockError, reason
 from mefn_jax.runtime.cli import define_path_flag, run_command
 from mefn_jax.runtime.lock import take_flock
+from mefn_jax.runtime.storage import cache_directory
 
 READERS = {
     "flickr8k": lambda path, _: flickr8k.read(path),
@@ -146,8 +147,8 @@ def open_drawn_scenes(scenes, seed: int) -> Path:
     """
     cache_key = json.dumps([SHAPES_VERSION, [int(n) for n in scenes], int(seed)])
     try:
-        cache = Path(os.environ.get("MEFN_CACHE") or Path.home() / ".cache" / "mefn_jax").expanduser()
-    except RuntimeError as e:  # there is no home directory, as in some containers
+        cache = cache_directory()
+    except RuntimeError as e:
         raise DataError(f"the drawn scenes need a cache ({e}): set MEFN_CACHE to a directory") from None
     out = cache / f"shapes-{hashlib.sha256(cache_key.encode()).hexdigest()[:12]}"
     made = out / tokenizer.TOKENIZER_FILE

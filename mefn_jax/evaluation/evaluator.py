@@ -84,7 +84,7 @@ class Evaluator:
 
     @functools.cached_property
     def _reranker(self):
-        return rerank.compile_reranker(self.model.score_tile, self.mesh)
+        return rerank.compile_reranker(self.model.score_tile, self.model.matcher.uses_pooled_products, self.mesh)
 
     def rerank(self, params, images: Features, texts: Features, k: int) -> rerank.Candidates:
         """Returns k candidates for each caption, with the matcher's scores (docs/method.md, Eqs. 35, 64, 65)."""
@@ -186,7 +186,7 @@ def compile_scorer(model: Model, mesh, mib: float):
     `score(params, images, texts)` of Features. `mib`: the largest regions x words array on a device, in MiB.
     """
     if model.has_tile:
-        return tiles.compile_tile_scorer(model.score_tile, mesh, mib)
+        return tiles.compile_tile_scorer(model.score_tile, model.matcher.uses_pooled_products, mesh, mib)
     everywhere = replicated(mesh)
     return jax.jit(model.score, in_shardings=(None, batch_sharding(mesh), everywhere), out_shardings=everywhere)
 

@@ -13,6 +13,6 @@ class PooledCosine(Matcher, kw_only=True):
         """Returns the scores of all pairs, float32 `(I, T)`."""
         return images.pooled @ texts.pooled.T
 
-    def score_tile(self, regions, words):
-        """Returns the scores `(I, T)` of one tile, from the layouts of `scoring/layouts.py`."""
-        return regions.pooled @ words.pooled.T
+    def score_tile(self, products, regions, words):
+        """Returns the scores `(I, T)` of one tile."""
+        return products.pooled

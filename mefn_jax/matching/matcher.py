@@ -55,15 +55,15 @@ class Matcher(nn.Module, kw_only=True):
         inputs = separate_vectors(region_block(images), to_padded(texts), self.uses_pooled_products)
         return self.score_products(*inputs)
 
-    def score_tile(self, regions: RegionBlock, words: PaddedTexts | PackedTexts):
-        """Returns the scores `(I, T)` from the layouts of `scoring/layouts.py`, for evaluation, without gradients."""
-        return self.score_products(*separate_vectors(regions, words, self.uses_pooled_products))
-
     def score_products(self, products: Products, regions: RegionBlock, words: PaddedTexts | PackedTexts):
         """Returns the scores, float32 `(I, T)`, differentiable, from arrays without an axis of D dimensions: the
         products of images with texts, and the masks and Gram matrices of `regions` and `words`, whose vectors are None
         (docs/method.md, section 8)."""
         raise NotImplementedError(f"{type(self).__name__} defines neither score nor score_products")
+
+    def score_tile(self, products: Products, regions: RegionBlock, words: PaddedTexts | PackedTexts):
+        """Returns the scores `(I, T)` for evaluation, without gradients, from the arguments of `score_products`."""
+        return self.score_products(products, regions, words)
 
     def embed(self, features: Features):
         """Returns one vector for each item, float32 `(B, D)`, for candidates and indexes: the pooled embedding."""

@@ -16,7 +16,7 @@ from mefn_jax.matching import entropy as entropies
 from mefn_jax.matching import gram
 from mefn_jax.matching.entropy import masked_log_softmax
 from mefn_jax.matching.matcher import Matcher
-from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, Products, RegionBlock, separate_vectors
+from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, Products, RegionBlock
 
 DIRECTIONS = ("both", "t2i", "i2t")
 GLOBAL_INPUTS = ("weighted", "pooled")
@@ -159,13 +159,14 @@ class MEFN(Matcher, kw_only=True):
         """Returns the scores, float32 `(I, T)`, by stabilized softmaxes: finite and differentiable for any lambda."""
         return self._score_products(True, products, regions, words)
 
-    def score_tile(self, regions: RegionBlock, words: PaddedTexts | PackedTexts):
+    def score_tile(self, products: Products, regions: RegionBlock, words: PaddedTexts | PackedTexts):
         """Returns the scores `(I, T)` for evaluation. Uses the cheaper, plain softmax while lambda is at most
         MAX_PLAIN_SCALE (docs/method.md, Eq. 33)."""
-        inputs = separate_vectors(regions, words, self.uses_pooled_products)
         # Not in training: the backward pass of `lax.cond` keeps the arrays of both branches.
         plain, stabilized = (functools.partial(self._score_products, stabilized) for stabilized in (False, True))
-        return jax.lax.cond(jnp.exp(self.log_lambda) <= gram.MAX_PLAIN_SCALE, plain, stabilized, *inputs)
+        return jax.lax.cond(
+            jnp.exp(self.log_lambda) <= gram.MAX_PLAIN_SCALE, plain, stabilized, products, regions, words
+        )
 
     def _score_products(self, stabilized: bool, *inputs):
         options = self._build_options()

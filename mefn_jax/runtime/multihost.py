@@ -20,15 +20,17 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from mefn_jax.errors import ConfigError, OtherProcessError, UserError, reason
+from mefn_jax.runtime.compile_cache import keep_compiled_programs
 from mefn_jax.runtime.storage import write_atomic
 
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
 
 
 def initialize() -> None:
-    """Joins the other processes of the run, as the flags, a TPU slice of several hosts, or Slurm describe them. Does
-    nothing for a single process. Call it before any other function of JAX. Raises ConfigError if the processes cannot
+    """Lets JAX keep compiled programs, and joins the other processes of the run, as the flags, a TPU slice of several
+    hosts, or Slurm describe them. Call it before any other function of JAX. Raises ConfigError if the processes cannot
     be joined; exits with a message if the others do not come in time."""
+    keep_compiled_programs()
     f = flags.FLAGS
     options = {}
     if not f.coordinator_address and (f.num_processes or f.process_id >= 0):

@@ -34,6 +34,12 @@ def resolve_directory(option: str, path) -> epath.Path:
     return directory
 
 
+def cache_directory() -> Path:
+    """Returns the directory of what can be made again, `$MEFN_CACHE` or `~/.cache/mefn_jax`. Raises RuntimeError if
+    there is no home directory, as in some containers."""
+    return Path(os.environ.get("MEFN_CACHE") or Path.home() / ".cache" / "mefn_jax").expanduser()
+
+
 def expand_home(path: str) -> str:
     """Returns a path with `~` and `~user` at its beginning replaced by the home directory. Raises ConfigError if there
     is no such user: the path would become a directory named `~...`."""

@@ -232,14 +232,16 @@ class PackedTexts:
     word_axes = 1
 
     def multiply(self, regions: RegionBlock, with_pooled: bool) -> Products:
-        """Returns the Products with images, as `PaddedTexts.multiply` does. One product with words and pooled
-        embeddings together reads the regions once."""
-        pooled = regions.pooled @ self.pooled.T
-        if not with_pooled:
-            return Products(regions.vectors @ self.vectors.T, None, None, pooled)
-        both = regions.vectors @ jnp.concatenate([self.vectors, self.pooled]).T
-        words = len(self.vectors)
-        return Products(both[..., :words], both[..., words:], regions.pooled @ self.vectors.T, pooled)
+        """Returns the Products with images, as `PaddedTexts.multiply` does."""
+        return self.multiply_words(regions, regions.vectors @ self.pooled.T if with_pooled else None)
+
+    def multiply_words(self, regions: RegionBlock, regions_pooled) -> Products:
+        """Returns the Products with images. Those of regions with the pooled embeddings, `regions_pooled (I, N, T)`,
+        are given, because a product with few texts is slow; without them, those of words with the images' pooled
+        embeddings are None as well."""
+        pooled_words = None if regions_pooled is None else regions.pooled @ self.vectors.T
+        S, pooled = regions.vectors @ self.vectors.T, regions.pooled @ self.pooled.T
+        return Products(S, regions_pooled, pooled_words, pooled)
 
     def sum(self, x):
         """Returns the sum `(..., T)` of `x (..., L)` over the words of each text."""
@@ -283,5 +285,9 @@ def pack_group(vectors, membership, pooled) -> PackedTexts:
 def separate_vectors(regions: RegionBlock, words: PaddedTexts | PackedTexts, with_pooled: bool) -> tuple:
     """Returns the arguments of `Matcher.score_products`: the Products of images with texts (see `multiply` for
     `with_pooled`), and `regions` and `words` without their vectors."""
-    rest = (x.replace(vectors=None, pooled=None) for x in (regions, words))
-    return words.multiply(regions, with_pooled), *rest
+    return words.multiply(regions, with_pooled), *map(remove_vectors, (regions, words))
+
+
+def remove_vectors(layout):
+    """Returns a RegionBlock or texts without vectors, as `Matcher.score_products` takes them."""
+    return layout.replace(vectors=None, pooled=None)

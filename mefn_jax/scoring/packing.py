@@ -16,13 +16,18 @@ LOOKAHEAD = 4  # next texts of an order, of which the longest that fits goes int
 def pack(texts: Features) -> tuple[tuple, int, np.ndarray]:
     """Packs texts (Features of NumPy arrays) into K groups.
 
-    Returns the arrays of `gather_groups`, with empty groups up to the next power of two, so that few programs are
-    compiled; the number of groups that are not such filling; and each text's slot `(C,)` among the `K T`.
+    Returns the arrays of the groups, the number of groups that are not filling, and each text's slot `(C,)` among the
+    `K T`. The arrays are `(vectors (K, L, D), membership (K, L, T), captions (K, T), pooled (C, D))`: those of
+    `gather_groups`, but with the pooled embeddings of all texts and, int32, which of them stand in the slots (-1 where
+    empty). So that few programs are compiled, there are empty groups up to the next power of two, and zeros up to a
+    multiple of GROUP_WORDS texts.
     """
     words, captions, slot = plan_groups(texts.mask)
     missing = (1 << (len(words) - 1).bit_length()) - len(words)
-    groups = (np.pad(x, ((0, missing), (0, 0)), constant_values=-1) for x in (words, captions))
-    return gather_groups(texts, *groups), len(words), slot
+    filled_words, filled_captions = (np.pad(x, ((0, missing), (0, 0)), constant_values=-1) for x in (words, captions))
+    vectors, membership = _gather_words(texts, filled_words, filled_captions)
+    pooled = np.pad(texts.pooled, ((0, -len(texts.pooled) % GROUP_WORDS), (0, 0)))
+    return (vectors, membership, filled_captions, pooled), len(words), slot
 
 
 def gather_groups(
@@ -30,13 +35,18 @@ def gather_groups(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the arrays of groups of texts, `words (K, L)` and `captions (K, T)` as planned by `plan_groups`:
     `(vectors (K, L, D), membership (K, L, T), pooled (K, T, D))`, float32, the arguments of `layouts.to_packed`."""
-    vectors = texts.fragments.reshape(texts.mask.size, -1)[words]
-    vectors[words < 0] = 0
     pooled = texts.pooled[captions]
     pooled[captions < 0] = 0
+    return *_gather_words(texts, words, captions), pooled
+
+
+def _gather_words(texts: Features, words: np.ndarray, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `vectors` and `membership` of `gather_groups`."""
+    vectors = texts.fragments.reshape(texts.mask.size, -1)[words]
+    vectors[words < 0] = 0
     # -2 for a column without a word, so that it does not belong to a slot without a text (-1).
     membership = np.where(words >= 0, words // texts.mask.shape[1], -2)[..., None] == captions[:, None]
-    return vectors, membership.astype(np.float32), pooled
+    return vectors, membership.astype(np.float32)
 
 
 def plan_groups(mask: np.ndarray, order: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mefn_jax.features import EPS, Features
 from mefn_jax.runtime.sharding import BATCH_AXES, batch_sharding, from_full_copy, replicated
-from mefn_jax.scoring.layouts import pack_group, region_block
+from mefn_jax.scoring.layouts import pack_group, region_block, separate_vectors
 from mefn_jax.scoring.packing import gather_groups, plan_groups
 from mefn_jax.scoring.tiles import even_slices, plan_tiles
 
@@ -34,21 +34,25 @@ class Candidates:
     scores: np.ndarray
 
 
-def compile_reranker(score_tile, mesh):
+def compile_reranker(score_tile, with_pooled: bool, mesh):
     """Returns three compiled programs, `(score_groups, arrange_regions, find_candidates)`.
 
     `arrange_regions(images)` makes a RegionBlock of Features. `find_candidates(text_vectors, image_vectors, captions,
     k)`, int32 `(G, k)`, returns the candidates for groups of captions `(G, T)` from the embeddings of all: exactly, but
     on TPUs approximately, which leaves out a few and is faster. `score_groups(params, regions, images, *groups)`,
     float32 `(G, tiles, I, T)`, scores groups of texts, as `packing.gather_groups` returns them, with tiles of images,
-    int32 `(G, tiles, I)`, before the hubness offsets are subtracted. Groups are split over the devices; every device
-    has all the rest.
+    int32 `(G, tiles, I)`, before the hubness offsets are subtracted; `score_tile` and `with_pooled` are those of
+    `tiles.compile_tile_scorer`. Groups are split over the devices; every device has all the rest.
     """
 
     def score_on_device(params, regions, images, *groups):
         def score_group(group):
             images, words = group[0], pack_group(*group[1])
-            return jax.lax.map(lambda tile: score_tile(params, _take_rows(regions, tile), words), images)
+
+            def score_images(rows):
+                return score_tile(params, *separate_vectors(_take_rows(regions, rows), words, with_pooled))
+
+            return jax.lax.map(score_images, images)
 
         return jax.lax.map(score_group, (images, groups))
 

@@ -5,6 +5,7 @@ a few of them at a time against one group of texts, so that the arrays of region
 (docs/method.md, Eq. 50). Matchers without `score_tile` get Features as they are.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mefn_jax.features import Features
+from mefn_jax.runtime.flops import count_flops
 from mefn_jax.runtime.sharding import BATCH_AXES, batch_sharding, from_full_copy, replicated, round_up
-from mefn_jax.scoring.layouts import region_block, to_packed
+from mefn_jax.scoring.layouts import PackedTexts, RegionBlock, region_block, remove_vectors, to_packed
 from mefn_jax.scoring.packing import pack
 
 # scores(rows, columns) -> float array (len(rows), len(columns)), for half-open ranges of images and of captions.
 Scores = Callable[[slice, slice], np.ndarray]
 TILE_IMAGES, TILE_CAPTIONS = 256, 1024  # images and captions per request that keep the devices busy
-# Images and captions scored at once by a matcher without `score_tile`: few, since the sizes of its arrays are unknown.
+# Images and captions scored at once by a matcher without `score_tile`: few, as the sizes of its arrays are unknown.
 UNTILED_BLOCK = 32, 256
 
 
@@ -38,30 +40,34 @@ def plan_tiles(images: int, regions: int, words: int, mib: float) -> tuple[int, 
     return num_tiles, -(-images // num_tiles)
 
 
-def compile_tile_scorer(score_tile, mesh, mib: float):
+def compile_tile_scorer(score_tile, with_pooled: bool, mesh, mib: float):
     """Returns the compiled program `scorer(params, images, groups, num_groups)`, float32 `(I, K, T)`.
 
-    `score_tile(params, regions, words)` scores one tile, before the hubness offsets are subtracted. `images` are
-    Features, as many as a multiple of the devices; `groups` and `num_groups`, those of K that are scored, are results
-    of `pack`. `mib` is the limit of `plan_tiles`.
+    `score_tile(params, products, regions, words)` scores one tile, before the hubness offsets are subtracted
+    (`Matcher.score_tile`); `with_pooled` is the matcher's `uses_pooled_products`. `images` are Features, as many as a
+    multiple of the devices; `groups` and `num_groups`, those of K that are scored, are results of `pack`. `mib` is the
+    limit of `plan_tiles`.
     """
 
     def score_on_device(params, images, groups, num_groups):
-        groups = to_packed(*groups)
+        vectors, membership, captions, pooled = groups
+        groups = to_packed(vectors, membership, pooled[captions])
         tiles, size = plan_tiles(*images.mask.shape, groups.membership.shape[1], mib)
         padding = tiles * size - len(images.mask)
         images = jax.tree.map(lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), images)
 
         def score_images(images):
             regions = region_block(images)
+            regions_pooled = _multiply_pooled(regions, pooled) if with_pooled else None
 
-            def score_group(k, scores):
-                words = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, k, keepdims=False), groups)
-                return jax.lax.dynamic_update_index_in_dim(scores, score_tile(params, regions, words), k, 0)
+            def put_scores(k, scores):
+                group = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, k, keepdims=False), (groups, captions))
+                tile = _score_group(score_tile, params, regions, regions_pooled, *group)
+                return jax.lax.dynamic_update_index_in_dim(scores, tile, k, 0)
 
-            empty = jnp.zeros((len(groups.membership), size, groups.membership.shape[2]), jnp.float32)
+            empty = jnp.zeros((*captions.shape[:1], size, captions.shape[1]), jnp.float32)
             varying = jax.lax.pcast(empty, BATCH_AXES, to="varying")
-            return jax.lax.fori_loop(0, num_groups, score_group, varying)  # (K, I, T)
+            return jax.lax.fori_loop(0, num_groups, put_scores, varying)  # (K, I, T)
 
         images_by_tile = jax.tree.map(lambda x: x.reshape(tiles, size, *x.shape[1:]), images)
         scores = jnp.swapaxes(jax.lax.map(score_images, images_by_tile), 1, 2)  # (tiles, I, K, T)
@@ -71,6 +77,36 @@ def compile_tile_scorer(score_tile, mesh, mib: float):
     specs = (replicas, rows, replicas, replicas)
     scorer = jax.shard_map(score_on_device, mesh=mesh, in_specs=specs, out_specs=rows)
     return jax.jit(scorer, in_shardings=(None, batch_sharding(mesh), None, None), out_shardings=replicated(mesh))
+
+
+def _multiply_pooled(regions: RegionBlock, pooled):
+    """Returns the inner products of regions with the pooled embeddings `(C, D)` of captions, `(C, I, N)`. One product
+    with all captions is faster than one for each group."""
+    return jnp.einsum("cd,ind->cin", pooled, regions.vectors)
+
+
+def _score_group(score_tile, params, regions: RegionBlock, regions_pooled, words: PackedTexts, captions):
+    """Returns the scores `(I, T)` of a tile of images and one group of texts, `captions (T,)` of those of
+    `regions_pooled (C, I, N)`; None if the matcher does not use these products."""
+    group_pooled = None if regions_pooled is None else jnp.moveaxis(regions_pooled[captions], 0, -1)  # (I, N, T)
+    products = words.multiply_words(regions, group_pooled)
+    return score_tile(params, products, remove_vectors(regions), remove_vectors(words))
+
+
+def count_tile_flops(score_tile, with_pooled: bool, params, regions: RegionBlock, groups) -> float:
+    """Returns the FLOPs of scoring a tile of images, a RegionBlock, against `groups` of `pack`; all may be shapes.
+    The other arguments are those of `compile_tile_scorer`."""
+
+    def take_first_group(vectors, membership, captions, pooled):
+        return jax.tree.map(lambda x: x[0], (to_packed(vectors, membership, pooled[captions]), captions))
+
+    group, pooled = jax.eval_shape(take_first_group, *groups), groups[-1]
+    regions_pooled, pooled_flops = None, 0.0
+    if with_pooled:
+        regions_pooled = jax.eval_shape(_multiply_pooled, regions, pooled)
+        pooled_flops = count_flops(_multiply_pooled, regions, pooled)
+    score_group = functools.partial(_score_group, score_tile)
+    return pooled_flops + len(groups[0]) * count_flops(score_group, params, regions, regions_pooled, *group)
 
 
 class TiledScores:

@@ -15,8 +15,8 @@ from random_features import masks, random_features
 from mefn_jax.features import make_features
 from mefn_jax.matching.entropy import ENTROPIES, Entropy, shannon
 from mefn_jax.matching.mefn import DIRECTIONS, GLOBAL_INPUTS, MEFN
-from mefn_jax.scoring.layouts import region_block, to_packed
-from mefn_jax.scoring.packing import pack
+from mefn_jax.scoring.layouts import pack_group, region_block, separate_vectors
+from mefn_jax.scoring.packing import gather_groups, plan_groups
 
 N, M, D = 4, 5, 6
 OPTIONS = list(itertools.product(sorted(ENTROPIES), DIRECTIONS, GLOBAL_INPUTS))
@@ -85,13 +85,15 @@ def three_by_three(repeat=""):
     """Three images, three texts of 1, 4 and 5 words, these texts packed into one group, and their slots in it."""
     images = random_features(2, 3, N, D, repeat=repeat)
     texts = random_features(4, 3, M, D, np.arange(M) < np.array([[1], [4], [M]]), repeat=repeat)
-    groups, number, slots = pack(texts)
-    assert number == 1
-    return images, texts, jax.tree.map(lambda x: x[0], to_packed(*map(jnp.asarray, groups))), slots
+    words, captions, slots = plan_groups(texts.mask)
+    assert len(words) == 1
+    (group,) = zip(*map(jnp.asarray, gather_groups(texts, words, captions)), strict=True)
+    return images, texts, pack_group(*group), slots
 
 
 def score_tile(module, params, images, packed, slots):
-    return module.apply(params, region_block(images), packed, method="score_tile")[:, slots]
+    inputs = separate_vectors(region_block(images), packed, module.uses_pooled_products)
+    return module.apply(params, *inputs, method="score_tile")[:, slots]
 
 
 @pytest.mark.parametrize("entropy", sorted(ENTROPIES))

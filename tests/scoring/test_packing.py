@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_features import random_features
 
-from mefn_jax.scoring.packing import GROUP_TEXTS, LOOKAHEAD, best_fit_decreasing, pack, plan_groups
+from mefn_jax.scoring.packing import GROUP_TEXTS, GROUP_WORDS, LOOKAHEAD, best_fit_decreasing, pack, plan_groups
 
 
 @settings(deadline=None)
@@ -45,7 +45,9 @@ def test_plan_groups_nearly_keeps_order(data, lengths):
 def test_pack_lengthens_group_for_long_text():
     mask = np.zeros((2, 200), bool)
     mask[0, :150], mask[1, 3:5] = True, True
-    (vectors, text_of_word, _), number, slots = pack(random_features(0, 2, 200, 6, mask))
+    (vectors, text_of_word, captions, pooled), number, slots = pack(random_features(0, 2, 200, 6, mask))
     assert vectors.shape[1] == text_of_word.shape[1] == 192
     assert number == 1
     assert text_of_word[0].sum(0)[slots].tolist() == [150, 2]
+    assert captions[0][slots].tolist() == [0, 1]
+    assert pooled.shape == (GROUP_WORDS, 6)

@@ -88,14 +88,11 @@ def test_rank_is_equal_on_any_number_of_devices(name):
     image_index = np.arange(40) % 24
     params = module.init(jax.random.key(0), images, texts)
 
-    def tile(params, regions, words):
-        return module.apply(params, regions, words, method="score_tile")
-
-    results = []
+    tile, results = functools.partial(module.apply, method="score_tile"), []
     for devices in (1, 3, 8):
         mesh = make_mesh(devices=jax.devices()[:devices])
-        score_tile = functools.partial(compile_tile_scorer(tile, mesh, 0.005), params)  # two or three images a tile
-        results.append(rank(TiledScores(score_tile, images, texts, mesh), image_index, top_k=5))
+        program = compile_tile_scorer(tile, module.uses_pooled_products, mesh, 0.005)  # two or three images a tile
+        results.append(rank(TiledScores(functools.partial(program, params), images, texts, mesh), image_index, top_k=5))
     for other in results[1:]:
         jax.tree.map(np.testing.assert_array_equal, other.counts, results[0].counts)
         np.testing.assert_array_equal(other.top_captions.positions, results[0].top_captions.positions)

@@ -27,7 +27,8 @@ def test_score_candidates_equals_scores_of_all_pairs(name, devices, monkeypatch)
     module, mesh = make_matcher(name), make_mesh(devices=jax.devices()[:devices])
     params = module.init(jax.random.key(0), images, texts)
     embeddings = [np.asarray(module.apply(params, x, method="embed")) for x in (images, texts)]
-    programs = rerank.compile_reranker(functools.partial(module.apply, method="score_tile"), mesh)
+    score_tile = functools.partial(module.apply, method="score_tile")
+    programs = rerank.compile_reranker(score_tile, module.uses_pooled_products, mesh)
     two_images = 4 * 2 * N * packing.GROUP_WORDS / 2**20
     candidates = rerank.score_candidates(programs, params, images, texts, *embeddings, 3, mesh, two_images)
     scores = np.asarray(jax.jit(module.apply)(params, images, texts))

@@ -1,5 +1,7 @@
 """Scores computed in tiles of packed captions against scores of all pairs at once."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -24,10 +26,9 @@ def scorers():
         module = make_matcher(name)
         params = module.init(jax.random.key(0), *examples)
 
-        def tile(params, regions, words, module=module):
-            return module.apply(params, regions, words, method="score_tile")
-
-        scorers[name] = params, compile_tile_scorer(tile, mesh, 1.0), jax.jit(module.apply)
+        tile = functools.partial(module.apply, method="score_tile")
+        scorer = compile_tile_scorer(tile, module.uses_pooled_products, mesh, 1.0)
+        scorers[name] = params, scorer, jax.jit(module.apply)
     return mesh, scorers
 
 
