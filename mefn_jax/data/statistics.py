@@ -27,7 +27,8 @@ class Statistics:
         lengths: int `(C,)`, the number of wordpieces of each caption before it is cut.
         unknown: int `(C,)`, the number of unknown tokens of each caption.
         side_fraction: the fraction of captions that mention left or right, in [0, 1].
-        image_digests: a digest of each image file; none for precomputed regions.
+        image_digests: a digest of each image file; of the first region of an image if regions are precomputed, because
+            all of them would take minutes to read.
     """
 
     texts: list[str]
@@ -44,8 +45,8 @@ def compute_statistics(split: Split, tokenizer: Tokenizer) -> Statistics:
     for k in tqdm(range(split.num_images), split.name, disable=None):
         record = split.record(k)
         captions += record["captions"]
-        if "image" in record:
-            digests.append(hashlib.blake2b(record["image"], digest_size=16).digest())
+        content = record["image"] if "image" in record else np.ascontiguousarray(record["regions"][0])
+        digests.append(hashlib.blake2b(content, digest_size=16).digest())
     lengths, unknown = count_wordpieces(captions, tokenizer)
     texts = [tokenizer.normalize(c) for c in captions]
     side_fraction = float(np.mean([mentions_side(c) for c in captions]))
@@ -89,7 +90,7 @@ def summarize_text(split: Split, tokenizer: Tokenizer, flips: bool) -> tuple[str
         )
     if flips and not knows_sides(captions):
         warnings.append(
-            "note: augment.flip is off: the captions are not English, and none of them says left or right in a "
+            "note: augment.flip is off: the captions are not English, and hardly any says left or right in a "
             "language that mefn_jax/data/word_augment.py knows; add its words there"
         )
     return line, warnings
@@ -149,10 +150,10 @@ def format_histogram(lengths: np.ndarray, max_bins: int = 16, width: int = 50) -
 
 def format_duplicates(statistics: dict[str, Statistics]) -> list[str]:
     """Returns lines with the numbers of captions and of images that repeat another of their split, and of those that
-    two splits share: captions word for word, images byte for byte."""
+    two splits share: captions word for word, images byte for byte (precomputed ones by their first region)."""
     return [
         *_format_repeated("captions", {name: s.texts for name, s in statistics.items()}),
-        *_format_repeated("images", {name: s.image_digests for name, s in statistics.items() if s.image_digests}),
+        *_format_repeated("images", {name: s.image_digests for name, s in statistics.items()}),
     ]
 
 

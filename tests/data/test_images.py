@@ -59,6 +59,26 @@ def test_decode_turns_gray_image_into_rgb():
     assert images.decode(ramp_jpeg(40, 40, "L"), images.Resize(16), "x").shape == (16, 16, 3)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_decode_lays_transparent_image_on_white(mode):
+    """As transformers' CLIP processor does, also where a palette or one color is transparent."""
+    from transformers.image_transforms import convert_to_rgb
+
+    alpha = Image.fromarray(np.tile(np.arange(0, 240, 6, np.uint8), (40, 1)))
+    image = Image.open(io.BytesIO(ramp_jpeg(40, 40))).convert("L" if mode == "LA" else "RGB")
+    options = {}
+    if mode in ("RGBA", "LA"):
+        image.putalpha(alpha)
+    else:
+        image = image.quantize(8) if mode == "P" else image.convert(mode)
+        options["transparency"] = image.getpixel((20, 20))
+    data = encode_image(image, "PNG", **options)
+    expected = convert_to_rgb(Image.open(io.BytesIO(data)), return_numpy=True)
+    np.testing.assert_array_equal(images.decode(data, images.Resize(40), "x"), expected)
+    opaque = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert (expected != opaque).any()
+
+
 def encode_image(image, kind, **options):
     out = io.BytesIO()
     image.save(out, kind, **options)

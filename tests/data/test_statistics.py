@@ -15,7 +15,10 @@ TOKENIZER = tok.Tokenizer(
 
 
 def make_split(name, captions):
-    records = [{"captions": c, "image_id": str(k), "scene": None} for k, c in enumerate(captions)]
+    records = [
+        {"captions": c, "image_id": str(k), "scene": None, "image": f"{name} {k}".encode()}
+        for k, c in enumerate(captions)
+    ]
     first = np.cumsum([0, *map(len, captions)])
     return Split(name, records, np.arange(len(captions)), first)
 
@@ -44,18 +47,28 @@ def test_compute_statistics_equals_count_by_hand(statistics_of):
         "1 captions of train repeat another of train",
         "0 captions of val repeat another of val",
         "1 captions of val (50.00 %) stand in train too",
+        "0 images of train repeat another of train",
+        "0 images of val repeat another of val",
+        "0 images of val (0.00 %) stand in train too",
     ]
     text = "\n".join(statistics.format_statistics(statistics_of, TOKENIZER))
     assert "val: a cat ☃ right there" in text
 
 
-def test_format_duplicates_counts_images_by_content():
+def draw_regions(seed: bytes):
+    """Precomputed regions `(4, 3)`, which stand in the middle of a larger array."""
+    return np.random.default_rng(list(seed)).random((4, 9), np.float32)[:, 3:6]
+
+
+@pytest.mark.parametrize(("key", "make"), [("image", bytes), ("regions", draw_regions)])
+def test_format_duplicates_counts_images_by_content(key, make):
     files = {"train": [b"a", b"b", b"a"], "val": [b"c"], "test": [b"b", b"c", b"d", b"e"]}
     statistics_of = {}
     for name, contents in files.items():
         split = make_split(name, [[f"{name} {k}"] for k in range(len(contents))])
         for record, content in zip(split.records, contents, strict=True):
-            record["image"] = content
+            del record["image"]
+            record[key] = make(content)
         statistics_of[name] = statistics.compute_statistics(split, TOKENIZER)
     lines = [line for line in statistics.format_duplicates(statistics_of) if " images of " in line]
     assert lines == [
