@@ -102,6 +102,7 @@ un câine în stânga copacului|mâna dreaptă|собака слева от де
 पेड़ के बाईं ओर एक कुत्ता|दाहिने हाथ में|গাছের বাম দিকে একটি কুকুর|ডান হাতে|หมาอยู่ทางซ้าย|มือขวา|狗在树的左边|右手
 木の右側にいる犬|ひだりの犬|나무 왼쪽에 있는 개|오른손에|con chó ở bên trái|tay phải|seekor anjing di kiri
 tangan kanan|mbwa kushoto mwa mti|gos a l'esquerra|a mà dreta
+'n hond links van 'n boom|in sy regterhand|die seun regs|i høgre hand|vinstra megin|í høgru hond
 """
 
 
@@ -132,4 +133,8 @@ def test_mentions_side_leaves_other_words_alone(caption):
 def test_knows_sides_of_english_and_of_languages_in_its_tables():
     assert word_augment.knows_sides(["two dogs playing", "a man in a red shirt", "snow"])
     assert word_augment.knows_sides(["ein Hund rennt", "eine Katze links"])
-    assert not word_augment.knows_sides(["hundur hleypur", "köttur sefur", "maður gengur"])
+    unknown = ["hundur hleypur", "köttur sefur", "maður gengur"]
+    assert not word_augment.knows_sides(unknown)
+    # One word that only looks like a side, in many captions, is no sign of a known language.
+    assert not word_augment.knows_sides([*unknown * 1000, "hundur bal"])
+    assert word_augment.knows_sides([*unknown * 1000, *["hundur til vinstri"] * 2])
