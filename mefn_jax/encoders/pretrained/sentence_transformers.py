@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mefn_jax.encoders.pretrained.files import locate_file, read_json_value, read_object
 from mefn_jax.errors import WeightsError
-from mefn_jax.runtime.console import print0
+from mefn_jax.runtime.console import print0, printable
 
 MODULES = "modules.json"
 POOLING = "1_Pooling"  # folder of the pooling, unless modules.json names another
@@ -20,7 +20,7 @@ def note_unread_modules(directory: Path, pooling: str) -> None:
         if kind == "Pooling":
             _note_pooling(directory, folder, pooling)
         elif kind not in READ_OR_NEEDLESS:
-            print0(f"note: {directory / MODULES} lists the module {kind} ({folder}), which is not read")
+            print0(f"note: {directory / MODULES} lists the module {kind} ({folder[:60]}), which is not read")
     path = directory / "sentence_bert_config.json"
     if path.is_file() and read_object(path).get("do_lower_case"):
         print0(f"note: {path} asks for lower case (do_lower_case), which only the tokenizer decides here")
@@ -37,7 +37,10 @@ def _list_modules(directory: Path) -> list[tuple[str, str]]:
         isinstance(m, dict) and all(isinstance(m.get(f), str) for f in fields) for m in modules
     ):
         raise WeightsError(f"{path}: must be a list of modules with type and path")
-    return [(m["type"].rpartition(".")[2][:60], m["path"]) for m in modules]
+    for folder in (m["path"] for m in modules):
+        if folder != printable(folder):  # it would break the lines of notes and errors
+            raise WeightsError(f"{path}: path {folder[:60]!a} is no usable name of a folder")
+    return [(printable(m["type"].rpartition(".")[2][:60]), m["path"]) for m in modules]
 
 
 def _note_pooling(directory: Path, folder: str, pooling: str) -> None:
@@ -51,5 +54,5 @@ def _note_pooling(directory: Path, folder: str, pooling: str) -> None:
     if nearest == pooling:
         return
     advice = f"; text.pooling={nearest} is the nearest" if nearest else ""
-    modes = " and ".join(modes)[:200]
+    modes = printable(" and ".join(modes)[:200])
     print0(f"note: {path} pools by {modes}, which is not read: text.pooling={pooling} is used{advice}")

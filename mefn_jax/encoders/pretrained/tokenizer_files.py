@@ -19,6 +19,11 @@ from mefn_jax.errors import DataError, WeightsError
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 OTHER_FILES = ("merges.txt", "special_tokens_map.json", "added_tokens.json")
+JSON_OBJECTS = (
+    "vocab.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)  # tokenizer.json is checked by its own rules
 # Keys of tokenizer_config.json that name files, repositories or code.
 LEADING_KEYS = re.compile(r".*(_files?|_path|_map|_object)|vocab|merges|backend|trust_remote_code|_.*")
 TOKENIZER_CLASS = re.compile(r"[A-Za-z0-9]+Tokenizer(Fast)?|TokenizersBackend")
@@ -40,6 +45,7 @@ def read_tokenizer(directory) -> str:
             f"{directory / VOCABULARIES[0]}: no such file, nor vocab.txt or vocab.json; copy them from the "
             "checkpoint's source"
         )
+    _check_files(directory)
     options, model_type = _read_options(directory)
     rows = _read_rows(directory)
     try:
@@ -57,6 +63,19 @@ def read_tokenizer(directory) -> str:
         message = str(e) if isinstance(e, DataError) else f"{to_one_line(e)}; copy its files again from their source"
         raise WeightsError(f"{directory}: its tokenizer cannot be read ({message})") from None
     return text
+
+
+def _check_files(directory: Path) -> None:
+    """Raises WeightsError, naming the file, if one of the known files is not UTF-8, or no JSON object where it must be
+    one: the library's own message would name neither."""
+    for path in (directory / name for name in (*VOCABULARIES, *OTHER_FILES)):
+        if path.name in JSON_OBJECTS and path.is_file():
+            read_object(path)
+        elif path.is_file():
+            try:
+                path.read_text(encoding="utf-8")
+            except ValueError as e:
+                raise WeightsError(f"{path}: is not UTF-8 ({to_one_line(e)}); copy it again from its source") from None
 
 
 def _read_options(directory: Path) -> tuple[dict, str]:
@@ -130,11 +149,12 @@ def _serialize(tokenizer, rows: int) -> str:
 
 def _compare(directory: Path, tokenizer, own: Tokenizer) -> None:
     """Raises WeightsError if captions get other ids than from `transformers`."""
+    # The library's ids come first: what it cannot encode is a fault of the files, not of a caption.
+    expected = [tokenizer(caption, truncation=True, max_length=LONGEST_PROBE + 2)["input_ids"] for caption in PROBES]
     ids, mask, _ = own.encode(list(PROBES))
-    for caption, row, kept in zip(PROBES, ids, mask, strict=True):
-        expected = tokenizer(caption, truncation=True, max_length=LONGEST_PROBE + 2)["input_ids"]
-        if row[kept].tolist() != expected:
+    for caption, row, kept, expected_row in zip(PROBES, ids, mask, expected, strict=True):
+        if row[kept].tolist() != expected_row:
             raise WeightsError(
-                f"{directory}: its tokenizer gives the caption {caption[:20]!r} the ids {str(expected)[:80]}, which is "
-                "not supported: captions are one token, wordpieces, one token"
+                f"{directory}: its tokenizer gives the caption {caption[:20]!r} the ids {str(expected_row)[:80]}, "
+                "which is not supported: captions are one token, wordpieces, one token"
             )

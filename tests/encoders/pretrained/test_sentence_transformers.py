@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mefn_jax.encoders.pretrained.sentence_transformers import note_unread_modules
 from mefn_jax.errors import WeightsError
@@ -73,6 +75,8 @@ def test_note_about_lower_case(tmp_path, capsys):
         ([{"type": TYPE + "Pooling", "path": "../outside"}], "leaves the directory"),
         ([{"type": TYPE + "Pooling", "path": "/etc"}], "leaves the directory"),
         ([{"type": TYPE + "Pooling", "path": "x" * 5000}], "no usable file name"),
+        ([{"type": TYPE + "Dense", "path": "2_Dense\nerror: x"}], "no usable name of a folder"),
+        ([{"type": TYPE + "Pooling", "path": "\ud800"}], "no usable name of a folder"),
     ],
 )
 def test_unusable_modules_are_named(modules, message, tmp_path):
@@ -80,3 +84,30 @@ def test_unusable_modules_are_named(modules, message, tmp_path):
     with pytest.raises(WeightsError, match=message) as error:
         note_unread_modules(tmp_path, "tower")
     assert "modules.json" in str(error.value)
+
+
+TEXT = st.text(st.characters(exclude_categories=()), max_size=6)  # also line breaks and halves of characters
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = st.sampled_from(["Pooling", "a.Pooling", "Dense", "1_Pooling", "", ".."]) | TEXT
+KEYS = st.sampled_from(["pooling_mode", "pooling_mode_mean_tokens", "pooling_mode_a\nb", "do_lower_case"]) | TEXT
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.fixed_dictionaries({"type": NAMES, "path": NAMES}, optional={"idx": JSON}), max_size=3) | JSON,
+    st.dictionaries(KEYS, JSON | st.just(True), max_size=3) | JSON,
+)
+def test_notes_are_lines_or_our_error(tmp_path, capsys, modules, pooling):
+    write(tmp_path, modules, pooling)
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps(pooling))
+    printed = str(tmp_path)
+    try:
+        note_unread_modules(tmp_path, "mean")
+    except WeightsError as e:
+        printed = str(e)
+    for line in [*printed.splitlines(), *capsys.readouterr().out.splitlines()]:
+        assert str(tmp_path) in line

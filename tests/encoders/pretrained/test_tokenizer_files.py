@@ -77,6 +77,10 @@ def combine(*writers):
     return lambda directory: [write(directory) for write in writers]
 
 
+def write_bytes(name, content=b"dog\xff"):
+    return lambda directory: (directory / name).write_bytes(content)
+
+
 def options(name="tokenizer_config.json", **values):
     return lambda directory: write_options(directory, name, **values)
 
@@ -167,6 +171,13 @@ def test_layouts_differ():
         (lambda d: (d / "tokenizer.json").write_text("[" * 100_000), "nested too deeply"),
         (combine(write_vocabulary, lambda d: (d / "tokenizer_config.json").write_text("[]")), "holds a list"),
         (combine(write_vocabulary, options(pad_token=[1])), "its tokenizer cannot be read"),
+        (combine(write_vocabulary, write_bytes("vocab.txt")), "vocab.txt: is not UTF-8"),
+        (combine(write_json, write_bytes("tokenizer.json")), "tokenizer.json: is not UTF-8"),
+        (combine(write_vocabulary, write_bytes("special_tokens_map.json")), "special_tokens_map.json: is not JSON"),
+        (combine(write_vocabulary, write_bytes("added_tokens.json", b"[")), "added_tokens.json: is not JSON"),
+        (combine(write_vocabulary, write_bytes("added_tokens.json", b"[1]")), "added_tokens.json: holds a list"),
+        (combine(write_clip, write_bytes("vocab.json", b"3")), "vocab.json: holds a int"),
+        (write_bytes("vocab.txt", b"dog\ncat\n"), r"cannot be read .*\[UNK\].*copy its files again"),
         (combine(write_vocabulary, options(added_tokens_decoder={"x": 1})), "its tokenizer cannot be read"),
     ],
 )
@@ -205,7 +216,10 @@ JSON = st.recursive(
 def test_read_tokenizer_raises_only_its_own_error(data, tmp_path):
     """One value of the files, at any depth, is replaced by another."""
     fill(tmp_path, LAYOUTS["generic class"])
-    name = data.draw(st.sampled_from(["tokenizer.json", "tokenizer_config.json"]))
+    write_options(tmp_path, "special_tokens_map.json", mask_token="[MASK]", cls_token=ADDED | {"content": "[CLS]"})
+    write_options(tmp_path, "added_tokens.json", zebra=21)
+    names = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+    name = data.draw(st.sampled_from(names))
     content = place = json.loads((tmp_path / name).read_text())
     while True:
         key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
