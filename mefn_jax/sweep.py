@@ -172,7 +172,8 @@ def check_earlier_runs(runs: list[PlannedRun], split: str) -> None:
         if key not in digests:
             digests[key] = _make_digest(run.config, split)
         report = run.workdir / "eval" / split / "metrics.json"
-        gallery = (_read_quietly(report).get("data") or {}).get("gallery")
+        data = _read_quietly(report).get("data")
+        gallery = data.get("gallery") if isinstance(data, dict) else None
         if gallery and digests[key]() not in (None, gallery):
             raise ConfigError(
                 f"--out: {run.workdir} was evaluated on other images or captions than {split} of "

@@ -1,6 +1,8 @@
 """`python -m mefn_jax.sweep`: a run that fails, a malformed grid, and one compilation for all runs of a grid."""
 
+import contextlib
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from sample_data import write_precomputed
 from mefn_jax import sweep
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.digests import digest_gallery
-from mefn_jax.errors import ConfigError
+from mefn_jax.errors import ConfigError, UserError
 from mefn_jax.evaluation.results import METRIC_NAMES, write_results
 
 CONFIG = "--config=configs/precomputed.py:smoke"
@@ -175,6 +177,17 @@ def test_sweep_goes_on_after_a_damaged_result(fake, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].startswith("vsepp seed 0: failed, ")
     assert lines[-1].endswith("(already done)")
+
+
+@pytest.mark.parametrize("value", [3, "x", [1], {"gallery": [1]}, {"gallery": None, "config": {"train": 3}}, None])
+@pytest.mark.parametrize("name", ["eval/val/metrics.json", sweep.RECORD])
+def test_sweep_reads_any_record_of_a_run_or_refuses_it(name, value, fake):
+    fake.sweep()
+    path = fake.out / "vsepp" / "0" / name
+    for content in ({"data": value, "config": value}, {"config": {"train": value}}, value):
+        path.write_text(json.dumps(content))
+        with contextlib.suppress(UserError):
+            fake.sweep()
 
 
 def test_sweep_leaves_it_to_the_run_to_explain_a_configuration_that_cannot_be_read(fake, tmp_path):

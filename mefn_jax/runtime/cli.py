@@ -52,6 +52,7 @@ def run_command(main, define_flags, description: str | None = None) -> None:
                 if unknown := _describe_unknown(None):
                     raise ConfigError(unknown) from e
                 raise
+            check_path_flags()
             expand_path_options()
             if "config" in flags.FLAGS and flags.FLAGS.config is not None and not config_path().is_file():
                 raise ConfigError(f"--config={config_path()}: no such file")
@@ -154,6 +155,15 @@ class _PathParser(flags.ArgumentParser):
 def define_path_flag(name: str, default: str | None, description: str, required: bool = False) -> None:
     """Defines a flag that is a path, in which `~` stands for the home directory."""
     flags.DEFINE(_PathParser(), name, default, description, serializer=flags.ArgumentSerializer(), required=required)
+
+
+def check_path_flags() -> None:
+    """Raises ConfigError for a flag that is given an empty path, as by `--workdir=$RUN` where no RUN is set: its
+    default, or the current directory, would be written to instead."""
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        if isinstance(flag.parser, _PathParser) and flag.present and not flag.value:
+            raise ConfigError(f"--{name}= is empty; give a path, or leave the flag out")
 
 
 def define_count_flag(name: str, default: int, description: str) -> None:

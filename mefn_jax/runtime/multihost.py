@@ -24,6 +24,7 @@ from mefn_jax.runtime.compile_cache import keep_compiled_programs
 from mefn_jax.runtime.storage import write_atomic
 
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+LARGEST_PORT = 2**16 - 1
 
 
 def initialize() -> None:
@@ -43,7 +44,8 @@ def initialize() -> None:
                 f"--coordinator_address={f.coordinator_address} needs --num_processes=N and --process_id=0 to N - 1, "
                 f"but they are {f.num_processes} and {f.process_id}"
             )
-        if not re.fullmatch(r"(\[[^\]]+\]|[^:\s]+):[0-9]{1,5}", f.coordinator_address):
+        address = re.fullmatch(r"(\[[^\]]+\]|[^:\s]+):([0-9]{1,5})", f.coordinator_address)
+        if not address or not 0 < int(address[2]) <= LARGEST_PORT:
             raise ConfigError(f"--coordinator_address={f.coordinator_address}: give HOST:PORT, such as 10.0.0.1:1234")
         options = {
             "coordinator_address": f.coordinator_address,

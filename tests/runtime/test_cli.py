@@ -75,7 +75,11 @@ def test_configuration_file_that_is_none_is_named(content, message, tmp_path, co
         (["--config.train.epochs=nan"], "train.epochs: nan is not a number"),
         (["--config.train.learning_rate=inf"], "train.learning_rate: inf is not a number"),
         (["--config.train.steps=0", "--config.train.epochs=1e30"], "train.epochs=1e+30 are more than"),
-        (["--coordinator_address=localhost", "--num_processes=2", "--process_id=0"], "give HOST:PORT, such as"),
+        *(
+            ([f"--coordinator_address={address}", "--num_processes=2", "--process_id=0"], "give HOST:PORT, such as")
+            for address in ("localhost", "localhost:0", "localhost:65536", ":1234")
+        ),
+        (["--workdir="], "--workdir= is empty; give a path, or leave the flag out"),
     ],
 )
 def test_train_refuses_in_one_line(args, message, command, tmp_path):
