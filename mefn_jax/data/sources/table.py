@@ -83,7 +83,7 @@ def _read_csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict]]:
                 continue
             if header is None:
                 header = row
-                if repeated := find_repeated(name for name in header if name):
+                if repeated := find_repeated(name.strip() for name in header if name.strip()):
                     raise DataError(f"{where}: two columns are called {repeated!r}; rename or remove one")
             elif len(row) != len(header):
                 raise DataError(f"{where}: the number of columns differs from the header ({', '.join(header)[:300]})")

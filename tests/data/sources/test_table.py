@@ -45,6 +45,7 @@ def test_table_refuses_absolute_paths_and_links_out_of_image_folder(name, tmp_pa
         (b"", "no rows"),
         (b"image,caption,caption\nx.jpg,a,b\n", "train.csv:1: two columns are called 'caption'"),
         (b"\n\nimage,image,caption\n", "train.csv:3: two columns are called 'image'"),
+        (b"image,caption, caption\nx.jpg,a,b\n", "train.csv:1: two columns are called 'caption'"),
         (b"image,caption\nx.jpg," + b"a" * 140_000, "train.csv:2: not CSV"),
         (b'image,caption\nx.jpg,"two\nlines"\nx.jpg,a,b\n', "train.csv:4: the number of columns"),
         (b'image,caption\nx.jpg,"two\nlines"\ngone.jpg,"two\nlines"\n', "train.csv:4: image 'gone.jpg' is not in"),
