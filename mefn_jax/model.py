@@ -190,9 +190,9 @@ class Model:
     def init(self, key: jax.Array, images, ids, mask) -> dict:
         """Returns random variables. The inputs, those of `encode_images` and `encode_texts`, give the shapes."""
         image_key, text_key, matcher_key = jax.random.split(key, 3)
-        image = self.image.init(image_key, images)
-        text = self.text.init(text_key, ids, mask)
-        features = self.image.apply(image, images), self.text.apply(text, ids, mask)
+        image_features, image = self.image.init_with_output(image_key, images)
+        text_features, text = self.text.init_with_output(text_key, ids, mask)
+        features = image_features, text_features
         matcher = self.matcher.init(matcher_key, *features)
         hubness = {} if self.hubness is None else self.hubness.init(matcher_key, *self._embed_first(matcher, features))
         loss = {"params": {name: jnp.float32(value) for name, value in self.loss.items()}}

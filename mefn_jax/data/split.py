@@ -6,7 +6,7 @@ import functools
 import numpy as np
 
 SPLIT_ALIASES = {"dev": "val"}  # other accepted names of splits
-SAMPLED_IMAGES = 1000  # images whose captions are a sample of the split
+SAMPLED_IMAGES = 500  # images whose captions are a sample of the split
 
 
 def spread_positions(length: int, number: int) -> np.ndarray:

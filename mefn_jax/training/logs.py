@@ -1,6 +1,7 @@
 """Logs of a training run: one aligned line per log step, metrics.jsonl and TensorBoard events."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -40,14 +41,11 @@ class Clock:
 
 class TensorBoard:
     """Writer of TensorBoard events into `folder`, which is optional: after the first fault, it prints one line and
-    writes nothing more."""
+    writes nothing more. The file is opened when something is written, so that the import does not delay the first
+    step."""
 
     def __init__(self, folder: Path, step: int):
-        self._writer = None
-        with tolerate_faults("TensorBoard"):
-            from tensorboardX import SummaryWriter  # imported only by the process that writes
-
-            self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._open, self._writer = functools.partial(_open_events, folder, step), None
 
     def add_scalars(self, step: int, values: dict) -> None:
         """Writes a scalar for each value."""
@@ -59,19 +57,23 @@ class TensorBoard:
 
     def flush(self) -> None:
         """Writes what is pending."""
-        self._call(lambda writer: writer.flush())
+        if self._writer is not None:
+            self._call(lambda writer: writer.flush())
 
     def close(self) -> None:
         """Closes the file."""
-        self._call(lambda writer: writer.close())
-        self._writer = None
+        if self._writer is not None:
+            self._call(lambda writer: writer.close())
+        self._open = self._writer = None
 
     def _call(self, method) -> None:
-        """Calls `method(writer)` if there is a writer that works."""
+        """Calls `method(writer)` if there is a writer that works, or none was opened yet."""
+        make, self._open = self._open, None
         writer, self._writer = self._writer, None
-        if writer is None:
+        if make is None and writer is None:
             return
         with tolerate_faults("TensorBoard"):
+            writer = writer or make()
             events = writer.file_writer.event_writer
             # If its thread has died of a full disk, tensorboardX waits for ever for room in its queue.
             if not events._worker.is_alive():
@@ -79,6 +81,13 @@ class TensorBoard:
                 raise OSError("its file cannot be written")
             method(writer)
             self._writer = writer
+
+
+def _open_events(folder: Path, step: int):
+    """Opens a file of TensorBoard events; viewers drop those after `step`."""
+    from tensorboardX import SummaryWriter  # imported only by the process that writes
+
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
 class MetricsWriter:

@@ -231,6 +231,7 @@ def make_init(model: Model, config, mesh):
     """Returns the function `init(seed) -> variables` that draws random parameters from a seed. They depend on the
     shapes of the inputs, not on their values."""
 
+    @jax.jit  # so that it is traced once, although its shapes are needed before its values
     def init(seed):
         return model.init(jax.random.key(seed), *dummy_inputs(config, mesh.size))
 
