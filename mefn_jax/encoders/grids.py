@@ -10,14 +10,16 @@ def pool_grid(grid, max_side: int):
 
     Where sizes do not divide evenly, a cell on a border is shared by area, so that no pixel is lost.
     """
-    return _pool_axis(_pool_axis(grid, 1, max_side), 2, max_side)
+    row_weights, column_weights = (_compute_area_weights(size, max_side) for size in grid.shape[1:3])
+    # Sums of whole rows, which XLA computes in one pass; a matrix product would need a transposed copy of the grid.
+    rows = (_sum_weighted(grid, w, axis=1) for w in row_weights)  # (B, w, C) each
+    cells = [_sum_weighted(row, w, axis=1) for row in rows for w in column_weights]  # (B, C) each
+    return jnp.stack(cells, 1).reshape(len(grid), len(row_weights), len(column_weights), grid.shape[-1])
 
 
-def _pool_axis(grid, axis: int, max_side: int):
-    """Average-pools one axis by sums of whole rows; a matrix product would need a transposed copy of the grid."""
-    weights = _compute_area_weights(grid.shape[axis], max_side)
-    rows = [jax.lax.index_in_dim(grid, k, axis, keepdims=False) for k in range(grid.shape[axis])]
-    return jnp.stack([sum(w[k] * rows[k] for k in np.flatnonzero(w)) for w in weights], axis)
+def _sum_weighted(x, weights: np.ndarray, axis: int):
+    """Returns the sum of an array's slices along an axis with the weights that are not 0."""
+    return sum(weights[k] * jax.lax.index_in_dim(x, k, axis, keepdims=False) for k in np.flatnonzero(weights))
 
 
 def _compute_area_weights(size: int, max_side: int) -> np.ndarray:
