@@ -64,6 +64,26 @@ def squared_norms(multiply, multiply_pairs, axis: int, gram, x):
     return compute(gram, x)
 
 
+def inner_products(x, y):
+    """Returns the inner products of all vectors `x (A..., D)` with all `y (B..., D)`, `(A..., B...)`.
+
+    Their gradient uses the array `(A..., B...)`, the largest of all, as it is; JAX's own would transpose a copy.
+    """
+
+    @jax.custom_vjp
+    def compute(x, y):
+        return jnp.tensordot(x, y, (-1, -1))
+
+    def backward(vectors, gradient):
+        x, y = vectors
+        axes = tuple(range(x.ndim - 1))
+        y_gradient = jnp.tensordot(x, gradient, (axes, axes))  # (D, B...)
+        return jnp.tensordot(gradient, y, y.ndim - 1), jnp.moveaxis(y_gradient, 0, -1)
+
+    compute.defvjp(lambda x, y: (compute(x, y), (x, y)), backward)
+    return compute(x, y)
+
+
 def gram_matrices(x):
     """Returns the Gram matrices `(B, L, L)` of vectors `x (B, L, D)`. Their gradient is one product instead of two."""
 
@@ -148,13 +168,11 @@ class PaddedTexts:
         """Returns the Products with images; without `with_pooled` those of pooled embeddings with fragments are
         None."""
 
-        def product(x, y):
-            return jnp.tensordot(x, y, (-1, -1))
-
-        S, pooled = product(regions.vectors, self.vectors), product(regions.pooled, self.pooled)
+        pooled, S = inner_products(regions.pooled, self.pooled), inner_products(regions.vectors, self.vectors)
         if not with_pooled:
             return Products(S, None, None, pooled)
-        return Products(S, product(regions.vectors, self.pooled), product(regions.pooled, self.vectors), pooled)
+        regions_pooled = inner_products(regions.vectors, self.pooled)
+        return Products(S, regions_pooled, inner_products(regions.pooled, self.vectors), pooled)
 
     def sum(self, x):
         """Returns the sum `(..., T)` of `x (..., M, T)` over the words of each text."""
@@ -201,9 +219,11 @@ def _multiply_word_pairs(y, x):
     `_multiply_word_grams`, a CPU is fastest without transposed arrays."""
     y, x = (z.reshape(-1, *z.shape[-2:]) for z in (y, x))
 
+    def product(y, x, k):
+        return y[k, :, None] * x[k]
+
     def add_products(y, x):
-        empty = jnp.zeros((*y.shape[1:2], *x.shape[1:]), x.dtype)
-        return jax.lax.fori_loop(0, len(y), lambda k, total: total + y[k, :, None] * x[k], empty)
+        return jax.lax.fori_loop(1, len(y), lambda k, total: total + product(y, x, k), product(y, x, 0))
 
     return jax.lax.platform_dependent(y, x, cpu=add_products, default=lambda y, x: jnp.einsum("bkt,bmt->kmt", y, x))
 
