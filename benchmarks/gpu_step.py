@@ -1,9 +1,9 @@
 """Times the train step on one accelerator, and the same step in PyTorch.
 
-    python benchmarks/gpu_step.py [--batch=1024] [--steps=10] [--tiny]
+    python benchmarks/gpu_step.py [--batch=1024] [--steps=10] [--models=clip,mefn] [--tiny]
 
 ViT-B/16 and BERT-base, 224 px, 32 tokens, bfloat16, without dropout; the data is on the device already. Ours: the real
-`compile_step` with model=clip and model=mefn, both with InfoNCE. PyTorch (needs torch and transformers): the same
+`compile_step` of every model, or of --models, all with InfoNCE. PyTorch (needs torch and transformers): the same
 towers and InfoNCE with torch.compile, autocast and fused attention, AdamW. Each step runs in a process of its own.
 "scores" is the share of scoring and loss in the step, forward and backward. MFU counts the arithmetic of both in the
 same way (`mefn_jax/runtime/flops.py`). Without torch, its row is left out; --tiny checks on a CPU that the script runs.
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 from configs import flickr30k
 from mefn_jax import losses, optim
-from mefn_jax.model import batch_shapes, build_model, split_constants
+from mefn_jax.model import MODELS, batch_shapes, build_model, split_constants
 from mefn_jax.runtime import flops
 from mefn_jax.runtime.chips import chip_of
 from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, make_mesh
@@ -207,29 +207,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=1024, help="pairs a step")
     parser.add_argument("--steps", type=int, default=10, help="timed steps, after the warm-up")
+    parser.add_argument("--models", default=",".join(MODELS), help="models to time, separated by commas")
     parser.add_argument("--tiny", action="store_true", help="use towers of one narrow layer")
     options = parser.parse_args()
     rows = {
         f"ours, {name}": run_in_process(time_jax_step, name, options.batch, options.steps, options.tiny)
-        for name in ("clip", "mefn")
+        for name in options.models.split(",")
     }
     if importlib.util.find_spec("torch"):
         rows["PyTorch, clip"] = run_in_process(time_torch_step, options.batch, options.steps, options.tiny)
-        rows["PyTorch, clip"]["flops"] = rows["ours, clip"]["flops"]
+        rows["PyTorch, clip"]["flops"] = rows.get("ours, clip", {"flops": None})["flops"]
     else:
         print("torch is not installed: PyTorch's step is left out")
     peak = run_in_process(peak_flops)
-    print(f"{'':14} {'ms a step':>10} {'pairs/s':>8} {'MFU':>6} {'GiB':>6} {'scores':>7}")
+    print(f"{'':22} {'ms a step':>10} {'pairs/s':>8} {'MFU':>6} {'GiB':>6} {'scores':>7}")
     for name, row in rows.items():
         row["pairs_per_s"] = options.batch / row["milliseconds"] * MILLISECONDS
-        row["mfu"] = peak and row["flops"] / row["milliseconds"] * MILLISECONDS / peak
+        row["mfu"] = peak and row["flops"] and row["flops"] / row["milliseconds"] * MILLISECONDS / peak
         columns = [f"{row['milliseconds']:10.1f} {row['pairs_per_s']:8.0f}"]
         columns += [
             f"{'?' if share is None else format(share, '.1%'):>{width}}"
             for share, width in ((row["mfu"], 6), (row["scores"], 7))
         ]
         gib = "?" if row["bytes"] is None else f"{row['bytes'] / 2**30:.1f}"
-        print(f"{name:14} {columns[0]} {columns[1]} {gib:>6} {columns[2]}")
+        print(f"{name:22} {columns[0]} {columns[1]} {gib:>6} {columns[2]}")
     print(json.dumps([{"step": name, "batch": options.batch} | row for name, row in rows.items()]))
 
 

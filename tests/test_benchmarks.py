@@ -13,7 +13,7 @@ def last_line(result):
 
 
 def test_gpu_step_benchmark_runs(command):
-    rows = last_line(command("benchmarks/gpu_step.py", "--tiny", "--batch=8", "--steps=1"))
+    rows = last_line(command("benchmarks/gpu_step.py", "--tiny", "--batch=8", "--steps=1", "--models=clip,mefn"))
     assert [row["step"] for row in rows][:2] == ["ours, clip", "ours, mefn"]
     assert all(row["pairs_per_s"] > 0 and row["batch"] == 8 for row in rows)
     assert 0 < rows[1]["scores"] < 1
