@@ -71,9 +71,11 @@ def score_all_pairs(
 
     global_score = products.pooled
     if global_input == "weighted":
+        # sum_ij w_i S_ij u_j, with the regions first: the local branch has the weights at the words already.
+        cross = words.sum(u * jnp.sum(words.broadcast(w) * S, 1)) / (w_sum * u_sum)  # (I, T)
         # Unused columns of packed words belong to no text: words.broadcast gives them 0, which is replaced.
         w, u = w / w_sum[:, None], u / replace_zeros(words.broadcast(u_sum))
-        global_score = _compute_weighted_cosine(products, regions, words, w, u)
+        global_score = _compute_weighted_cosine(products, regions, words, w, u, cross)
     return sum(directions) / len(directions), global_score
 
 
@@ -96,14 +98,11 @@ def compute_attention(S, regions: RegionBlock, words: PaddedTexts | PackedTexts,
     return Attention(over_words, over_words_logits, over_regions, over_regions_logits)
 
 
-def _compute_weighted_cosine(products: Products, regions: RegionBlock, words: PaddedTexts | PackedTexts, w, u):
-    """Computes cos(v_g + sum_i w_i v_i, t_g + sum_j u_j t_j), `(I, T)`, from the weights `w (I, N, T)` and `u (I, W)`
-    and products alone (docs/method.md, Eq. 31)."""
-    product = (
-        products.pooled
-        + jnp.sum(w * (products.regions_pooled + words.sum(products.S * u[:, None])), 1)
-        + words.sum(u * products.pooled_words)
-    )
+def _compute_weighted_cosine(products: Products, regions: RegionBlock, words: PaddedTexts | PackedTexts, w, u, cross):
+    """Computes cos(v_g + sum_i w_i v_i, t_g + sum_j u_j t_j), `(I, T)`, from the weights `w (I, N, T)` and `u (I, W)`,
+    `cross = sum_ij w_i S_ij u_j (I, T)`, and products alone (docs/method.md, Eq. 31)."""
+    with_pooled = jnp.sum(w * products.regions_pooled, 1) + words.sum(u * products.pooled_words)
+    product = products.pooled + with_pooled + cross
     left = regions.pooled_squares[:, None] + 2 * jnp.einsum("int,in->it", w, regions.pooled_products)
     right = words.pooled_squares + 2 * words.sum(u * words.pooled_products)
     # One length at a time: each is compared with TINY, and the two squares are never multiplied.
