@@ -313,7 +313,7 @@ def _resize_bilinear(pixels: np.ndarray, box: tuple, size: int) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image of any mode to RGB. Transparency shows white below, as in Hugging Face."""
+    """Converts an image of any mode to RGB. Transparent parts become white, as in CLIP's processor of transformers."""
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
     if image.has_transparency_data:

@@ -12,14 +12,14 @@ def pool_grid(grid, max_side: int):
     """
     row_weights, column_weights = (_compute_area_weights(size, max_side) for size in grid.shape[1:3])
     # Sums of whole rows, which XLA computes in one pass; a matrix product would need a transposed copy of the grid.
-    rows = (_sum_weighted(grid, w, axis=1) for w in row_weights)  # (B, w, C) each
-    cells = [_sum_weighted(row, w, axis=1) for row in rows for w in column_weights]  # (B, C) each
+    rows = (_sum_weighted(grid, w) for w in row_weights)  # (B, w, C) each
+    cells = [_sum_weighted(row, w) for row in rows for w in column_weights]  # (B, C) each
     return jnp.stack(cells, 1).reshape(len(grid), len(row_weights), len(column_weights), grid.shape[-1])
 
 
-def _sum_weighted(x, weights: np.ndarray, axis: int):
-    """Returns the sum of an array's slices along an axis with the weights that are not 0."""
-    return sum(weights[k] * jax.lax.index_in_dim(x, k, axis, keepdims=False) for k in np.flatnonzero(weights))
+def _sum_weighted(x, weights: np.ndarray):
+    """Returns the weighted sum `(B, ...)` of the slices `x[:, k]` whose weight is not 0."""
+    return sum(weights[k] * jax.lax.index_in_dim(x, k, 1, keepdims=False) for k in np.flatnonzero(weights))
 
 
 def _compute_area_weights(size: int, max_side: int) -> np.ndarray:

@@ -71,7 +71,7 @@ def score_all_pairs(
 
     global_score = products.pooled
     if global_input == "weighted":
-        # sum_ij w_i S_ij u_j, with the regions first: the local branch has the weights at the words already.
+        # sum_ij w_i S_ij u_j, summed over regions first, because the local branch has made words.broadcast(w) already.
         cross = words.sum(u * jnp.sum(words.broadcast(w) * S, 1)) / (w_sum * u_sum)  # (I, T)
         # Unused columns of packed words belong to no text: words.broadcast gives them 0, which is replaced.
         w, u = w / w_sum[:, None], u / replace_zeros(words.broadcast(u_sum))

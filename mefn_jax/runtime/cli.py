@@ -52,7 +52,7 @@ def run_command(main, define_flags, description: str | None = None) -> None:
                 if unknown := _describe_unknown(None):
                     raise ConfigError(unknown) from e
                 raise
-            check_path_flags()
+            _check_path_flags()
             expand_path_options()
             if "config" in flags.FLAGS and flags.FLAGS.config is not None and not config_path().is_file():
                 raise ConfigError(f"--config={config_path()}: no such file")
@@ -157,9 +157,9 @@ def define_path_flag(name: str, default: str | None, description: str, required:
     flags.DEFINE(_PathParser(), name, default, description, serializer=flags.ArgumentSerializer(), required=required)
 
 
-def check_path_flags() -> None:
-    """Raises ConfigError for a flag that is given an empty path, as by `--workdir=$RUN` where no RUN is set: its
-    default, or the current directory, would be written to instead."""
+def _check_path_flags() -> None:
+    """Raises ConfigError for a flag with an empty path, as `--workdir=$RUN` gives where RUN is not set: the command
+    would write to its default, or to the current directory."""
     for name in flags.FLAGS:
         flag = flags.FLAGS[name]
         if isinstance(flag.parser, _PathParser) and flag.present and not flag.value:

@@ -1,4 +1,4 @@
-"""Keeps compiled programs on disk, so that a command which ran before need not compile them again."""
+"""Keeps compiled programs on disk, so that a command does not compile them again when it is repeated."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ import jax
 from mefn_jax.runtime.storage import cache_directory
 
 MAX_BYTES = 2 * 2**30  # of all kept programs; the least recently used are removed
-# Programs whose compilation takes less time than reading them are not kept.
+# Faster compilations are not kept: reading the program would take as long.
 MIN_COMPILE_SECONDS = 0.05
 
 
@@ -20,7 +20,7 @@ def keep_compiled_programs() -> None:
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     try:
-        # JAX's keys for programs of a CPU leave out its features; a home directory may be shared by several machines.
+        # Machines may share a home directory, and a program for a CPU may use instructions that another CPU lacks.
         directory = cache_directory() / f"compiled-{_digest_processor()}"
         directory.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
@@ -33,7 +33,7 @@ def keep_compiled_programs() -> None:
 
 
 def _digest_processor() -> str:
-    """Returns a short digest of the kind of the machine's processor and of its features."""
+    """Returns a digest, 12 hexadecimal digits, of the processor's model and its instruction sets."""
     description = [platform.machine(), platform.processor()]
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()

@@ -33,7 +33,7 @@ def initialize() -> None:
     hosts, or Slurm describe them. Call it before any other function of JAX. Raises ConfigError if the processes cannot
     be joined; exits with a message if the others do not come in time."""
     keep_compiled_programs()
-    gc.freeze()  # collections leave out what the imports made: tracing and compiling take 5 % less time
+    gc.freeze()  # the garbage collector then skips what the imports made: tracing takes 5 % less time
     f = flags.FLAGS
     options = {}
     if not f.coordinator_address and (f.num_processes or f.process_id >= 0):

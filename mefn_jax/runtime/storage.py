@@ -35,8 +35,8 @@ def resolve_directory(option: str, path) -> epath.Path:
 
 
 def cache_directory() -> Path:
-    """Returns the directory of what can be made again, `$MEFN_CACHE` or `~/.cache/mefn_jax`. Raises RuntimeError if
-    there is no home directory, as in some containers."""
+    """Returns the cache directory of the project, `$MEFN_CACHE` or `~/.cache/mefn_jax`. Raises RuntimeError if there is
+    no home directory, as in some containers."""
     return Path(os.environ.get("MEFN_CACHE") or Path.home() / ".cache" / "mefn_jax").expanduser()
 
 

@@ -67,7 +67,7 @@ def squared_norms(multiply, multiply_pairs, axis: int, gram, x):
 def inner_products(x, y):
     """Returns the inner products of all vectors `x (A..., D)` with all `y (B..., D)`, `(A..., B...)`.
 
-    Their gradient uses the array `(A..., B...)`, the largest of all, as it is; JAX's own would transpose a copy.
+    The gradient is written out because JAX's own makes a transposed copy of an array `(A..., B...)`, the largest here.
     """
 
     @jax.custom_vjp
@@ -262,9 +262,9 @@ class PackedTexts:
         return self.multiply_words(regions, regions.vectors @ self.pooled.T if with_pooled else None)
 
     def multiply_words(self, regions: RegionBlock, regions_pooled) -> Products:
-        """Returns the Products with images. Those of regions with the pooled embeddings, `regions_pooled (I, N, T)`,
-        are given, because a product with few texts is slow; without them, those of words with the images' pooled
-        embeddings are None as well."""
+        """Returns the Products with images, given `regions_pooled (I, N, T)`, the products of regions with the texts'
+        pooled embeddings: a caller with many texts makes them in one matrix product. If None, the result has no
+        products of pooled embeddings with words either."""
         pooled_words = None if regions_pooled is None else regions.pooled @ self.vectors.T
         S, pooled = regions.vectors @ self.vectors.T, regions.pooled @ self.pooled.T
         return Products(S, regions_pooled, pooled_words, pooled)

@@ -41,7 +41,7 @@ def gather_groups(
 
 
 def _gather_words(texts: Features, words: np.ndarray, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `vectors` and `membership` of `gather_groups`."""
+    """Returns the first two arrays of `gather_groups`: `vectors (K, L, D)` and `membership (K, L, T)`, float32."""
     vectors = texts.fragments.reshape(texts.mask.size, -1)[words]
     vectors[words < 0] = 0
     # -2 for a column without a word, so that it does not belong to a slot without a text (-1).

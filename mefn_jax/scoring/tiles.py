@@ -86,8 +86,12 @@ def _multiply_pooled(regions: RegionBlock, pooled):
 
 
 def _score_group(score_tile, params, regions: RegionBlock, regions_pooled, words: PackedTexts, captions):
-    """Returns the scores `(I, T)` of a tile of images and one group of texts, `captions (T,)` of those of
-    `regions_pooled (C, I, N)`; None if the matcher does not use these products."""
+    """Returns the scores `(I, T)` of a tile of images with one group of packed texts.
+
+    `regions_pooled (C, I, N)` is the result of `_multiply_pooled`, None if the matcher does not use these products;
+    `captions (T,)` says which of its C captions stand in the group's slots.
+    """
+    # An empty slot, -1, takes the last caption's products; nobody reads its scores.
     group_pooled = None if regions_pooled is None else jnp.moveaxis(regions_pooled[captions], 0, -1)  # (I, N, T)
     products = words.multiply_words(regions, group_pooled)
     return score_tile(params, products, remove_vectors(regions), remove_vectors(words))

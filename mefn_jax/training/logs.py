@@ -67,7 +67,7 @@ class TensorBoard:
         self._open = self._writer = None
 
     def _call(self, method) -> None:
-        """Calls `method(writer)` if there is a writer that works, or none was opened yet."""
+        """Calls `method(writer)`. The first call opens the writer; after a fault, nothing is called."""
         make, self._open = self._open, None
         writer, self._writer = self._writer, None
         if make is None and writer is None:
@@ -84,7 +84,7 @@ class TensorBoard:
 
 
 def _open_events(folder: Path, step: int):
-    """Opens a file of TensorBoard events; viewers drop those after `step`."""
+    """Returns a writer of TensorBoard events into `folder`. Viewers drop earlier events of steps after `step`."""
     from tensorboardX import SummaryWriter  # imported only by the process that writes
 
     return SummaryWriter(str(folder), purge_step=step + 1 if step else None)

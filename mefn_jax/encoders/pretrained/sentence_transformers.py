@@ -39,7 +39,7 @@ def _list_modules(directory: Path) -> list[tuple[str, str]]:
         raise WeightsError(f"{path}: must be a list of modules with type and path")
     for folder in (m["path"] for m in modules):
         if folder != printable(folder):  # it would break the lines of notes and errors
-            raise WeightsError(f"{path}: path {folder[:60]!a} is no usable name of a folder")
+            raise WeightsError(f"{path}: path {folder[:60]!a} is no usable name of a folder; correct it")
     return [(printable(m["type"].rpartition(".")[2][:60]), m["path"]) for m in modules]
 
 

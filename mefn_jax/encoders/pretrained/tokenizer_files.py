@@ -19,11 +19,8 @@ from mefn_jax.errors import DataError, WeightsError
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 OTHER_FILES = ("merges.txt", "special_tokens_map.json", "added_tokens.json")
-JSON_OBJECTS = (
-    "vocab.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)  # tokenizer.json is checked by its own rules
+# Files that must hold a JSON object. tokenizer.json is not among them: `check_tokenizer_json` checks it.
+JSON_OBJECTS = ("vocab.json", "special_tokens_map.json", "added_tokens.json")
 # Keys of tokenizer_config.json that name files, repositories or code.
 LEADING_KEYS = re.compile(r".*(_files?|_path|_map|_object)|vocab|merges|backend|trust_remote_code|_.*")
 TOKENIZER_CLASS = re.compile(r"[A-Za-z0-9]+Tokenizer(Fast)?|TokenizersBackend")
@@ -66,8 +63,8 @@ def read_tokenizer(directory) -> str:
 
 
 def _check_files(directory: Path) -> None:
-    """Raises WeightsError, naming the file, if one of the known files is not UTF-8, or no JSON object where it must be
-    one: the library's own message would name neither."""
+    """Raises WeightsError, which names the file, if a file is not UTF-8, or is not a JSON object where it must be one.
+    The library's own messages do not name the file."""
     for path in (directory / name for name in (*VOCABULARIES, *OTHER_FILES)):
         if path.name in JSON_OBJECTS and path.is_file():
             read_object(path)
