@@ -4,7 +4,7 @@
 
 On two cores: about 4 minutes for both. With seed 0, on test (500 scenes, step 1500 chosen on val): R@1 84.6 image to
 text and 75.4 text to image (chance 0.2), rSum 549.9, 100.0 % twin accuracy (chance 50), 71.4 % in the pointing game
-(chance 12.1). Seeds 1 and 2 reach rSum 501.7 and 524.9: twins whose objects have swapped places are learned late, or
+(chance 12.1). Seeds 1 and 2 reach rSum 501.5 and 525.9: twins whose objects have swapped places are learned late, or
 not within this time.
 """
 
