@@ -114,10 +114,10 @@ def make_torch_passes(name: str, model, inputs: tuple) -> dict[str, Callable]:
 def make_jax_passes(tower: weights.Tower, inputs: tuple) -> dict[str, Callable]:
     """Returns our passes, as `make_torch_passes` does. As in training, parameters and inputs are arguments of the
     compiled functions, so that XLA folds nothing into constants."""
-    params, arguments = jax.device_put((tower.params, inputs))
+    params, *arguments = jax.device_put((tower.params, tower.constants, *inputs))
 
-    def compute_outputs(params, *arguments):
-        states, pooled = tower.module.apply({"params": params}, *arguments)
+    def compute_outputs(params, constants, *arguments):
+        states, pooled = tower.module.apply({"params": params, "constants": constants}, *arguments)
         return states[-1] if isinstance(states, list) else states, pooled  # the last grid of an image tower
 
     def compute_loss(params, *arguments):

@@ -34,7 +34,7 @@ from mefn_jax.features import Features
 from mefn_jax.model import Model
 from mefn_jax.scoring.chunks import make_block_scorer
 
-MARGIN, REPEATS, CHUNK_MIB = 0.2, 7, 64.0
+MARGIN, REPEATS, CHUNK_MIB = 0.2, 20, 64.0
 SYSTEMS = {
     "mefn": ("mefn", {}),
     "mefn uniform": ("mefn", {"entropy": "none", "global_input": "pooled"}),

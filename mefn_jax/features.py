@@ -4,6 +4,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+MASKED_LOGIT = -1e30  # a logit so low that its softmax is exactly 0
 EPS = 1e-12  # a vector whose squared length is at most this counts as zero
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mefn_jax.encoders.gru import run_gru
 from mefn_jax.encoders.positions import sines
-from mefn_jax.encoders.transformer import MASKED_LOGIT
+from mefn_jax.features import MASKED_LOGIT
 
 POOLINGS = ("mean", "max", "gpo")
 

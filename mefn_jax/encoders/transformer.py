@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mefn_jax.features import MASKED_LOGIT
 from mefn_jax.runtime.sharding import constrain_to_batch
 
-MASKED_LOGIT = -1e30  # a logit so low that its softmax is exactly 0
 # Activation checkpointing: none; keep only the outputs of matrix products; keep only the input of each block.
 REMAT = {"none": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "blocks": None}
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from mefn_jax.features import MASKED_LOGIT
 from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, RegionBlock, replace_zeros
 
 
@@ -23,7 +24,7 @@ def masked_log_softmax(logits, mask, axis):
     """Returns the log-softmax along `axis` over the entries of `mask`, and 0 elsewhere, also where a whole row is
     masked. Gradients stay finite."""
     mask = jnp.broadcast_to(mask, logits.shape)
-    masked_logits = jnp.where(mask, logits, -1e30)
+    masked_logits = jnp.where(mask, logits, MASKED_LOGIT)
     return jnp.where(mask, masked_logits - jax.nn.logsumexp(masked_logits, axis=axis, keepdims=True), 0.0)
 
 

@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from mefn_jax.features import Features
+from mefn_jax.features import MASKED_LOGIT, Features
 
 # For products with matrices of 0 and 1, which are sums: a TPU would otherwise round their terms to bfloat16.
 FULL_PRECISION = jax.lax.Precision.HIGHEST
@@ -118,6 +118,11 @@ class RegionBlock:
     pooled_products: jax.Array
     pooled_squares: jax.Array
 
+    def log_mask_for(self, words) -> jax.Array:
+        """Returns what masks a logit when added to it, 0 or MASKED_LOGIT, `(I, N, 1...)` like `mask_for`: its
+        exponential is then exactly 0 at masked regions, and the gradient needs no second array for that."""
+        return jnp.where(self.mask_for(words), 0.0, MASKED_LOGIT)
+
     def mask_for(self, words) -> jax.Array:
         """Returns the mask `(I, N, 1...)`, which broadcasts to arrays `(I, N, W)` over the layout of `words`."""
         return self.mask.reshape(*self.mask.shape, *[1] * words.word_axes)
@@ -177,6 +182,11 @@ class PaddedTexts:
     def sum(self, x):
         """Returns the sum `(..., T)` of `x (..., M, T)` over the words of each text."""
         return jnp.sum(jnp.where(self.mask, x, 0.0), -2)
+
+    def sum_zeroed(self, x):
+        """Returns the sum of `x (..., M, T)` as `sum` does, for an `x` that is 0 at masked words, such as a function of
+        their products: a pass less."""
+        return jnp.sum(x, -2)
 
     def near_maximum(self, x, scale):
         """Returns the largest of cosines `x (..., M, T)` among the words of each text, `(..., T)`. `scale` is not used
@@ -272,6 +282,10 @@ class PackedTexts:
     def sum(self, x):
         """Returns the sum `(..., T)` of `x (..., L)` over the words of each text."""
         return jnp.matmul(x, self.membership, precision=FULL_PRECISION)
+
+    def sum_zeroed(self, x):
+        """Returns the sum `(..., T)` of `x (..., L)`, as `sum` does."""
+        return self.sum(x)
 
     def near_maximum(self, x, scale):
         """Returns a value near the largest of cosines `x (..., L)` among the words of each text, `(..., T)`: the
