@@ -6,14 +6,14 @@ it is usually written.
 
 One batch of given Features, random unit vectors, with captions of 4 to 16 words (11 on average; the product is that of
 the padded words). `forward` is the triplet loss summed over all pairs, `train` the loss and its gradients with respect
-to the Features and the matcher's parameters. The best of several runs, without compilation.
+to the Features and the matcher's parameters. The best of several runs, in turns with the product, without compilation.
 
     gemm            regions x words, one product
     mefn, ...       our matchers in chunks and tiles, as training uses them (docs/method.md, section 12)
     mefn uniform    MEFN with uniform weights and the pooled global branch
     torch_scan      SCAN t2i LSE in PyTorch, a loop over captions with attended vectors, like the authors' code
 
-The last line is JSON: seconds by width and matcher.
+The last line is JSON: seconds by width and matcher; a row's `gemm` is the product of the same turns.
 """
 
 import argparse
@@ -56,20 +56,19 @@ def random_features(batch: int, regions: int, words: int, width: int) -> tuple[F
     return jax.tree.map(jnp.asarray, (images, Features(t * mask[..., None], mask, next(pooled))))
 
 
-def shortest_seconds(run, *args) -> float:
-    """Returns the duration of the fastest of several runs after a first one."""
-    durations = []
-    for _ in range(1 + REPEATS):
-        start = time.perf_counter()
-        jax.block_until_ready(run(*args))
-        durations.append(time.perf_counter() - start)
-    return min(durations[1:])
-
-
-def time_gemm(images: Features, texts: Features) -> float:
-    """Returns the seconds of the bare product of regions and words."""
+def time_in_turns(runs: dict, images: Features, texts: Features) -> dict[str, float]:
+    """Returns the seconds of the fastest of several runs, after a first one, of `gemm`, the bare product of regions and
+    words, and of the functions `runs`. They take turns, so that other work on the machine affects all alike."""
     v, t = (x.fragments.reshape(-1, x.fragments.shape[-1]) for x in (images, texts))
-    return shortest_seconds(jax.jit(jnp.matmul), v, t.T)
+    product, transposed = jax.jit(jnp.matmul), jnp.array(t.T)
+    runs = {"gemm": lambda: product(v, transposed)} | runs
+    seconds = {name: [] for name in runs}
+    for _ in range(1 + REPEATS):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: min(durations[1:]) for name, durations in seconds.items()}
 
 
 def triplet_sum(scores):
@@ -80,7 +79,8 @@ def triplet_sum(scores):
 
 
 def time_matcher(name: str, options: dict, images: Features, texts: Features, tile_mib: float) -> dict:
-    """Returns the seconds of the loss, and of the loss with its gradients, and the MiB of temporary arrays."""
+    """Returns the seconds of `gemm`, of the loss, and of the loss with its gradients, and the MiB of temporary
+    arrays."""
     matcher = make_matcher(name, **options)
     model = Model(image=None, text=None, matcher=matcher, hubness=None, loss={})
     variables = matcher.init(jax.random.key(0), *jax.tree.map(lambda x: x[:1], (images, texts)))
@@ -91,16 +91,14 @@ def time_matcher(name: str, options: dict, images: Features, texts: Features, ti
 
     inputs = params, images.fragments, images.pooled, texts.fragments, texts.pooled
     train = jax.jit(jax.value_and_grad(loss, range(5))).lower(*inputs).compile()
-    return {
-        "forward": shortest_seconds(jax.jit(loss), *inputs),
-        "train": shortest_seconds(train, *inputs),
-        "mib": train.memory_analysis().temp_size_in_bytes / 2**20,
-    }
+    forward = jax.jit(loss)
+    seconds = time_in_turns({"forward": lambda: forward(*inputs), "train": lambda: train(*inputs)}, images, texts)
+    return seconds | {"mib": train.memory_analysis().temp_size_in_bytes / 2**20}
 
 
 def time_torch_scan(images: Features, texts: Features) -> dict:
-    """Returns the seconds of SCAN t2i LSE in PyTorch, forward and with the gradients of the vectors: for each caption,
-    the attention of its words over the regions of every image."""
+    """Returns the seconds of `gemm` and of SCAN t2i LSE in PyTorch, forward and with the gradients of the vectors: for
+    each caption, the attention of its words over the regions of every image."""
     import torch
 
     v, t = (torch.from_numpy(np.array(x.fragments)).requires_grad_() for x in (images, texts))
@@ -124,7 +122,14 @@ def time_torch_scan(images: Features, texts: Features) -> dict:
         with torch.no_grad():
             loss()
 
-    return {"forward": shortest_seconds(forward), "train": shortest_seconds(lambda: loss().backward())}
+    return time_in_turns({"forward": forward, "train": lambda: loss().backward()}, images, texts)
+
+
+def print_row(name: str, row: dict) -> None:
+    """Prints a row of the table, with the ratios to the product of the same turns."""
+    cells = [f"  {part} {1000 * row[part]:7.1f} ms {row[part] / row['gemm']:5.1f} x" for part in ("forward", "train")]
+    memory = f"  {row['mib']:5.0f} MiB" if "mib" in row else ""
+    print(f"  {name:15}  gemm {1000 * row['gemm']:6.1f} ms{''.join(cells)}{memory}", flush=True)
 
 
 def main() -> None:
@@ -141,20 +146,15 @@ def main() -> None:
     for width in map(int, options.widths.split(",")):
         images, texts = random_features(options.batch, options.regions, options.words, width)
         print(f"batch {options.batch}, {options.regions} regions, {options.words} words, D = {width}")
-        gemms, times = [time_gemm(images, texts)], {}
+        rows = {}
         for name, (system, changes) in SYSTEMS.items():
-            times[name] = time_matcher(system, changes, images, texts, options.tile_mib)
-            gemms.append(time_gemm(images, texts))  # a machine's speed may change in between
-        gemm = min(gemms)
-        print(f"  {'gemm':15} {1000 * gemm:9.1f} ms", flush=True)
+            rows[name] = time_matcher(system, changes, images, texts, options.tile_mib)
+            print_row(name, rows[name])
         if with_torch:
-            times["torch_scan"] = time_torch_scan(images, texts)
-        for name, row in times.items():
-            cells = [f"  {part} {1000 * row[part]:7.1f} ms {row[part] / gemm:5.1f} x" for part in ("forward", "train")]
-            memory = f"  {row['mib']:5.0f} MiB" if "mib" in row else ""
-            print(f"  {name:15}{''.join(cells)}{memory}", flush=True)
-        rounded = {name: {key: round(value, 6) for key, value in row.items()} for name, row in times.items()}
-        results[f"D{width}"] = {"gemm": round(gemm, 6)} | rounded
+            rows["torch_scan"] = time_torch_scan(images, texts)
+            print_row("torch_scan", rows["torch_scan"])
+        rounded = {name: {key: round(value, 6) for key, value in row.items()} for name, row in rows.items()}
+        results[f"D{width}"] = {"gemm": min(row["gemm"] for row in rounded.values())} | rounded
     print(json.dumps(results))
 
 
