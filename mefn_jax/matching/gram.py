@@ -66,7 +66,7 @@ def score_all_pairs(
         directions.append(words.sum(u * cosines) / u_sum)
     if local in ("both", "i2t"):
         beta = attention.over_words * u[:, None]
-        cosines = normalize_product(words.sum_zeroed(beta * S), words.squared_norms(beta))  # (I, N, T)
+        cosines = normalize_product(words.sum_unmasked(beta * S), words.squared_norms(beta))  # (I, N, T)
         directions.append(jnp.sum(w * cosines, 1) / w_sum)
 
     global_score = products.pooled

@@ -44,7 +44,7 @@ class SCAN(Matcher, kw_only=True):
         if self.direction == "t2i":
             q = normalize_product(jnp.sum(weights * S, 1), regions.squared_norms(weights))  # (I, W)
             return self._aggregate_cosines(q, words.sum, words.lengths())
-        q = normalize_product(words.sum_zeroed(weights * S), words.squared_norms(weights))  # (I, N, T)
+        q = normalize_product(words.sum_unmasked(weights * S), words.squared_norms(weights))  # (I, N, T)
         mask = regions.mask[..., None]
         return self._aggregate_cosines(q, lambda x: jnp.sum(jnp.where(mask, x, 0.0), 1), jnp.sum(mask, 1))
 
@@ -53,7 +53,7 @@ class SCAN(Matcher, kw_only=True):
         row over the queries is scaled to unit length first; masked entries are zero and stay zero."""
         leaky = jnp.where(S > 0, S, SLOPE * S)
         if self.direction == "t2i":
-            e = leaky * words.broadcast(_inverse_sqrt(words.sum_zeroed(leaky * leaky)))
+            e = leaky * words.broadcast(_inverse_sqrt(words.sum_unmasked(leaky * leaky)))
             e = _stop_gradient_if_single(e, words.broadcast(words.lengths()))
             return jnp.exp(self.inverse_temperature * e + regions.log_mask_for(words))
         e = leaky * _inverse_sqrt(jnp.sum(leaky * leaky, 1))[:, None]

@@ -119,8 +119,9 @@ class RegionBlock:
     pooled_squares: jax.Array
 
     def log_mask_for(self, words) -> jax.Array:
-        """Returns what masks a logit when added to it, 0 or MASKED_LOGIT, `(I, N, 1...)` like `mask_for`: its
-        exponential is then exactly 0 at masked regions, and the gradient needs no second array for that."""
+        """Returns the mask as a term to add to logits, `(I, N, 1...)` like `mask_for`: 0 for regions that exist,
+        MASKED_LOGIT for masked ones, whose exponential is then exactly 0. To set exponentials to 0 afterwards would
+        take a pass more, forwards and backwards."""
         return jnp.where(self.mask_for(words), 0.0, MASKED_LOGIT)
 
     def mask_for(self, words) -> jax.Array:
@@ -183,9 +184,9 @@ class PaddedTexts:
         """Returns the sum `(..., T)` of `x (..., M, T)` over the words of each text."""
         return jnp.sum(jnp.where(self.mask, x, 0.0), -2)
 
-    def sum_zeroed(self, x):
-        """Returns the sum of `x (..., M, T)` as `sum` does, for an `x` that is 0 at masked words, such as a function of
-        their products: a pass less."""
+    def sum_unmasked(self, x):
+        """Returns the same as `sum`, without applying the mask: `x (..., M, T)` must be 0 at masked words, as products
+        with their vectors are. This saves a pass over the largest arrays."""
         return jnp.sum(x, -2)
 
     def near_maximum(self, x, scale):
@@ -283,8 +284,8 @@ class PackedTexts:
         """Returns the sum `(..., T)` of `x (..., L)` over the words of each text."""
         return jnp.matmul(x, self.membership, precision=FULL_PRECISION)
 
-    def sum_zeroed(self, x):
-        """Returns the sum `(..., T)` of `x (..., L)`, as `sum` does."""
+    def sum_unmasked(self, x):
+        """Returns the same as `sum`: packed texts have no masked words."""
         return self.sum(x)
 
     def near_maximum(self, x, scale):
