@@ -70,18 +70,25 @@ def base(model="mefn"):
     c.image.vit.stem = ()  # widths of 3x3 stride-2 convolutions before the patches are cut; (): none
     c.image.vit.dropout = 0.0  # in attention, after attention and after the MLP
     c.image.vit.stochastic_depth = 0.0  # as for resnet
-    c.image.vit.pool = "mean"  # pooled output: mean of the patches, class token, or pooler (a tanh layer on the token)
+    c.image.vit.pool = "mean"  # mean of the patches, class token, pooler (a tanh layer on it), or attention (SigLIP)
+    c.image.vit.registers = 0  # learned tokens without a position (DINOv2 with registers: 4)
     c.image.vit.position_grid = ()  # rows and columns of the position table; (): those of the input
+    c.image.vit.antialias = False  # smooth the position table where it is made smaller
+    c.image.vit.rotation_base = 0.0  # rotated attention (RoPE) in place of a position table (DINOv3: 100); 0: a table
     c.image.vit.embed_norm = False  # CLIP's norm before the first block
     c.image.vit.qkv_bias = True  # bias of query, key and value
+    c.image.vit.key_bias = True  # bias of the key, too (DINOv3: False)
+    c.image.vit.gated = False  # gated MLP (SwiGLU)
+    c.image.vit.layer_scale = False  # a learned scale of each residual branch (DINO)
     c.image.vit.activation = "gelu"  # a name of ACTIVATIONS in mefn_jax/encoders/transformer.py
     c.image.vit.eps = 1e-6  # of the norms
 
     c.text = ConfigDict()
-    c.text.arch = "bert"  # bert, clip (causal), gru, or cached: a frozen tower's features, from data.cached_text
+    c.text.arch = "bert"  # bert, clip (causal), siglip, gru, or cached: a frozen tower's features (data.cached_text)
     c.text.pretrained = ""  # checkpoint: directory or hub name; its sizes and tokenizer replace those below
     c.text.vocab_size = 0  # rows of the word embedding; 0: the tokenizer's
     c.text.max_tokens = 32  # wordpieces kept of a caption, without [CLS] and [SEP]
+    c.text.start_token = True  # captions begin with [CLS] (or the token of that role); SigLIP's do not
     c.text.lower_case = True  # lower-case captions; must be as the data set was prepared
     c.text.punctuation = "keep"  # keep or drop; must be as the data set was prepared
     c.text.pooling = "tower"  # pooled embedding: the tower's own, or mean, max or gpo of the words
@@ -94,7 +101,9 @@ def base(model="mefn"):
     c.text.bert.max_positions = 512  # rows of the position embedding
     c.text.bert.dropout = 0.1  # after the embeddings, in attention, after attention and after the MLP
     c.text.bert.stochastic_depth = 0.0  # as for images
-    c.text.bert.type_vocab_size = 2  # rows of the segment embedding; only the first is used
+    c.text.bert.type_vocab_size = 2  # rows of the segment embedding; only the first is used; 0: none (DistilBERT)
+    c.text.bert.pad_id = -1  # id of the padding, after which positions count (RoBERTa, XLM-R: 1); -1: from 0 on (BERT)
+    c.text.bert.distance_buckets = 0  # rows of a table of biases of attention by distance (MPNet: 32); 0: none
     c.text.bert.pooler = False  # pooled output: BERT's tanh layer on [CLS]; False: [CLS] itself
     c.text.bert.activation = "gelu"  # a name of ACTIVATIONS in mefn_jax/encoders/transformer.py
     c.text.bert.eps = 1e-12  # of the norms
@@ -108,6 +117,18 @@ def base(model="mefn"):
     c.text.clip.stochastic_depth = 0.0  # as for bert
     c.text.clip.activation = "quick_gelu"  # as for bert
     c.text.clip.eps = 1e-5  # as for bert
+    c.text.siglip = ConfigDict()  # padded to max_positions, and the padding is read too
+    c.text.siglip.width = 768  # channels (default: SigLIP ViT-B)
+    c.text.siglip.layers = 12  # as for bert
+    c.text.siglip.heads = 12  # as for bert
+    c.text.siglip.mlp_width = 3072  # as for bert
+    c.text.siglip.max_positions = 64  # as for bert, and the length to which captions are padded
+    c.text.siglip.pad_id = 0  # id of the padding; a checkpoint's tokenizer replaces it
+    c.text.siglip.head_width = 0  # channels of the pooled output; 0: width
+    c.text.siglip.dropout = 0.0  # as for bert
+    c.text.siglip.stochastic_depth = 0.0  # as for bert
+    c.text.siglip.activation = "gelu_pytorch_tanh"  # as for bert
+    c.text.siglip.eps = 1e-6  # as for bert
     c.text.cached = ConfigDict()
     c.text.cached.width = 0  # channels of a cached word; 0: as in data.cached_text
     c.text.gru = ConfigDict()  # its states have embed_dim channels and are not projected, as in VSE++ and SCAN
@@ -190,7 +211,7 @@ def shrink(c):
     c.image.resnet.update(stem_width=8, depths=(1, 1, 1, 1), widths=(8, 16, 16, 32), stem_pool=False)
     c.image.vit.update(width=32, layers=1, heads=2, mlp_width=64, patch=16, stem=())
     c.text.max_tokens = 16
-    for tower in (c.text.bert, c.text.clip):
+    for tower in (c.text.bert, c.text.clip, c.text.siglip):
         tower.update(width=32, layers=1, heads=2, mlp_width=64, max_positions=64)
     c.text.gru.word_width = 16
     c.matcher.hub_vectors = min(c.matcher.hub_vectors, 8)

@@ -12,8 +12,9 @@ BASE_CHOICES = {
     "train.dtype": ("float32", "bfloat16"),
     "train.init": ("random", "cca"),
     "image.resnet.norm": ("group", "batch"),
-    "image.vit.pool": ("mean", "class", "pooler"),
+    "image.vit.pool": ("mean", "class", "pooler", "attention"),
 }
+JOINT_SYSTEMS = ("clip", "siglip")  # `embed_dim` of these is the width of a pretrained pair's joint space
 DEFAULT_SIZE = 224  # side of images in pixels, if neither the configuration nor a checkpoint gives one
 MAX_IMAGE_SIZE = 4096  # largest side of the square input in pixels; beyond, no tower's activations fit into memory
 POSITIVE = (
@@ -45,6 +46,8 @@ PROBABILITIES = (
     "text.bert.stochastic_depth",
     "text.clip.dropout",
     "text.clip.stochastic_depth",
+    "text.siglip.dropout",
+    "text.siglip.stochastic_depth",
     "text.gru.dropout",
     "image.regions.channel_dropout",
     "text.channel_dropout",
@@ -58,6 +61,12 @@ NOT_NEGATIVE = (
     "image.size",
     "image.regions.width",
     "image.regions.grid",
+    "image.vit.registers",
+    "image.vit.rotation_base",
+    "text.bert.type_vocab_size",
+    "text.bert.distance_buckets",
+    "text.siglip.pad_id",
+    "text.siglip.head_width",
     "text.cached.width",
     "data.held_out_images",
     "matcher.hub_vectors",
@@ -209,6 +218,12 @@ def check_image_tower(config: ConfigDict) -> None:
                 f"image.vit.patch={image_config.vit.patch} is not a multiple of {2 ** len(image_config.vit.stem)}, "
                 "the stem's stride"
             )
+        head_width = image_config.vit.width // image_config.vit.heads
+        if image_config.vit.rotation_base and head_width % 4:
+            raise ConfigError(
+                f"image.vit.rotation_base rotates four channels at a time, and a head has {head_width}; change "
+                "image.vit.heads, or set it to 0"
+            )
         if size % image_config.vit.patch:
             raise ConfigError(f"image.size={size} is not a multiple of image.vit.patch={image_config.vit.patch}")
 
@@ -224,13 +239,17 @@ def check_text_tower(config: ConfigDict) -> None:
         return
     if arch == "gru" and config.text.channel_dropout:
         raise ConfigError("text.channel_dropout precedes a projection, and text.arch=gru has none; set it to 0")
-    if arch not in ("bert", "clip"):  # a GRU reads captions of any length
+    if arch not in ("bert", "clip", "siglip"):  # a GRU reads captions of any length
         return
     tower = config.text[arch]
     _check_heads(f"text.{arch}", tower)
-    if max_tokens + 2 > tower.max_positions:
+    # The first position of a token that is not padding.
+    first = tower.pad_id + 1 if arch == "bert" else 0
+    length = max_tokens + 1 + config.text.start_token + first
+    if length > tower.max_positions:
+        around = "[CLS] and [SEP]" if config.text.start_token else "the end token"
         raise ConfigError(
-            f"text.max_tokens={max_tokens} with [CLS] and [SEP] exceeds text.{arch}.max_positions={tower.max_positions}"
+            f"text.max_tokens={max_tokens} with {around} exceeds text.{arch}.max_positions={tower.max_positions}"
         )
 
 

@@ -20,6 +20,7 @@ from mefn_jax.encoders.image import ImageEncoder
 from mefn_jax.encoders.pooling import POOLINGS
 from mefn_jax.encoders.regions import PROJECTIONS, RegionEncoder
 from mefn_jax.encoders.resnet import ResNet
+from mefn_jax.encoders.siglip_text import SigLIPText
 from mefn_jax.encoders.text import CachedTextEncoder, TextEncoder
 from mefn_jax.encoders.transformer import ACTIVATIONS, REMAT
 from mefn_jax.encoders.vit import ViT
@@ -67,6 +68,7 @@ MODELS = {
     "scan_i2t_lse": _scan("i2t", "lse", 4.0, 5.0),
     "scan_i2t_avg": _scan("i2t", "avg", 4.0),
     "clip": System(PooledCosine, requires={"loss.name": "info_nce"}),
+    "siglip": System(PooledCosine, requires={"loss.name": "siglip"}),
 }
 
 
@@ -90,12 +92,14 @@ def build_token_encoder(backbone, config: ConfigDict, vocab_size: int) -> TextEn
     """Builds the encoder of tokens on a backbone: a class whose options are the section `config.text.ARCH`."""
     c = config.text
     tower = backbone(vocab_size=vocab_size, **c[c.arch], dtype=config.train.dtype, remat=config.train.remat)
-    return TextEncoder(tower, config.embed_dim, c.pooling, c.channel_dropout)
+    return TextEncoder(tower, config.embed_dim, c.pooling, c.channel_dropout, c.start_token)
 
 
 def build_gru_encoder(config: ConfigDict, vocab_size: int) -> TextEncoder:
     """Builds the GRU's encoder, whose states are not projected."""
-    return TextEncoder(GRU(vocab_size, width=config.embed_dim, **config.text.gru), 0, config.text.pooling)
+    c = config.text
+    tower = GRU(vocab_size, width=config.embed_dim, **c.gru)
+    return TextEncoder(tower, 0, c.pooling, start_token=c.start_token)
 
 
 def build_cached_encoder(config: ConfigDict, vocab_size: int) -> CachedTextEncoder:
@@ -114,6 +118,7 @@ IMAGE_ENCODERS = {
 TEXT_ENCODERS = {
     "bert": functools.partial(build_token_encoder, BERT),
     "clip": functools.partial(build_token_encoder, CLIPText),
+    "siglip": functools.partial(build_token_encoder, SigLIPText),
     "gru": build_gru_encoder,
     "cached": build_cached_encoder,
 }
@@ -140,6 +145,7 @@ MODEL_CHOICES = {
     "image.vit.activation": tuple(ACTIVATIONS),
     "text.bert.activation": tuple(ACTIVATIONS),
     "text.clip.activation": tuple(ACTIVATIONS),
+    "text.siglip.activation": tuple(ACTIVATIONS),
     "train.remat": tuple(REMAT),
     "image.arch": tuple(IMAGE_ENCODERS),
     "text.arch": tuple(TEXT_ENCODERS),
@@ -368,7 +374,7 @@ def dummy_texts(config: ConfigDict, number: int = 1):
     if config.text.arch == "cached":
         shape = number, config.text.max_tokens
         return jnp.zeros((*shape, config.text.cached.width), jnp.float16), jnp.ones(shape, bool)
-    shape = number, config.text.max_tokens + 2
+    shape = number, config.text.max_tokens + 1 + config.text.start_token
     return jnp.ones(shape, jnp.int32), jnp.ones(shape, bool)
 
 

@@ -90,14 +90,14 @@ def _count_layers(backbone: dict) -> int:
 
 def _compute_layer_decay(name: str, towers: dict, layer_decay: float) -> float:
     """Computes the factor of layer decay of the parameter at path `name` (docs/method.md, Eq. 53)."""
-    match = re.match(r"(image|text)/backbone/(?:layer_(\d+)/|(norm|pooler)/)?", name)
+    match = re.match(r"(image|text)/backbone/(?:layer_(\d+)/|(norm|pooler|head)/)?", name)
     depth = _count_layers(towers[match[1]]) if match else 0
     if not depth:
         return 1.0
     if match[2] is not None:
         return layer_decay ** (depth - 1 - int(match[2]))
     # BERT (the tower with segments) has its norm after the embeddings; pre-norm towers have it after the layers.
-    after_layers = ("pooler",) if "segments" in towers[match[1]] else ("pooler", "norm")
+    after_layers = ("pooler", "head") if "segments" in towers[match[1]] else ("pooler", "head", "norm")
     return 1.0 if match[3] in after_layers else layer_decay**depth
 
 

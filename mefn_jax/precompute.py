@@ -247,25 +247,27 @@ def write_words(
     caption after another."""
     config = frozen_towers.config
     size = round_up(config.eval.batch_size, mesh.size)
-    lengths = frozen_towers.tokenizer(captions)[1].sum(1) - 2
+    around = frozen_towers.tokenizer.first_word + 1
+    lengths = frozen_towers.tokenizer(captions)[1].sum(1) - around
     offsets = np.concatenate([[0], np.cumsum(lengths)])
 
     def encode_words(params, ids, mask):
-        return frozen_towers.text.apply(select_part(params, "text"), ids, mask, method="backbone_features")[0].astype(
-            jnp.float16
-        )
+        variables = select_part(params, "text")
+        words, exist, _ = frozen_towers.text.apply(variables, ids, mask, method="backbone_features")
+        return words.astype(jnp.float16), exist
 
     rows = batch_sharding(mesh)
     encode = jax.jit(encode_words, in_shardings=(replicated(mesh), rows, rows), out_shardings=rows)
 
     def batches(start):
         for ids, mask, number in pipeline.text_batches(captions[start:], frozen_towers.tokenizer, size):
-            states = np.asarray(encode(params, *from_local_rows(mesh, (ids, mask))))[:number][mask[:number, 2:]]
+            words, exist = map(np.asarray, encode(params, *from_local_rows(mesh, (ids, mask))))
+            states = words[:number][exist[:number]]
             if not np.all(np.isfinite(states)):
                 raise DataError(f"{prefix}_words.npy: the text tower's states do not fit float16, or are not finite")
             yield states, number
 
-    width = jax.eval_shape(encode_words, params, *frozen_towers.tokenizer([""])).shape[-1]
+    width = jax.eval_shape(encode_words, params, *frozen_towers.tokenizer([""]))[0].shape[-1]
     np.save(f"{prefix}_word_offsets.npy", offsets)
     _write_array(f"{prefix}_words.npy", (int(offsets[-1]), width), np.float16, offsets, batches, progress, " captions")
 

@@ -1,6 +1,6 @@
 """PyTorch's towers with random weights and their outputs: the reference of `encoders/pretrained/test_huggingface.py`.
 
-    python tests/reference_towers.py     # needs torch and transformers; writes tests/fixtures/<name>/
+    python tests/reference_towers.py [NAME ...]     # needs torch and transformers; writes tests/fixtures/<name>/
 
 Each directory is a checkpoint as `save_pretrained` writes it, and `expected.npz` with inputs, every layer's hidden
 states and the pooled output.
@@ -16,7 +16,19 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 TEXT = SMALL | {"vocab_size": 40, "max_position_embeddings": 12}
 IMAGE = SMALL | {"image_size": 16, "patch_size": 8}
 CLIP_IDS = {"bos_token_id": 38, "eos_token_id": 39, "pad_token_id": 0}
+TINY = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
+TINY_TEXT = TINY | {"vocab_size": 30, "max_position_embeddings": 12}
+TINY_IMAGE = TINY | {"image_size": 8, "patch_size": 4}
+SIGLIP_TEXT = TINY_TEXT | {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1}
+SIGLIP = {"text_config": SIGLIP_TEXT | {"num_hidden_layers": 1}, "vision_config": TINY_IMAGE | {"num_hidden_layers": 1}}
+ROBERTA = TINY_TEXT | {"layer_norm_eps": 1e-5}
+DINO = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 12, "patch_size": 4}
+DINO_3 = TINY_IMAGE | {"hidden_size": 16}
+DISTILBERT = {"dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 12, "vocab_size": 30, "max_position_embeddings": 12}
 RESNET = {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 2]}
+TEXTS = ("bert", "clip_text", "siglip_text", "roberta", "xlm_roberta", "distilbert", "mpnet")
+PAIRS = ("clip", "siglip")  # both towers, of which the embeddings are compared
+PADS = dict.fromkeys(("roberta", "xlm_roberta", "mpnet", "siglip", "siglip_text"), 1)  # ids of the padding other than 0
 # name: (architecture, options, height and width of the input if it has pixels)
 TOWERS = {
     "bert": ("bert", TEXT, None),
@@ -34,6 +46,26 @@ TOWERS = {
     "clip_vision": ("clip_vision", IMAGE, (16, 16)),
     "clip_vision_not_square": ("clip_vision", IMAGE | {"num_attention_heads": 4}, (16, 32)),
     "clip": ("clip", {"text_config": TEXT | CLIP_IDS, "vision_config": IMAGE, "projection_dim": 10}, (16, 16)),
+    "siglip": ("siglip", SIGLIP, (8, 8)),
+    "siglip_text": ("siglip_text", SIGLIP_TEXT | {"projection_size": 10}, None),
+    "siglip_vision": ("siglip_vision", TINY_IMAGE, (8, 8)),
+    "siglip_vision_not_square": ("siglip_vision", TINY_IMAGE | {"num_attention_heads": 4}, (12, 16)),
+    "siglip_vision_no_head": ("siglip_vision", TINY_IMAGE | {"num_hidden_layers": 1, "vision_use_head": False}, (8, 8)),
+    "dinov2": ("dinov2", DINO, (12, 12)),
+    "dinov2_not_square": ("dinov2", DINO | {"num_hidden_layers": 1, "qkv_bias": False}, (8, 16)),
+    "dinov2_swiglu": ("dinov2", DINO | {"use_swiglu_ffn": True, "mlp_ratio": 2}, (8, 8)),
+    "dinov2_registers": ("dinov2_registers", DINO | {"num_register_tokens": 3}, (8, 8)),
+    "dinov2_registers_large": ("dinov2_registers", DINO | {"num_hidden_layers": 1, "use_swiglu_ffn": True}, (16, 20)),
+    "dinov3": ("dinov3", DINO_3 | {"num_register_tokens": 2}, (8, 12)),
+    "dinov3_gated": (
+        "dinov3",
+        DINO_3 | {"num_hidden_layers": 1, "use_gated_mlp": True, "hidden_act": "silu", "key_bias": True},
+        (8, 8),
+    ),
+    "roberta": ("roberta", ROBERTA | {"type_vocab_size": 1}, None),
+    "xlm_roberta": ("xlm_roberta", ROBERTA | {"num_attention_heads": 4, "type_vocab_size": 1}, None),
+    "distilbert": ("distilbert", DISTILBERT, None),
+    "mpnet": ("mpnet", TINY_TEXT, None),
     "resnet": ("resnet", RESNET, (32, 32)),
     "resnet_basic": ("resnet", RESNET | {"layer_type": "basic", "downsample_in_first_stage": True}, (40, 64)),
     "resnet_v1": ("resnet", RESNET | {"downsample_in_bottleneck": True}, (33, 47)),
@@ -53,6 +85,16 @@ def write(name: str, directory: Path, seed: int = 0) -> None:
         "clip_text": (hf.CLIPTextConfig, hf.CLIPTextModel),
         "clip_vision": (hf.CLIPVisionConfig, hf.CLIPVisionModel),
         "clip": (hf.CLIPConfig, hf.CLIPModel),
+        "siglip": (hf.SiglipConfig, hf.SiglipModel),
+        "siglip_text": (hf.SiglipTextConfig, hf.SiglipTextModel),
+        "siglip_vision": (hf.SiglipVisionConfig, hf.SiglipVisionModel),
+        "dinov2": (hf.Dinov2Config, hf.Dinov2Model),
+        "dinov2_registers": (hf.Dinov2WithRegistersConfig, hf.Dinov2WithRegistersModel),
+        "dinov3": (hf.DINOv3ViTConfig, hf.DINOv3ViTModel),
+        "roberta": (hf.RobertaConfig, hf.RobertaModel),
+        "xlm_roberta": (hf.XLMRobertaConfig, hf.XLMRobertaModel),
+        "distilbert": (hf.DistilBertConfig, hf.DistilBertModel),
+        "mpnet": (hf.MPNetConfig, hf.MPNetModel),
     }[kind]
     torch.manual_seed(seed)
     tower = model(config(**options)).eval()
@@ -69,7 +111,7 @@ def randomize(tower) -> None:
         for name, value in [*tower.named_parameters(), *tower.named_buffers()]:
             if name.endswith("running_var"):
                 value.uniform_(0.5, 2.0)
-            elif value.dtype.is_floating_point:
+            elif value.dtype.is_floating_point and not name.endswith("inv_freq"):  # which is no parameter
                 norm = value.ndim == 1 and name.endswith("weight")
                 value.add_(torch.randn_like(value) * (0.2 if value.ndim < 2 else 0.05)) if norm else value.copy_(
                     torch.randn_like(value) * (0.3 if value.ndim < 4 else 0.1)
@@ -81,37 +123,50 @@ def compute(kind: str, tower, size, seed: int) -> dict[str, np.ndarray]:
     import torch
 
     inputs = {}
-    if kind in ("bert", "clip_text", "clip"):
-        inputs |= captions(tower.config.get_text_config().vocab_size, seed)
+    if kind in TEXTS or kind in PAIRS:
+        config = tower.config.get_text_config()
+        inputs |= captions(config.vocab_size, seed, PADS.get(kind, 0))
+        if kind.startswith("siglip"):  # padded to the full length, and never masked
+            inputs = {k: fill_up(v, config.max_position_embeddings) for k, v in inputs.items()}
     if size:
         inputs["pixel_values"] = np.random.default_rng(seed).normal(size=(2, 3, *size)).astype(np.float32)
     tensors = {k: torch.from_numpy(v) for k, v in inputs.items()}
+    if kind.startswith("siglip"):
+        tensors.pop("attention_mask", None)
     with torch.no_grad():
-        if kind == "clip":
+        if kind in PAIRS:
             out = tower(**tensors)
             return inputs | {"pooled": out.image_embeds.numpy(), "pooled_text": out.text_embeds.numpy()}
-        if kind in ("vit", "clip_vision"):
+        if kind in ("vit", "clip_vision", "siglip_vision"):
             tensors["interpolate_pos_encoding"] = True
         out = tower(**tensors, output_hidden_states=True)
     hidden = {f"hidden_{k}": h.numpy() for k, h in enumerate(out.hidden_states)}
-    return inputs | hidden | {"last": out.last_hidden_state.numpy(), "pooled": out.pooler_output.numpy()}
+    pooled = getattr(out, "pooler_output", None)
+    if pooled is None:  # DistilBERT pools at the first token, and SigLIP without its head over the patches
+        pooled = out.last_hidden_state[:, 0] if kind in TEXTS else out.last_hidden_state.mean(1)
+    return inputs | hidden | {"last": out.last_hidden_state.numpy(), "pooled": pooled.numpy()}
 
 
-def captions(vocabulary: int, seed: int) -> dict[str, np.ndarray]:
+def captions(vocabulary: int, seed: int, pad: int = 0) -> dict[str, np.ndarray]:
     """Returns three padded texts of different lengths. Each ends with the largest id, CLIP's end of text."""
-    ids = np.random.default_rng(seed).integers(1, vocabulary - 2, (3, 9))
+    ids = np.random.default_rng(seed).integers(max(1, 2 * pad), vocabulary - 2, (3, 9))
     mask = np.arange(9) < np.array([[9], [5], [2]])
     ids[np.arange(3), mask.sum(1) - 1] = vocabulary - 1
-    return {"input_ids": ids * mask, "attention_mask": mask.astype(np.int64)}
+    return {"input_ids": np.where(mask, ids, pad), "attention_mask": mask.astype(np.int64)}
 
 
-def main() -> None:
+def fill_up(x: np.ndarray, length: int) -> np.ndarray:
+    """Returns ids or masks `(B, L)` padded to a length, ids with the last one of the last row, padding."""
+    return np.pad(x, ((0, 0), (0, length - x.shape[1])), constant_values=x[-1, -1])
+
+
+def main(names) -> None:
     root = Path(__file__).parent / "fixtures"
-    for name in TOWERS:
+    for name in names or TOWERS:
         write(name, root / name)
         files = {p.name: p.stat().st_size for p in sorted((root / name).iterdir())}
         print(name, json.dumps(files))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -60,7 +60,7 @@ def count_wordpieces(captions: list[str], t: Tokenizer) -> tuple[np.ndarray, np.
     lengths, unknown = [], []
     for start in range(0, len(captions), CAPTIONS_PER_CHUNK):
         ids, mask = uncut_tokenizer(captions[start : start + CAPTIONS_PER_CHUNK])
-        lengths.append(mask.sum(1) - 2)
+        lengths.append(mask.sum(1) - 1 - t.first_word)
         unknown.append(np.zeros(len(ids), int) if t.unknown is None else (ids == t.unknown).sum(1))
     return np.concatenate(lengths), np.concatenate(unknown)
 

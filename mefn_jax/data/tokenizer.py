@@ -1,5 +1,6 @@
 """Tokenization of captions: text normalization, training of a WordPiece vocabulary, and encoding to fixed shapes."""
 
+import json as json_module
 import re
 import unicodedata
 from pathlib import Path
@@ -77,16 +78,19 @@ def _as_data_error(error: BaseException, what: str, remedy: str) -> BaseExceptio
 
 
 class Tokenizer:
-    """Tokenizer that encodes captions to `[CLS] wordpieces [SEP] [PAD]...` of one length.
+    """Tokenizer that encodes captions to `[CLS] wordpieces [SEP] [PAD]...` of one length, or without [CLS].
 
     Attributes:
         json: the text of a `tokenizer.json`.
         max_tokens: the largest number of wordpieces that are kept of a caption, without [CLS] and [SEP].
         lower_case: captions are lower-cased first.
         punctuation: "keep" or "drop", see `normalize_caption`.
+        start_token: the tokenizer puts [CLS] (or the token of that role) before a caption; SigLIP's do not.
+        first_word: position of the first wordpiece: 1 after a start token, else 0.
+        length: L, the number of tokens of an encoded caption, padding included.
         unicode_form: normal form that captions are brought into first, "NFKC" for a vocabulary of `train_tokenizer`, ""
             for one of another origin, which normalizes captions itself.
-        pad, cls, sep: ids of the tokens for padding, start and end.
+        pad, cls, sep: ids of the tokens for padding, start and end; `cls` is None without a start token.
         mask: id of the mask token; None if there is none (CLIP's tokenizer).
         unknown: id of the unknown token; None if there is none (tokenizers that know every byte).
         vocab_size: the largest id + 1; some ids below may be unused.
@@ -108,17 +112,19 @@ class Tokenizer:
         self._tokenizer.no_truncation()  # a checkpoint's file may ask for both, but `encode` does them, to one length
         self._tokenizer.no_padding()
         self.cls, self.sep = self._find_ends()
+        self.start_token = self.cls is not None
+        self.first_word = int(self.start_token)
+        self.length = max_tokens + self.first_word + 1
         self.pad = padding["pad_id"] if padding else self._find_id(PADS)
         self.mask = next((i for i in map(self._tokenizer.token_to_id, MASKS) if i is not None), None)
         self.unknown = self._find_unknown()
         ids = {*self._tokenizer.get_vocab().values(), self.pad}
         self.vocab_size = max(ids) + 1
-        special = {self.pad, self.cls, self.sep, self.mask, self.unknown}
+        special = {self.pad, self.cls, self.sep, self.mask, self.unknown} - {None}
         self.ordinary = np.array(sorted(ids - special), np.int32)
 
     def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes captions: returns `ids` int32 and `mask` bool, both `(B, max_tokens + 2)`. The mask includes [CLS]
-        and [SEP]."""
+        """Encodes captions: returns `ids` int32 and `mask` bool, both `(B, L)`. The mask includes [CLS] and [SEP]."""
         return self.encode(captions)[:2]
 
     def normalize(self, caption: str) -> str:
@@ -129,15 +135,16 @@ class Tokenizer:
         return normalize_caption(caption, self.lower_case, self.punctuation, self.unicode_form)
 
     def encode(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns `ids`, `mask`, and the word that each token belongs to, int16 `(B, max_tokens + 2)`, -1 for none."""
+        """Returns `ids`, `mask`, and the word that each token belongs to, int16 `(B, L)`, -1 for none."""
         texts = [self.normalize(c) for c in captions]
-        ids = np.full((len(texts), self.max_tokens + 2), self.pad, np.int32)
+        ids = np.full((len(texts), self.length), self.pad, np.int32)
         mask, word_index = np.zeros(ids.shape, bool), np.full(ids.shape, -1, np.int16)
-        for row, encoding in enumerate(self._encode_texts(texts)):
-            pieces = encoding.ids[: self.max_tokens]
-            ids[row, : len(pieces) + 2] = [self.cls, *pieces, self.sep]
-            mask[row, : len(pieces) + 2] = True
-            word_index[row, 1 : len(pieces) + 1] = encoding.word_ids[: self.max_tokens]
+        start = [self.cls] if self.start_token else []
+        for row, (text, encoding) in enumerate(zip(texts, self._encode_texts(texts), strict=True)):
+            tokens = [*start, *encoding.ids[: self.max_tokens], self.sep]
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = True
+            word_index[row, len(start) : len(tokens) - 1] = _number_words(text, encoding)[: self.max_tokens]
         return ids, mask, word_index
 
     def tokens(self, ids) -> list[tuple[str, bool]]:
@@ -154,16 +161,20 @@ class Tokenizer:
             shown = ascii(texts[0][:60]) if len(texts) == 1 else f"one of {len(texts)} captions"
             raise _as_data_error(e, f"{TOKENIZER_FILE} cannot encode {shown}", "correct the caption") from None
 
-    def _find_ends(self) -> tuple[int, int]:
+    def _find_ends(self) -> tuple[int | None, int]:
         """Returns the ids of the tokens before and after a caption: those that the tokenizer itself puts around a text,
-        else those with one of the usual names."""
-        encoding = self._tokenizer.encode("")
+        the first None if it puts one after it only, else those with one of the usual names."""
+        encoding = self._tokenizer.encode("a")
         around = [i for i, special in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if special]
+        if len(around) == 1 and encoding.special_tokens_mask[-1] and len(encoding.ids) > 1:
+            return None, around[0]
         return tuple(around) if len(around) == 2 else (self._find_id(STARTS), self._find_id(ENDS))
 
     def _find_unknown(self) -> int | None:
         """Returns the id of the unknown token; None if there is none, or it is the end of text as in CLIP, whose
         tokenizer knows every byte."""
+        if isinstance(self._tokenizer.model, models.Unigram):
+            return json_module.loads(self.json)["model"].get("unk_id")
         name = getattr(self._tokenizer.model, "unk_token", None) or UNK
         number = self._tokenizer.token_to_id(name)
         return None if number in (self.cls, self.sep) else number
@@ -184,7 +195,7 @@ class Tokenizer:
         `(M,)`. Words beyond the first `max_tokens` pieces are left out."""
         text = self.normalize(caption)
         (encoding,) = self._encode_texts([text])
-        word_index = np.unique(encoding.word_ids[: self.max_tokens], return_inverse=True)[1]
+        word_index = np.unique(_number_words(text, encoding)[: self.max_tokens], return_inverse=True)[1]
         spans = [(0, 0)] * (word_index.max(initial=-1) + 1)
         for word, (start, stop) in zip(word_index, encoding.offsets, strict=False):
             spans[word] = (spans[word][0] if spans[word][1] else start, stop)
@@ -199,6 +210,22 @@ class Tokenizer:
         return self._encode_texts([self.normalize(caption)])[0].tokens
 
 
+def _number_words(text: str, encoding: tokenizers.Encoding) -> list[int]:
+    """Returns the word that each piece of a text belongs to, numbered from 0 on.
+
+    A word begins where the tokenizer begins one, and at white space: a tokenizer that does not split at it (Gemma's)
+    takes a whole caption for one word. A piece of white space alone belongs to the word after it.
+    """
+    numbers, word, previous, after_space = [], -1, None, False
+    for number, (start, stop) in zip(encoding.word_ids, encoding.offsets, strict=True):
+        piece = text[start:stop]
+        if not after_space and (word < 0 or number != previous or piece[:1].isspace()):
+            word += 1
+        previous, after_space = number, piece.isspace()
+        numbers.append(word)
+    return numbers
+
+
 def _is_trained_here(tokenizer: tokenizers.Tokenizer) -> bool:
     """Returns whether a tokenizer is one of `train_tokenizer`, of a version that has normal forms."""
     normalizer = tokenizer.normalizer
@@ -210,7 +237,7 @@ class EncodedCaptions:
 
     def __init__(self, tokenizer: Tokenizer, captions: int):
         self.tokenizer = tokenizer
-        shape = captions, tokenizer.max_tokens + 2
+        shape = captions, tokenizer.length
         self._ids, self._words = np.zeros(shape, np.int32), np.zeros(shape, np.int16)
         self._lengths = np.zeros(captions, np.int16)  # 0: not encoded yet
 

@@ -9,10 +9,11 @@ from mefn_jax.features import make_features
 
 
 class TextEncoder(nn.Module):
-    """Text encoder: token ids int32 `(B, L)` and mask bool `(B, L)` -> Features of M = L - 2 words.
+    """Text encoder: token ids int32 `(B, L)` and mask bool `(B, L)` -> Features of M words.
 
-    A row of ids is `[CLS] words [SEP] [PAD]...`; its mask is True from [CLS] to [SEP]. Words are projected by
-    docs/method.md, Eq. 7.
+    A row of ids is `[CLS] words [SEP] [PAD]...` with M = L - 2, or `words [SEP] [PAD]...` with M = L - 1 without a
+    start token; its mask is True up to [SEP]. Whether it attends to the padding is the tower's own matter
+    (docs/towers.md). Words are projected by docs/method.md, Eq. 7.
 
     Attributes:
         backbone: a Linen module `(ids, mask, deterministic) -> (hidden states (B, L, C), pooled (B, C))`.
@@ -21,12 +22,14 @@ class TextEncoder(nn.Module):
         pooling: source of `pooled`: "tower" for the backbone's own pooled state, or a name of `pooling.POOLINGS` for a
             pooling of the words.
         channel_dropout: probability that a channel is dropped in training, in all words of a text at once.
+        start_token: captions begin with [CLS].
     """
 
     backbone: nn.Module
     dim: int
     pooling: str = "tower"
     channel_dropout: float = 0.0
+    start_token: bool = True
 
     @nn.compact
     def __call__(self, ids, mask, deterministic=True):
@@ -44,8 +47,9 @@ class TextEncoder(nn.Module):
         """Returns the backbone's states before any projection: words `(B, M, C)`, their mask `(B, M)`, pooled
         `(B, C)`."""
         hidden, pooled = self.backbone(ids, mask, deterministic)
-        # Word m is token m + 1, as [CLS] comes first. It exists if token m + 2 does, which is at the latest [SEP].
-        return hidden[:, 1:-1], mask[:, 2:], pooled
+        first = int(self.start_token)
+        # Word m is token m + first. It exists if the token after it does, which is at the latest [SEP].
+        return hidden[:, first:-1], mask[:, first + 1 :], pooled
 
 
 class CachedTextEncoder(nn.Module):

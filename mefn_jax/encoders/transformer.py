@@ -1,4 +1,4 @@
-"""Transformer shared by ViT and CLIP (pre-norm) and BERT (post-norm). B items, L positions, C width, H heads."""
+"""Transformer shared by ViT, CLIP, SigLIP (pre-norm) and BERT (post-norm). B items, L positions, C width, H heads."""
 
 import functools
 
@@ -43,11 +43,15 @@ ACTIVATIONS = {  # the keys are the names in Hugging Face configurations
 class SelfAttention(nn.Module):
     """Multi-head self-attention `(B, L, C) -> (B, L, C)`. Positions where `mask` `(B, L)` is False are not attended to.
 
+    `rotation`, cosines and sines `(L, C/H)`, rotates queries and keys (RoPE, Su et al. 2021). `bias` `(H, L, L)` is
+    added to the logits.
+
     Attributes:
         heads: the number of heads; must divide C.
         dropout: rate on the attention weights.
         causal: no position attends to later ones.
         qkv_bias: query, key and value have a bias.
+        key_bias: the key has one, too.
         dtype: of the computation.
     """
 
@@ -55,23 +59,32 @@ class SelfAttention(nn.Module):
     dropout: float = 0.0
     causal: bool = False
     qkv_bias: bool = True
+    key_bias: bool = True
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x, mask=None, deterministic=True):
+    def __call__(self, x, mask=None, deterministic=True, rotation=None, bias=None):
         width = x.shape[-1]
         if width % self.heads:
             raise ValueError(f"width {width} is not divisible by {self.heads} heads")
         size = width // self.heads
         # One matrix for all heads, because a product with a third axis is slower on CPUs.
         q, k, v = (
-            nn.Dense(width, self.qkv_bias, self.dtype, name=name)(x).reshape(
+            nn.Dense(width, has_bias, self.dtype, name=name)(x).reshape(
                 *x.shape[:2], self.heads, size
             )  # (B, L, H, C/H)
-            for name in ("query", "key", "value")
+            for name, has_bias in (
+                ("query", self.qkv_bias),
+                ("key", self.qkv_bias and self.key_bias),
+                ("value", self.qkv_bias),
+            )
         )
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
         # The softmax is computed in float32 whatever dtype is.
         logits = jnp.einsum("blhc,bmhc->bhlm", q, k, preferred_element_type=jnp.float32) / np.sqrt(size)
+        if bias is not None:
+            logits = logits + bias
         if mask is not None:
             logits = jnp.where(mask[:, None, None, :], logits, MASKED_LOGIT)
         if self.causal:
@@ -79,6 +92,14 @@ class SelfAttention(nn.Module):
         weights = nn.Dropout(self.dropout, deterministic=deterministic)(nn.softmax(logits))  # (B, H, L, L)
         x = jnp.einsum("bhlm,bmhc->blhc", weights.astype(v.dtype), v)
         return nn.Dense(width, dtype=self.dtype, name="out")(x.reshape(*x.shape[:2], width))
+
+
+def rotate(x, cosines, sines):
+    """Rotates the two halves of each head's channels against each other, `(B, L, H, C/H)`, by angles whose cosines and
+    sines are float32 `(L, C/H)` (RoPE)."""
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = jnp.concatenate([-second, first], -1)
+    return (x * cosines[:, None] + turned * sines[:, None]).astype(x.dtype)
 
 
 class Block(nn.Module):
@@ -92,7 +113,10 @@ class Block(nn.Module):
         skip: probability that training leaves a residual branch out of an item (`stochastic_depth`).
         eps: epsilon of the norms.
         activation: a name of ACTIVATIONS.
-        causal: as in `SelfAttention`, and so are qkv_bias and dtype.
+        gated: the MLP's hidden layer is multiplied by the activation of a second one (SwiGLU, Shazeer 2020); otherwise
+            the activation is its own.
+        layer_scale: each residual branch has a learned scale for each channel (Touvron et al. 2021).
+        causal: as in `SelfAttention`, and so are qkv_bias, key_bias and dtype.
     """
 
     heads: int
@@ -102,24 +126,36 @@ class Block(nn.Module):
     skip: float = 0.0
     eps: float = 1e-6
     activation: str = "gelu"
+    gated: bool = False
+    layer_scale: bool = False
     causal: bool = False
     qkv_bias: bool = True
+    key_bias: bool = True
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x, mask=None, deterministic=True):
+    def __call__(self, x, mask=None, deterministic=True, rotation=None, bias=None):
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
+
+        def finish(y, name):
+            if self.layer_scale:
+                y = y * self.param(name, nn.initializers.ones, y.shape[-1:]).astype(y.dtype)
+            return stochastic_depth(drop(y), self.skip, deterministic)
 
         def attend(y):
             attention = SelfAttention(
-                self.heads, self.dropout, self.causal, self.qkv_bias, self.dtype, name="attention"
+                self.heads, self.dropout, self.causal, self.qkv_bias, self.key_bias, self.dtype, name="attention"
             )
-            return stochastic_depth(drop(attention(y, mask, deterministic)), self.skip, deterministic)
+            return finish(attention(y, mask, deterministic, rotation, bias), "layer_scale_1")
 
         def mlp(y):
-            y = ACTIVATIONS[self.activation](nn.Dense(self.mlp_width, dtype=self.dtype, name="mlp_in")(y))
-            y = nn.Dense(x.shape[-1], dtype=self.dtype, name="mlp_out")(y)
-            return stochastic_depth(drop(y), self.skip, deterministic)
+            activate = ACTIVATIONS[self.activation]
+            hidden = nn.Dense(self.mlp_width, dtype=self.dtype, name="mlp_in")(y)
+            if self.gated:
+                hidden = activate(nn.Dense(self.mlp_width, dtype=self.dtype, name="mlp_gate")(y)) * hidden
+            else:
+                hidden = activate(hidden)
+            return finish(nn.Dense(x.shape[-1], dtype=self.dtype, name="mlp_out")(hidden), "layer_scale_2")
 
         norm_1, norm_2 = (nn.LayerNorm(self.eps, dtype=self.dtype, name=name) for name in ("norm_1", "norm_2"))
         if self.pre_norm:
@@ -171,10 +207,11 @@ class Transformer(nn.Module, kw_only=True):
     dtype: str = "float32"
     remat: str = "none"
 
-    def blocks(self, x, mask, deterministic, **options):
+    def blocks(self, x, mask, deterministic, rotation=None, bias=None, **options):
         """Runs all blocks on `x` `(B, L, C)` and returns the same shape.
 
-        `options` are pre_norm, causal and qkv_bias of `Block`. To be called within a compact method.
+        `rotation` and `bias` are those of `SelfAttention`, `options` further attributes of `Block`. To be called within
+        a compact method.
         """
         block = with_remat(Block, self.remat, deterministic=3)
         for k in range(self.layers):
@@ -188,5 +225,5 @@ class Transformer(nn.Module, kw_only=True):
                 dtype=self.dtype,
                 name=f"layer_{k}",
                 **options,
-            )(constrain_to_batch(x), mask, deterministic)
+            )(constrain_to_batch(x), mask, deterministic, rotation, bias)
         return constrain_to_batch(x)

@@ -37,7 +37,7 @@ def named_words(split: Split, tokenizer) -> list[NamedWord]:
     for image in range(split.num_images):
         record = split.record(image)
         things = np.array([thing["box"] for thing in record["scene"]["things"]])
-        word_numbers = tokenizer.encode(record["captions"])[2][:, 1:]  # without [CLS]
+        word_numbers = tokenizer.encode(record["captions"])[2][:, tokenizer.first_word :]
         for k, caption in enumerate(record["scene"]["captions"]):
             for phrase, (start, stop) in zip(caption["meaning"]["phrases"], caption["spans"], strict=True):
                 # The first word of a phrase, an article or a number, names nothing.

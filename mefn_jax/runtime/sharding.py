@@ -17,11 +17,11 @@ BATCH_AXES = ("data", "fsdp")  # the axes that the batch is split over
 # stacked over layers need no rules of their own. A parameter that no regex matches is an error.
 RULES = (
     (r"^(matcher|hubness|loss)/", ()),
-    (r"/(bias|scale|mean|var)$", ()),
-    (r"/(query|key|value|mlp_in)/kernel$", ("fsdp", "tensor")),
+    (r"/(bias|scale|mean|var|layer_scale_[12])$", ()),
+    (r"/(query|key|value|mlp_in|mlp_gate)/kernel$", ("fsdp", "tensor")),
     (r"/(attention/out|mlp_out)/kernel$", ("tensor", "fsdp")),
     (r"/embedding$", ("tensor", "fsdp")),
-    (r"/(positions|class|class_position)$", ()),
+    (r"/(positions|class|class_position|registers|probe)$", ()),
     (r"/kernel$", ("fsdp",)),
 )
 

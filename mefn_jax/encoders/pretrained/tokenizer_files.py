@@ -3,13 +3,21 @@
 `transformers` builds it, so that ids are those of that library: the class named by `tokenizer_config.json`, or that of
 the architecture, may take the vocabulary of `tokenizer.json` and ignore the rest of that file. It reads copies of the
 known files only, from a folder of their own, so that no file's content leads it to another place.
+
+SigLIP and SigLIP 2 were trained on captions in lower case. `transformers` lower-cases for SigLIP alone, in a class that
+runs in Python and needs SentencePiece; SigLIP 2's files name Gemma's class, which keeps case. Here the lower case is
+written into the `tokenizer.json`, with all that SigLIP's class does to a caption.
 """
 
 import json
 import re
 import shutil
+import string
 import tempfile
 from pathlib import Path
+
+import tokenizers
+from tokenizers import normalizers
 
 from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.data.tokenizer_json import check_tokenizer_json
@@ -24,6 +32,9 @@ JSON_OBJECTS = ("vocab.json", "special_tokens_map.json", "added_tokens.json")
 # Keys of tokenizer_config.json that name files, repositories or code.
 LEADING_KEYS = re.compile(r".*(_files?|_path|_map|_object)|vocab|merges|backend|trust_remote_code|_.*")
 TOKENIZER_CLASS = re.compile(r"[A-Za-z0-9]+Tokenizer(Fast)?|TokenizersBackend")
+LOWER_CASED = ("siglip", "siglip_text_model")  # architectures that were trained on captions in lower case
+SIGLIP = "SiglipTokenizer"
+PUNCTUATION = "[" + re.escape(string.punctuation) + "]"
 # Captions whose ids are compared with those of `transformers` when a tokenizer is loaded.
 PROBES = ("", "A dog's  café, №12!", "\uff24OG 犬 ☃ \t naïve\x1c½", "<|endoftext|> [SEP] a </s>", "un" * 60)
 LONGEST_PROBE = 512
@@ -37,19 +48,32 @@ def read_tokenizer(directory) -> str:
     """
     directory = Path(directory)
     check_links(directory)
+    options, model_type = _read_options(directory)
+    is_siglip = model_type in LOWER_CASED and options.get("tokenizer_class", SIGLIP) == SIGLIP
+    if is_siglip and not (directory / VOCABULARIES[0]).is_file():
+        raise WeightsError(
+            f"{directory / VOCABULARIES[0]}: no such file, which {SIGLIP} is read from; copy it from the checkpoint's "
+            'source, or make it where sentencepiece is installed: python -c "from transformers import '
+            "SiglipTokenizer, convert_slow_tokenizer as c; s = SiglipTokenizer('spiece.model'); s._extra_ids = 0; "
+            "c.T5Converter(s).converted().save('tokenizer.json')\""
+        )
     if not any((directory / name).is_file() for name in VOCABULARIES):
         raise WeightsError(
             f"{directory / VOCABULARIES[0]}: no such file, nor vocab.txt or vocab.json; copy them from the "
             "checkpoint's source"
         )
     _check_files(directory)
-    options, model_type = _read_options(directory)
     rows = _read_rows(directory)
     try:
         if (directory / VOCABULARIES[0]).is_file():
             check_tokenizer_json((directory / VOCABULARIES[0]).read_text(encoding="utf-8"))
+        if is_siglip:
+            return _read_siglip(directory, options)
         tokenizer = _load(directory, options, model_type)
         _require_vocabulary(directory, tokenizer)
+        if model_type in LOWER_CASED:
+            backend = tokenizer.backend_tokenizer
+            backend.normalizer = _put_before(backend.normalizer, normalizers.Lowercase())
         text = _serialize(tokenizer, rows)
         _compare(directory, tokenizer, Tokenizer(text, LONGEST_PROBE, False, "keep"))
     except WeightsError:
@@ -91,6 +115,47 @@ def _read_options(directory: Path) -> tuple[dict, str]:
     if options.get("truncation_side", "right") != "right":
         raise WeightsError(f"{paths[0]}: truncation_side must be right; captions are cut at their end")
     return {k: v for k, v in options.items() if not LEADING_KEYS.fullmatch(k)}, config.get("model_type")
+
+
+def _read_siglip(directory: Path, options: dict) -> str:
+    """Returns the text of SigLIP's `tokenizer.json` with what SiglipTokenizer does before: lower case, and no ASCII
+    punctuation. It puts the end of text after a caption, and pads with the token that `tokenizer_config.json` names, by
+    default the end of text again."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(directory / VOCABULARIES[0]))
+    if not isinstance(tokenizer.model, tokenizers.models.Unigram):
+        name = type(tokenizer.model).__name__
+        raise WeightsError(
+            f"{directory / VOCABULARIES[0]}: model {name} is not {SIGLIP}'s (Unigram); name the right tokenizer_class "
+            "in tokenizer_config.json"
+        )
+    end, pad = (_read_token(options.get(key, "</s>")) for key in ("eos_token", "pad_token"))
+    ids = [tokenizer.token_to_id(token) for token in (end, pad)]
+    if None in ids:
+        raise WeightsError(f"{directory / VOCABULARIES[0]}: lacks the token {(end, pad)[ids.index(None)]!r}")
+    tokenizer.normalizer = _put_before(
+        tokenizer.normalizer,
+        normalizers.Lowercase(),
+        normalizers.Replace(tokenizers.Regex(PUNCTUATION), ""),
+        normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+        normalizers.Strip(),
+    )
+    template = {"single": f"$A {end}", "special_tokens": [(end, ids[0])]}
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(**template)
+    tokenizer.no_truncation()
+    tokenizer.enable_padding(pad_id=ids[1], pad_token=pad)
+    text = tokenizer.to_str()
+    Tokenizer(text, LONGEST_PROBE, False, "keep").encode(list(PROBES))
+    return text
+
+
+def _read_token(value) -> str:
+    """Returns a token that `tokenizer_config.json` gives as text, or as an object with its `content`."""
+    return str(value.get("content") if isinstance(value, dict) else value)
+
+
+def _put_before(normalizer, *first):
+    """Returns the normalizer that applies `first`, and then `normalizer`, which may be None."""
+    return normalizers.Sequence([*first, *([] if normalizer is None else [normalizer])])
 
 
 def _read_rows(directory: Path) -> int:
@@ -147,11 +212,11 @@ def _serialize(tokenizer, rows: int) -> str:
 def _compare(directory: Path, tokenizer, own: Tokenizer) -> None:
     """Raises WeightsError if captions get other ids than from `transformers`."""
     # The library's ids come first: what it cannot encode is a fault of the files, not of a caption.
-    expected = [tokenizer(caption, truncation=True, max_length=LONGEST_PROBE + 2)["input_ids"] for caption in PROBES]
+    expected = [tokenizer(caption, truncation=True, max_length=own.length)["input_ids"] for caption in PROBES]
     ids, mask, _ = own.encode(list(PROBES))
     for caption, row, kept, expected_row in zip(PROBES, ids, mask, expected, strict=True):
         if row[kept].tolist() != expected_row:
             raise WeightsError(
                 f"{directory}: its tokenizer gives the caption {caption[:20]!r} the ids {str(expected_row)[:80]}, "
-                "which is not supported: captions are one token, wordpieces, one token"
+                "which is not supported: captions are wordpieces between two tokens, or before one"
             )

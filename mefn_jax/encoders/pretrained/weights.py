@@ -1,7 +1,8 @@
 """Loading of pretrained towers from a directory in Hugging Face layout: `config.json` and safetensors, without torch.
 
 `load_tower(directory, kind)` returns the Linen module that `config.json` describes, with its parameters. Every tensor
-of the file is accounted for. `huggingface.py` maps tensors to parameters.
+of the file is accounted for. `huggingface.py` lists the architectures, and `text_towers.py` and `image_towers.py` map
+their tensors to parameters.
 """
 
 import contextlib
@@ -9,7 +10,6 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import flax
@@ -29,12 +29,15 @@ from mefn_jax.encoders.pretrained.files import (
     to_one_line,
 )
 from mefn_jax.encoders.pretrained.huggingface import ARCHITECTURES, BUILT
+from mefn_jax.encoders.pretrained.mapping import Mapping
 from mefn_jax.encoders.transformer import ACTIVATIONS
 from mefn_jax.errors import WeightsError
 
 # Ends of the names of buffers, and starts of the names of heads for other tasks. A retrieval model needs neither.
 IGNORED = ("position_ids", "num_batches_tracked", "mask_token")
-HEADS = ("cls.", "classifier.", "qa_outputs.")
+HEADS = ("cls.", "classifier.", "qa_outputs.", "lm_head.", "vocab_transform.", "vocab_layer_norm.", "vocab_projector.")
+# Names of what a tower was wrapped in when it was saved: DataParallel, Lightning, torch.compile, sentence-transformers.
+WRAPPERS = ("module.", "model.", "_orig_mod.", "0.auto_model.")
 # Options of a module that a checkpoint does not determine.
 TRAINING_OPTIONS = ("dropout", "stochastic_depth", "dtype", "remat")
 MAX_LISTED = 60  # largest number of problems that one error names
@@ -50,10 +53,20 @@ WIDTH_KEYS = (
     "embedding_size",
     "hidden_sizes",
     "num_channels",
+    "projection_size",
 )
+# Names that DistilBERT has for keys of the others.
+SYNONYMS = {
+    "dim": "hidden_size",
+    "hidden_dim": "intermediate_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "activation": "hidden_act",
+}
 COMMON_WIDTH = 2**16  # sizes up to this one are compared tensor by tensor
 DEPTH_KEYS = ("num_hidden_layers", "depths")
 PIXEL_KEYS = ("image_size", "patch_size")
+PAIRED = ("clip", "siglip", "open_clip")  # architectures whose config.json describes each tower in a section
 SECTIONS = ("text_config", "vision_config", "text_config_dict", "vision_config_dict")
 CONFIG_KEYS = (
     "model_type",
@@ -62,6 +75,7 @@ CONFIG_KEYS = (
     *PIXEL_KEYS,
     *SECTIONS,
     *BUILT,
+    *SYNONYMS,
     "hidden_act",
     "layer_norm_eps",
     "qkv_bias",
@@ -70,6 +84,15 @@ CONFIG_KEYS = (
     "downsample_in_bottleneck",
     "projection_dim",
     "eos_token_id",
+    "pad_token_id",
+    "mlp_ratio",
+    "use_swiglu_ffn",
+    "use_gated_mlp",
+    "num_register_tokens",
+    "key_bias",
+    "rope_theta",
+    "relative_attention_num_buckets",
+    "vision_use_head",
 )
 
 
@@ -90,8 +113,10 @@ class Tower:
     Attributes:
         module: a Linen module `(inputs, ..., deterministic) -> (states of the fragments, pooled)`.
         params, constants: its parameters, and its stored statistics, nested dicts of float32 arrays.
-        projection: CLIP's projection of `pooled` into the joint space, float32 `(C, D)`; None for other towers.
-        logit_scale: CLIP's logit scale, as a logarithm; None for other towers.
+        projection: projection of `pooled` into the joint space with the other tower, float32 `(C, D)`: CLIP's, or one
+            that changes nothing, as SigLIP's `pooled` is in the joint space already; None for other towers.
+        logit_scale: the logit scale of CLIP or SigLIP, as a logarithm; None for other towers.
+        logit_bias: SigLIP's logit bias; None for other towers.
     """
 
     module: nn.Module
@@ -99,6 +124,7 @@ class Tower:
     constants: dict
     projection: np.ndarray | None
     logit_scale: float | None
+    logit_bias: float | None
 
 
 def load_tower(directory, kind: str) -> Tower:
@@ -125,25 +151,30 @@ def load_tower(directory, kind: str) -> Tower:
     new_names = {"gamma": "weight", "beta": "bias"}
     headers = {
         re.sub(r"(?<=LayerNorm\.)(gamma|beta)$", lambda m: new_names[m[0]], n): h
-        for n, h in read_headers(directory).items()
+        for n, h in unwrap(read_headers(directory)).items()
     }
     _check_sizes(directory / "config.json", values, headers)
     try:
-        module, table, inputs, is_other_tower = builders[kind, name](values, headers)
-        shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+        mapping = builders[kind, name](values | {"projection_dim": config.get("projection_dim")}, headers)
+        shapes = jax.eval_shape(mapping.module.init, jax.random.key(0), *mapping.inputs)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError) as e:
         raise WeightsError(f"{directory}/config.json: {to_one_line(e)}") from None
-    projection_shape = (config.get("projection_dim"), values.get("hidden_size"))
-    return Tower(module, *_match_tensors(directory, headers, table, shapes, is_other_tower, projection_shape))
+    return _match_tensors(directory, headers, mapping, shapes)
+
+
+def unwrap(headers: dict) -> dict:
+    """Returns the headers of tensors by their names without those of `WRAPPERS` that all of them begin with."""
+    while wrapper := next((w for w in WRAPPERS if headers and all(name.startswith(w) for name in headers)), ""):
+        headers = {name.removeprefix(wrapper): header for name, header in headers.items()}
+    return headers
 
 
 def select_tower(config: dict, kind: str) -> dict:
-    """Returns the part of config.json that describes the tower of `kind` "image" or "text"."""
-    return (
-        config[{"image": "vision_config", "text": "text_config"}[kind]]
-        if config.get("model_type") == "clip"
-        else config
-    )
+    """Returns the part of config.json that describes the tower of `kind` "image" or "text", with the keys' usual
+    names."""
+    section = {"image": "vision_config", "text": "text_config"}[kind]
+    values = config[section] if config.get("model_type") in PAIRED else config
+    return {SYNONYMS.get(key, key): value for key, value in values.items()}
 
 
 def _check_options(directory: Path, name: str, values: dict) -> None:
@@ -306,15 +337,11 @@ def _list_files(directory: Path) -> list[Path]:
     )
 
 
-def _match_tensors(
-    directory, headers: dict, table: list, shapes: dict, is_other_tower: Callable, projection_shape: tuple
-) -> tuple:
-    """Reads tensors and converts them to parameters and constants by the rows of `table`.
+def _match_tensors(directory, headers: dict, mapping: Mapping, shapes: dict) -> Tower:
+    """Reads tensors and converts them to the tower that `mapping` describes.
 
-    `headers` are those of all tensors by name, `shapes` those of the module's variables, `projection_shape` is that of
-    the projection's tensor, and `is_other_tower(name)` is True for tensors of the other tower. Returns the nested dicts
-    of parameters and of constants, the projection `(C, D)` and the logit scale, the last two None if the file has none.
-    Raises WeightsError that names all tensors that are missing, surplus or of the wrong shape or type.
+    `headers` are those of all tensors by name, `shapes` those of the module's variables. Raises WeightsError that names
+    all tensors that are missing, surplus or of the wrong shape or type.
     """
     flat_shapes = {kind: flax.traverse_util.flatten_dict(tree) for kind, tree in shapes.items()}
     leaves = {path: leaf for flat in flat_shapes.values() for path, leaf in flat.items()}
@@ -332,32 +359,35 @@ def _match_tensors(
         else:
             needed.append(header)
 
-    for name, path, conversion in table:
+    for name, path, conversion in mapping.rows:
         require(name, conversion.source_shape(leaves[path].shape))
-    clip_head = dict.fromkeys(("projection", "logit_scale"))
+    projection, conversion, shape = mapping.projection or ("", None, None)
     for name in [*rest]:
-        if name == "logit_scale":
-            clip_head["logit_scale"] = name
+        if name in ("logit_scale", "logit_bias"):
             require(name, () if headers[name].shape == () else (1,))
-        elif name.endswith("_projection.weight") and not is_other_tower(name):
-            clip_head["projection"] = name
-            require(name, projection_shape)
-        elif not (name.endswith(IGNORED) or name.startswith(HEADS) or is_other_tower(name)):
+        elif name == projection:
+            require(name, conversion.source_shape(shape))
+        elif 0 not in headers[name].shape and not (
+            name.endswith(IGNORED) or name.startswith((*HEADS, *mapping.other_tower))
+        ):
             problems.add(f"surplus {name} {headers[name].shape}")
     if problems:
         raise WeightsError(f"{directory}: weights do not fit config.json: {_list_problems(problems)}")
     tensors = _read_tensors(directory, needed)
 
-    def read(name: str | None) -> np.ndarray | None:
-        return None if name is None else tensors[headers[name].path, headers[name].name]
+    def read(name: str) -> np.ndarray:
+        return tensors[headers[name].path, headers[name].name]
 
     arrays = {
         path: np.ascontiguousarray(conversion.convert(read(name), leaves[path].shape))
-        for name, path, conversion in table
+        for name, path, conversion in mapping.rows
     }
     params, constants = (
         flax.traverse_util.unflatten_dict({path: arrays[path] for path in flat_shapes.get(kind, {})})
         for kind in ("params", "constants")
     )
-    projection, scale = read(clip_head["projection"]), read(clip_head["logit_scale"])
-    return params, constants, None if projection is None else projection.T, None if scale is None else scale.item()
+    matrix = np.eye(mapping.joint_width, dtype=np.float32) if mapping.joint_width else None
+    if projection in headers:
+        matrix = conversion.convert(read(projection), shape)
+    scale, bias = (read(name).item() if name in headers else None for name in ("logit_scale", "logit_bias"))
+    return Tower(mapping.module, params, constants, matrix, scale, bias)

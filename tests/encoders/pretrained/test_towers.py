@@ -65,7 +65,7 @@ def test_train_notes_unused_parts_of_pretrained_checkpoint(clip, prepared, tmp_p
         "--config.train.steps=2",
     )
     text = command("train.py", *options).stdout
-    assert "note: CLIP's projection to 10 dimensions is not used, because embed_dim is 32" in text
+    assert "note: the projection to 10 dimensions is not used, because embed_dim is 32" in text
     assert f"note: image.size=64, but {clip} was trained at 16" in text
 
 

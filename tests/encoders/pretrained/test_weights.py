@@ -34,7 +34,7 @@ def refusal(directory, kind="text") -> str:
 
 def test_load_tower_refuses_other_architecture(checkpoint):
     directory, _ = checkpoint
-    assert "model_type 'bert' is no image tower that can be loaded; supported are vit, resnet, clip" in refusal(
+    assert "model_type 'bert' is no image tower that can be loaded; supported are vit, dinov2" in refusal(
         directory, "image"
     )
 
