@@ -170,6 +170,10 @@ def base(model="mefn"):
     c.train.clip_norm = 2.0  # largest global norm of the gradient
     # Rules "regex:factor": the first that matches a parameter's path scales its learning rate; 0 freezes the parameter.
     c.train.lr_multipliers = ()  # for example ("image/backbone:0.1", "text/backbone:0")
+    c.train.lora = ConfigDict()  # adapters of the towers' matrices (encoders/lora.py); an adapted tower is else frozen
+    c.train.lora.rank = 0  # of the adapters; 0: none
+    c.train.lora.alpha = 16.0  # scale of the adapters, divided by the rank
+    c.train.lora.matrices = "attention/(query|value)/kernel$"  # regex of paths; "^image/.*kernel$": one tower
     c.train.dtype = "float32"  # of the towers, but not of the GRU: float32 or bfloat16; parameters stay float32
     c.train.remat = "none"  # activation checkpointing: none; dots (keep matrix products); blocks (keep blocks' inputs)
     c.train.score_chunk_mib = 64.0  # MiB of the products of regions and words that a device keeps while scoring

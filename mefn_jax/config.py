@@ -23,6 +23,7 @@ POSITIVE = (
     "train.batch_size",
     "train.learning_rate",
     "train.clip_norm",
+    "train.lora.alpha",
     "train.grad_cache_chunks",
     "train.score_chunk_mib",
     "train.score_tile_mib",
@@ -70,6 +71,7 @@ NOT_NEGATIVE = (
     "text.cached.width",
     "data.held_out_images",
     "matcher.hub_vectors",
+    "train.lora.rank",
     "train.steps",
     "train.epochs",
     "train.seed",
@@ -86,7 +88,8 @@ PIXEL_AUGMENTATIONS = {
     "augment.color_jitter": 0.0,
 }
 # Sections and options that determine the shape and meaning of the state. A run resumes only if they are unchanged.
-FIXED_KEYS = ("model", "embed_dim", "image", "text", "matcher", "loss.name")
+LORA_KEYS = ("train.lora.rank", "train.lora.alpha", "train.lora.matrices")
+FIXED_KEYS = ("model", "embed_dim", "image", "text", "matcher", "loss.name", *LORA_KEYS)
 LARGEST_INT = 2**31 - 1  # of int32
 LARGEST_FLOAT = 3.4e38  # of float32
 LARGEST_SEED = 2**62 - 1  # seeds are doubled and become keys of 64 bits (`mefn_jax/data/pipeline.py`)

@@ -17,6 +17,7 @@ from mefn_jax.encoders.clip_text import CLIPText
 from mefn_jax.encoders.grids import grid_boxes
 from mefn_jax.encoders.gru import GRU
 from mefn_jax.encoders.image import ImageEncoder
+from mefn_jax.encoders.lora import LoRA, lora_from_config
 from mefn_jax.encoders.pooling import POOLINGS
 from mefn_jax.encoders.regions import PROJECTIONS, RegionEncoder
 from mefn_jax.encoders.resnet import ResNet
@@ -179,12 +180,14 @@ class Model:
 
     The variables are a dict of the parameters by part, `{"image", "text", "matcher", "hubness", "loss"}`, and of
     `constants`, what is stored and not trained, by part as well. Parameters alone serve where a part has no constants.
+    With LoRA, the adapters are a part `lora`; variables in which they are merged serve as well.
 
     Attributes:
         image, text: the encoders, from pixels, regions or tokens to Features.
         matcher: scores all pairs of Features.
         hubness: the hubness correction of all scores; None without one.
         loss: initial values of the loss's learned parameters.
+        lora: the adapters of the towers; None without.
     """
 
     image: nn.Module
@@ -192,6 +195,7 @@ class Model:
     matcher: Matcher
     hubness: HubnessCorrection | None
     loss: dict
+    lora: LoRA | None = None
 
     def init(self, key: jax.Array, images, ids, mask) -> dict:
         """Returns random variables. The inputs, those of `encode_images` and `encode_texts`, give the shapes."""
@@ -205,7 +209,16 @@ class Model:
         parts = {"image": image, "text": text, "matcher": matcher, "hubness": hubness, "loss": loss}
         params = {name: variables.get("params", {}) for name, variables in parts.items()}
         constants = {name: variables["constants"] for name, variables in parts.items() if "constants" in variables}
-        return params | {"constants": constants}
+        adapters = {} if self.lora is None else {"lora": self.lora.init(jax.random.fold_in(key, 3), params)}
+        return params | adapters | {"constants": constants}
+
+    def merge_adapters(self, variables: dict) -> dict:
+        """Returns the variables with LoRA's adapters merged into the towers' matrices."""
+        return variables if self.lora is None else self.lora.merge(variables)
+
+    def _select_tower(self, params, tower: str) -> dict:
+        """Returns the Flax variables of a tower, with its adapters merged."""
+        return select_part(params if self.lora is None else self.lora.merge(params, (tower,)), tower)
 
     def _embed_first(self, matcher: dict, features) -> list:
         """Returns the embeddings of images and of texts, `features` before the matcher's transforms, during `init`."""
@@ -217,13 +230,13 @@ class Model:
         """Returns the Features of images, uint8 pixels `(B, H, W, 3)` or precomputed regions float `(B, N, C)`, after
         the matcher's `transform_images`. With a `dropout_key`, and random `keys (B,)` of the items, they are encoded as
         in training."""
-        features = _encode(self.image, select_part(params, "image"), dropout_key, images, keys=keys)
+        features = _encode(self.image, self._select_tower(params, "image"), dropout_key, images, keys=keys)
         return self._apply_matcher(params, "transform_images", features)
 
     def encode_texts(self, params, ids, mask, dropout_key=None) -> Features:
         """Returns the Features of texts: token ids int32 `(B, L)` or cached words float `(B, M, C)`, and their mask,
         bool, after the matcher's `transform_texts`. With a `dropout_key`, they are encoded as in training."""
-        features = _encode(self.text, select_part(params, "text"), dropout_key, ids, mask)
+        features = _encode(self.text, self._select_tower(params, "text"), dropout_key, ids, mask)
         return self._apply_matcher(params, "transform_texts", features)
 
     def score(self, params, images: Features, texts: Features) -> jax.Array:
@@ -346,7 +359,7 @@ def build_model(config: ConfigDict, vocab_size: int) -> Model:
     hubness = HubnessCorrection(matcher.hub_vectors, matcher.init_hub_scale) if matcher.hub_vectors else None
     loss = losses.LOSSES[config.loss.name].initial
     image, text = build_image_encoder(config), build_text_encoder(config, vocab_size)
-    return Model(image, text, matcher, hubness, loss)
+    return Model(image, text, matcher, hubness, loss, lora_from_config(config))
 
 
 def dummy_images(config: ConfigDict, number: int = 1):

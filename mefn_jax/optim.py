@@ -50,15 +50,20 @@ def lr_multipliers(params, multipliers: tuple[str, ...], layer_decay: float) -> 
     `multipliers` are rules "regex:factor"; the first whose regex is found in a path
     ("image/backbone/layer_0/norm_1/scale") counts, else the factor is 1. In a Transformer of n layers, layer k has the
     additional factor `layer_decay ** (n - 1 - k)`, and everything before the layers `layer_decay ** n` (docs/method.md,
-    Eq. 53). Raises ConfigError for a rule that is malformed or that applies to no parameter.
+    Eq. 53). A tower with LoRA's adapters is frozen except for these (`lora/image/backbone/...`). Raises ConfigError for
+    a rule that is malformed or that applies to no parameter.
     """
     rules, used_rules = [_parse_rule(text) for text in multipliers], set()
     towers = {kind: params[kind].get("backbone", {}) for kind in ("image", "text")}
+
+    adapted = tuple(f"{kind}/backbone/" for kind in params.get("lora", {}))
 
     def compute_factor(path, _):
         name = "/".join(part.key for part in path)
         number = next((k for k, (regex, _) in enumerate(rules) if regex.search(name)), None)
         used_rules.add(number)
+        if name.startswith(adapted):
+            return 0.0
         return (1.0 if number is None else rules[number][1]) * _compute_layer_decay(name, towers, layer_decay)
 
     factors = jax.tree_util.tree_map_with_path(compute_factor, params)
@@ -90,7 +95,7 @@ def _count_layers(backbone: dict) -> int:
 
 def _compute_layer_decay(name: str, towers: dict, layer_decay: float) -> float:
     """Computes the factor of layer decay of the parameter at path `name` (docs/method.md, Eq. 53)."""
-    match = re.match(r"(image|text)/backbone/(?:layer_(\d+)/|(norm|pooler|head)/)?", name)
+    match = re.match(r"(?:lora/)?(image|text)/backbone/(?:layer_(\d+)/|(norm|pooler|head)/)?", name)
     depth = _count_layers(towers[match[1]]) if match else 0
     if not depth:
         return 1.0

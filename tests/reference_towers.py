@@ -25,9 +25,14 @@ ROBERTA = TINY_TEXT | {"layer_norm_eps": 1e-5}
 DINO = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 12, "patch_size": 4}
 DINO_3 = TINY_IMAGE | {"hidden_size": 16}
 DISTILBERT = {"dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 12, "vocab_size": 30, "max_position_embeddings": 12}
+OPEN_CLIP = {
+    "embed_dim": 6,
+    "vision_cfg": {"image_size": 8, "layers": 2, "width": 8, "head_width": 4, "patch_size": 4, "mlp_ratio": 1.5},
+    "text_cfg": {"context_length": 12, "vocab_size": 30, "width": 8, "heads": 2, "layers": 2},
+}
 RESNET = {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 2]}
 TEXTS = ("bert", "clip_text", "siglip_text", "roberta", "xlm_roberta", "distilbert", "mpnet")
-PAIRS = ("clip", "siglip")  # both towers, of which the embeddings are compared
+PAIRS = ("clip", "siglip", "open_clip")  # both towers, of which the embeddings are compared
 PADS = dict.fromkeys(("roberta", "xlm_roberta", "mpnet", "siglip", "siglip_text"), 1)  # ids of the padding other than 0
 # name: (architecture, options, height and width of the input if it has pixels)
 TOWERS = {
@@ -66,6 +71,8 @@ TOWERS = {
     "xlm_roberta": ("xlm_roberta", ROBERTA | {"num_attention_heads": 4, "type_vocab_size": 1}, None),
     "distilbert": ("distilbert", DISTILBERT, None),
     "mpnet": ("mpnet", TINY_TEXT, None),
+    "open_clip": ("open_clip", OPEN_CLIP, (8, 8)),
+    "open_clip_quick": ("open_clip", OPEN_CLIP | {"quick_gelu": True, "custom_text": True}, (12, 16)),
     "resnet": ("resnet", RESNET, (32, 32)),
     "resnet_basic": ("resnet", RESNET | {"layer_type": "basic", "downsample_in_first_stage": True}, (40, 64)),
     "resnet_v1": ("resnet", RESNET | {"downsample_in_bottleneck": True}, (33, 47)),
@@ -78,6 +85,8 @@ def write(name: str, directory: Path, seed: int = 0) -> None:
     import transformers as hf
 
     kind, options, size = TOWERS[name]
+    if kind == "open_clip":
+        return write_open_clip(options, size, directory, seed)
     config, model = {
         "bert": (hf.BertConfig, hf.BertModel),
         "vit": (hf.ViTConfig, hf.ViTModel),
@@ -103,6 +112,44 @@ def write(name: str, directory: Path, seed: int = 0) -> None:
     np.savez(directory / "expected.npz", **compute(kind, tower, size, seed))
 
 
+def write_open_clip(options: dict, size, directory: Path, seed: int) -> None:
+    """Writes a CLIP of open_clip in its own layout. Images of another size than the model's are encoded after its code
+    has resized the table of positions."""
+    import open_clip
+    import safetensors.torch
+    import torch
+    from open_clip.model import CLIP, CustomTextCLIP, resize_pos_embed
+
+    torch.manual_seed(seed)
+    rest = {k: v for k, v in options.items() if k != "custom_text"}
+    tower = (CustomTextCLIP if options.get("custom_text") else CLIP)(**rest).eval()
+    randomize(tower)
+    directory.mkdir(exist_ok=True)
+    state = {name: value.contiguous() for name, value in tower.state_dict().items()}
+    safetensors.torch.save_file(state, directory / "open_clip_model.safetensors")
+    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD, "size": 8}
+    preprocess |= {"interpolation": "bicubic", "resize_mode": "shortest"}
+    content = {"model_cfg": options, "preprocess_cfg": preprocess}
+    (directory / "open_clip_config.json").write_text(json.dumps(content))
+    if size != (8, 8):
+        larger = rest | {"vision_cfg": rest["vision_cfg"] | {"image_size": list(size)}}
+        resized = type(tower)(**larger).eval()
+        resize_pos_embed(state, resized)
+        resized.load_state_dict(state)
+        tower = resized
+    inputs = {k: fill_up(v, 12) for k, v in captions(30, seed).items()}
+    inputs["pixel_values"] = np.random.default_rng(seed).normal(size=(2, 3, *size)).astype(np.float32)
+    hidden, text = {}, getattr(tower, "text", tower)
+    for kind, blocks in (("image", tower.visual.transformer.resblocks), ("text", text.transformer.resblocks)):
+        for k, block in enumerate(blocks):
+            block.register_forward_hook(lambda *x, key=f"{kind}_hidden_{k + 1}": hidden.update({key: x[2].numpy()}))
+    with torch.no_grad():
+        images = tower.encode_image(torch.from_numpy(inputs["pixel_values"]), normalize=True)
+        texts = tower.encode_text(torch.from_numpy(inputs["input_ids"]), normalize=True)
+    outputs = {"pooled": images.numpy(), "pooled_text": texts.numpy()}
+    np.savez(directory / "expected.npz", **inputs, **hidden, **outputs)
+
+
 def randomize(tower) -> None:
     """Changes every parameter and statistic from its initial value, so that none can be mistaken for another."""
     import torch
@@ -111,7 +158,7 @@ def randomize(tower) -> None:
         for name, value in [*tower.named_parameters(), *tower.named_buffers()]:
             if name.endswith("running_var"):
                 value.uniform_(0.5, 2.0)
-            elif value.dtype.is_floating_point and not name.endswith("inv_freq"):  # which is no parameter
+            elif value.dtype.is_floating_point and not name.endswith(("inv_freq", "attn_mask")):  # no parameters
                 norm = value.ndim == 1 and name.endswith("weight")
                 value.add_(torch.randn_like(value) * (0.2 if value.ndim < 2 else 0.05)) if norm else value.copy_(
                     torch.randn_like(value) * (0.3 if value.ndim < 4 else 0.1)

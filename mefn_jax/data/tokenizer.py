@@ -221,7 +221,7 @@ def _number_words(text: str, encoding: tokenizers.Encoding) -> list[int]:
         piece = text[start:stop]
         if not after_space and (word < 0 or number != previous or piece[:1].isspace()):
             word += 1
-        previous, after_space = number, piece.isspace()
+        previous, after_space = number, not piece.strip()
         numbers.append(word)
     return numbers
 

@@ -211,7 +211,7 @@ def concatenate(batches: list[Features]) -> Features:
 
 
 def load_checkpoint(workdir, step: str, ema: bool = False):
-    """Loads a trained model from a workdir's checkpoint: `(Evaluator, params, step)`.
+    """Loads a trained model from a workdir's checkpoint: `(Evaluator, params, step)`. LoRA's adapters are merged.
 
     The checkpoint alone is enough. `step` is "best", "latest" or a number; `ema` takes the averaged parameters. Raises
     CheckpointError if there is no such checkpoint, if it or its format cannot be read, or if it has no averaged
@@ -236,7 +236,7 @@ def load_checkpoint(workdir, step: str, ema: bool = False):
         abstract_ema = {"ema": optim.select_trainable(params, multipliers)} if ema else {}
         restored = checkpoints.restore(step_number, {"params": params, "constants": constants} | abstract_ema)
     params = optim.merge(restored["ema"], restored["params"]) if ema else restored["params"]
-    variables = params | {"constants": restored["constants"]}
+    variables = model.merge_adapters(params | {"constants": restored["constants"]})
     return Evaluator(model, tokenizer, config, mesh, meta.get("data")), variables, step_number
 
 

@@ -3,6 +3,7 @@ are kept. The rSum of a step is recorded in its directory after the checkpoint i
 fails costs no training."""
 
 import contextlib
+import copy
 import functools
 import hashlib
 import importlib.metadata
@@ -33,7 +34,48 @@ def _upgrade_1(meta: dict) -> dict:
     return meta | {"checksum": None, "data": None, "examples": meta["step"] * meta["config"]["train"]["batch_size"]}
 
 
-CHECKPOINT_FORMAT = Format(2, CheckpointError, "use it with that version, or train again", {1: _upgrade_1})
+# Options of towers and LoRA that format 3 added, with what the code did before.
+ADDED_OPTIONS = {
+    "image.vit.registers": 0,
+    "image.vit.antialias": False,
+    "image.vit.rotation_base": 0.0,
+    "image.vit.key_bias": True,
+    "image.vit.gated": False,
+    "image.vit.layer_scale": False,
+    "text.start_token": True,
+    "text.bert.pad_id": -1,
+    "text.bert.distance_buckets": 0,
+    "train.lora.rank": 0,
+    "train.lora.alpha": 16.0,
+    "train.lora.matrices": "attention/(query|value)/kernel$",
+}
+ADDED_SIGLIP = {
+    "width": 768,
+    "layers": 12,
+    "heads": 12,
+    "mlp_width": 3072,
+    "max_positions": 64,
+    "pad_id": 0,
+    "head_width": 0,
+    "dropout": 0.0,
+    "stochastic_depth": 0.0,
+    "activation": "gelu_pytorch_tanh",
+    "eps": 1e-6,
+}
+
+
+def _upgrade_2(meta: dict) -> dict:
+    """Adds the options of today's towers and of LoRA."""
+    config = copy.deepcopy(meta["config"])
+    for key, value in (ADDED_OPTIONS | {f"text.siglip.{k}": v for k, v in ADDED_SIGLIP.items()}).items():
+        *sections, name = key.split(".")
+        functools.reduce(lambda part, section: part.setdefault(section, {}), sections, config)[name] = value
+    return meta | {"config": config}
+
+
+CHECKPOINT_FORMAT = Format(
+    3, CheckpointError, "use it with that version, or train again", {1: _upgrade_1, 2: _upgrade_2}
+)
 GONE = "is gone: a training that goes on removes old checkpoints; run the command again"
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy"),

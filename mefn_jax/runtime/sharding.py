@@ -18,6 +18,8 @@ BATCH_AXES = ("data", "fsdp")  # the axes that the batch is split over
 RULES = (
     (r"^(matcher|hubness|loss)/", ()),
     (r"/(bias|scale|mean|var|layer_scale_[12])$", ()),
+    (r"/down$", ()),
+    (r"/up$", ("fsdp",)),
     (r"/(query|key|value|mlp_in|mlp_gate)/kernel$", ("fsdp", "tensor")),
     (r"/(attention/out|mlp_out)/kernel$", ("tensor", "fsdp")),
     (r"/embedding$", ("tensor", "fsdp")),

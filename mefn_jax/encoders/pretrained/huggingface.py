@@ -1,6 +1,6 @@
-"""Architectures of Hugging Face's checkpoints that are read, by the `model_type` of config.json."""
+"""Architectures of checkpoints that are read, by the `model_type` of config.json. (open_clip's have none.)"""
 
-from mefn_jax.encoders.pretrained import image_towers, text_towers
+from mefn_jax.encoders.pretrained import image_towers, open_clip, text_towers
 
 # Options of config.json that are supported with a single value only.
 BUILT = {
@@ -33,4 +33,6 @@ ARCHITECTURES = [
     ("image", "siglip_vision_model", image_towers.map_siglip_vision),
     ("text", "siglip", text_towers.map_siglip_text),
     ("text", "siglip_text_model", text_towers.map_siglip_text),
+    ("image", open_clip.MODEL_TYPE, open_clip.map_image),
+    ("text", open_clip.MODEL_TYPE, open_clip.map_text),
 ]

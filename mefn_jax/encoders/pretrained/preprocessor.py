@@ -17,6 +17,7 @@ from mefn_jax.encoders.pretrained.files import (
     read_section,
     to_one_line,
 )
+from mefn_jax.encoders.pretrained.open_clip import is_open_clip, read_image_settings
 from mefn_jax.errors import WeightsError
 
 PILLOW_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers of its filters
@@ -30,11 +31,25 @@ PROCESSORS = (
     "BitImageProcessor",
     "SiglipImageProcessor",
     "BlipImageProcessor",
+    "DINOv3ViTImageProcessor",
     CONVNEXT,
 )
+# Classes that have no form on Pillow: one that has the same keys, and the defaults in which they differ. DINOv3's
+# resizes after rescaling, which differs from resizing bytes by their rounding alone.
+ON_PILLOW = {
+    "DINOv3ViTImageProcessor": (
+        "ViTImageProcessor",
+        {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+    ),
+}
 # Class of a file that names none, by `model_type` of config.json.
 DEFAULT_PROCESSORS = {
     "vit": "ViTImageProcessor",
+    "dinov2": "BitImageProcessor",
+    "dinov2_with_registers": "BitImageProcessor",
+    "dinov3_vit": "DINOv3ViTImageProcessor",
+    "siglip": "SiglipImageProcessor",
+    "siglip_vision_model": "SiglipImageProcessor",
     "resnet": CONVNEXT,
     "clip": "CLIPImageProcessor",
     "clip_vision_model": "CLIPImageProcessor",
@@ -62,10 +77,14 @@ def read_preprocessing(directory) -> dict:
     """
     directory = Path(directory)
     check_links(directory)
-    path, settings = _read_settings(directory)
-    if settings is None:
-        return {}
-    name = _find_class(directory, path, settings)
+    if is_open_clip(directory):
+        path, settings = read_image_settings(directory)
+        name = "CLIPImageProcessor"
+    else:
+        path, settings = _read_settings(directory)
+        if settings is None:
+            return {}
+        name = _find_class(directory, path, settings)
     processor = _complete(path, name, settings)
     return _read_normalization(path, processor) | _read_resizing(path, processor, name)
 
@@ -122,8 +141,9 @@ def _complete(path: Path, name: str, settings: dict):
             _check_colors(path, key, value)
         if key in SIZE_SETTINGS:
             _check_size(path, key, value)
+    pillow_name, defaults = ON_PILLOW.get(name, (name, {}))
     try:
-        return getattr(import_transformers(), f"{name}Pil")(**settings)
+        return getattr(import_transformers(), f"{pillow_name}Pil")(**defaults | settings)
     except Exception as e:  # the library raises errors of many classes
         raise WeightsError(f"{path}: {name} does not accept it ({to_one_line(e)})") from None
 

@@ -22,6 +22,7 @@ from tokenizers import normalizers
 from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.data.tokenizer_json import check_tokenizer_json
 from mefn_jax.encoders.pretrained.files import check_links, import_transformers, read_object, to_one_line
+from mefn_jax.encoders.pretrained.open_clip import is_open_clip
 from mefn_jax.encoders.pretrained.weights import read_config, select_tower
 from mefn_jax.errors import DataError, WeightsError
 
@@ -33,7 +34,7 @@ JSON_OBJECTS = ("vocab.json", "special_tokens_map.json", "added_tokens.json")
 LEADING_KEYS = re.compile(r".*(_files?|_path|_map|_object)|vocab|merges|backend|trust_remote_code|_.*")
 TOKENIZER_CLASS = re.compile(r"[A-Za-z0-9]+Tokenizer(Fast)?|TokenizersBackend")
 LOWER_CASED = ("siglip", "siglip_text_model")  # architectures that were trained on captions in lower case
-SIGLIP = "SiglipTokenizer"
+SIGLIP_CLASS = "SiglipTokenizer"
 PUNCTUATION = "[" + re.escape(string.punctuation) + "]"
 # Captions whose ids are compared with those of `transformers` when a tokenizer is loaded.
 PROBES = ("", "A dog's  café, №12!", "\uff24OG 犬 ☃ \t naïve\x1c½", "<|endoftext|> [SEP] a </s>", "un" * 60)
@@ -49,11 +50,11 @@ def read_tokenizer(directory) -> str:
     directory = Path(directory)
     check_links(directory)
     options, model_type = _read_options(directory)
-    is_siglip = model_type in LOWER_CASED and options.get("tokenizer_class", SIGLIP) == SIGLIP
+    is_siglip = model_type in LOWER_CASED and options.get("tokenizer_class", SIGLIP_CLASS) == SIGLIP_CLASS
     if is_siglip and not (directory / VOCABULARIES[0]).is_file():
         raise WeightsError(
-            f"{directory / VOCABULARIES[0]}: no such file, which {SIGLIP} is read from; copy it from the checkpoint's "
-            'source, or make it where sentencepiece is installed: python -c "from transformers import '
+            f"{directory / VOCABULARIES[0]}: no such file, which {SIGLIP_CLASS} is read from; copy it from its source, "
+            'or make it where sentencepiece is installed: python -c "from transformers import '
             "SiglipTokenizer, convert_slow_tokenizer as c; s = SiglipTokenizer('spiece.model'); s._extra_ids = 0; "
             "c.T5Converter(s).converted().save('tokenizer.json')\""
         )
@@ -114,7 +115,9 @@ def _read_options(directory: Path) -> tuple[dict, str]:
         raise WeightsError(f"{paths[0]}: split_special_tokens is not supported")
     if options.get("truncation_side", "right") != "right":
         raise WeightsError(f"{paths[0]}: truncation_side must be right; captions are cut at their end")
-    return {k: v for k, v in options.items() if not LEADING_KEYS.fullmatch(k)}, config.get("model_type")
+    # The tokenizer of open_clip's own text towers is CLIP's.
+    model_type = "clip" if is_open_clip(directory) else config.get("model_type")
+    return {k: v for k, v in options.items() if not LEADING_KEYS.fullmatch(k)}, model_type
 
 
 def _read_siglip(directory: Path, options: dict) -> str:
@@ -125,8 +128,8 @@ def _read_siglip(directory: Path, options: dict) -> str:
     if not isinstance(tokenizer.model, tokenizers.models.Unigram):
         name = type(tokenizer.model).__name__
         raise WeightsError(
-            f"{directory / VOCABULARIES[0]}: model {name} is not {SIGLIP}'s (Unigram); name the right tokenizer_class "
-            "in tokenizer_config.json"
+            f"{directory / VOCABULARIES[0]}: model {name} is not {SIGLIP_CLASS}'s (Unigram); name the right "
+            "tokenizer_class in tokenizer_config.json"
         )
     end, pad = (_read_token(options.get(key, "</s>")) for key in ("eos_token", "pad_token"))
     ids = [tokenizer.token_to_id(token) for token in (end, pad)]

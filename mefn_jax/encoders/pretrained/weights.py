@@ -30,6 +30,7 @@ from mefn_jax.encoders.pretrained.files import (
 )
 from mefn_jax.encoders.pretrained.huggingface import ARCHITECTURES, BUILT
 from mefn_jax.encoders.pretrained.mapping import Mapping
+from mefn_jax.encoders.pretrained.open_clip import CONFIG, WEIGHTS, is_open_clip, read_model_config
 from mefn_jax.encoders.transformer import ACTIVATIONS
 from mefn_jax.errors import WeightsError
 
@@ -56,7 +57,7 @@ WIDTH_KEYS = (
     "projection_size",
 )
 # Names that DistilBERT has for keys of the others.
-SYNONYMS = {
+USUAL_KEYS = {
     "dim": "hidden_size",
     "hidden_dim": "intermediate_size",
     "n_layers": "num_hidden_layers",
@@ -75,7 +76,7 @@ CONFIG_KEYS = (
     *PIXEL_KEYS,
     *SECTIONS,
     *BUILT,
-    *SYNONYMS,
+    *USUAL_KEYS,
     "hidden_act",
     "layer_norm_eps",
     "qkv_bias",
@@ -145,20 +146,20 @@ def load_tower(directory, kind: str) -> Tower:
             f"{directory}: model_type {str(name)[:60]!r} is no {kind} tower that can be loaded; supported are "
             f"{supported}"
         )
-    values = select_tower(config, kind)
-    _check_options(directory, name, values)
+    values, path = select_tower(config, kind), directory / (CONFIG if is_open_clip(directory) else "config.json")
+    _check_options(path, name, values)
     # The oldest checkpoints of BERT use these names of a LayerNorm's parameters.
     new_names = {"gamma": "weight", "beta": "bias"}
     headers = {
         re.sub(r"(?<=LayerNorm\.)(gamma|beta)$", lambda m: new_names[m[0]], n): h
         for n, h in unwrap(read_headers(directory)).items()
     }
-    _check_sizes(directory / "config.json", values, headers)
+    _check_sizes(path, values, headers)
     try:
         mapping = builders[kind, name](values | {"projection_dim": config.get("projection_dim")}, headers)
         shapes = jax.eval_shape(mapping.module.init, jax.random.key(0), *mapping.inputs)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError) as e:
-        raise WeightsError(f"{directory}/config.json: {to_one_line(e)}") from None
+        raise WeightsError(f"{path}: {to_one_line(e)}") from None
     return _match_tensors(directory, headers, mapping, shapes)
 
 
@@ -174,26 +175,23 @@ def select_tower(config: dict, kind: str) -> dict:
     names."""
     section = {"image": "vision_config", "text": "text_config"}[kind]
     values = config[section] if config.get("model_type") in PAIRED else config
-    return {SYNONYMS.get(key, key): value for key, value in values.items()}
+    return {USUAL_KEYS.get(key, key): value for key, value in values.items()}
 
 
-def _check_options(directory: Path, name: str, values: dict) -> None:
+def _check_options(path: Path, name: str, values: dict) -> None:
     """Raises WeightsError if config.json asks for an activation or another option that is not supported."""
     # In a ResNet, Hugging Face applies the option in some blocks and ReLU in others, so that only ReLU can be matched.
     activations = ("relu",) if name == "resnet" else tuple(ACTIVATIONS)
     if values["hidden_act"] not in activations:
         raise WeightsError(
-            f"{directory}/config.json: hidden_act {str(values['hidden_act'])[:60]!r} is not one of "
-            f"{', '.join(activations)}"
+            f"{path}: hidden_act {str(values['hidden_act'])[:60]!r} is not one of {', '.join(activations)}"
         )
     for option, value in BUILT.items():
         if values.get(option, value) != value:
-            raise WeightsError(
-                f"{directory}/config.json: {option} {str(values[option])[:60]!r} is not supported, only {value!r}"
-            )
+            raise WeightsError(f"{path}: {option} {str(values[option])[:60]!r} is not supported, only {value!r}")
     eps = values.get("layer_norm_eps", 0.0)
     if not isinstance(eps, int | float) or not 0 <= eps < 1:
-        raise WeightsError(f"{directory}/config.json: layer_norm_eps {str(eps)[:60]} must be in [0, 1)")
+        raise WeightsError(f"{path}: layer_norm_eps {str(eps)[:60]} must be in [0, 1)")
 
 
 def _check_sizes(path: Path, values: dict, headers: dict) -> None:
@@ -236,12 +234,16 @@ def locate_checkpoint(name: str) -> Path:
 
 
 def read_config(directory: Path) -> dict:
-    """Returns the object of the checkpoint's `config.json`, completed by the defaults of `transformers`. Raises
+    """Returns the object of the checkpoint's `config.json`, completed by the defaults of `transformers`, or what
+    open_clip's says in the same words. Raises
     WeightsError if the file is missing or cannot be interpreted."""
+    if is_open_clip(directory):
+        return read_model_config(directory)
     path = directory / "config.json"
     if not path.is_file():
         raise WeightsError(
-            f"{path}: no such file; give the directory of a Hugging Face checkpoint (config.json, model.safetensors)"
+            f"{path}: no such file; give the directory of a Hugging Face checkpoint (config.json, model.safetensors), "
+            "or of open_clip's (open_clip_config.json, open_clip_model.safetensors)"
         )
     config = read_object(path)
     if config.get("model_type") not in [name for _, name, _ in ARCHITECTURES]:
@@ -308,6 +310,8 @@ def _list_problems(problems) -> str:
 
 def _list_files(directory: Path) -> list[Path]:
     """Returns the files that hold the tensors. Raises WeightsError if some are missing, or there are only pickles."""
+    if is_open_clip(directory) and (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     if index.is_file():
         listed = read_object(index).get("weight_map")

@@ -52,7 +52,12 @@ def check_tower(directory: Path, name: str) -> None:
     if architecture in reference_towers.PAIRS:
         for kind, key in (("image", "pooled"), ("text", "pooled_text")):
             tower = weights.load_tower(directory, kind)
-            projected = run_tower(tower, kind, expected)[2] @ tower.projection
+            layers, _, pooled = run_tower(tower, kind, expected)
+            for name, states in layers.items():
+                if (key_of_layer := f"{kind}_hidden_{int(name[6:]) + 1}") in expected:
+                    exists = expected["attention_mask"] > 0 if kind == "text" else ...  # padding is not compared
+                    assert_equal(np.asarray(states)[exists], expected[key_of_layer][exists])
+            projected = pooled @ tower.projection
             assert_equal(projected / np.linalg.norm(projected, axis=1, keepdims=True), expected[key])
         return
     kind = "text" if architecture in reference_towers.TEXTS else "image"
