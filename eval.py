@@ -10,7 +10,7 @@
     python eval.py search    --workdir=DIR --image=FILE --captions=FILE.txt       finds captions for an image
     python eval.py compare   DIR DIR 'runs/*/0' --out=DIR           puts evaluated runs into one table
     python eval.py ensemble  DIR DIR --out=DIR                      evaluates the mean of several runs' scores
-    python eval.py zero_shot --config=FILE.py:model=clip,...        evaluates a pretrained CLIP without training
+    python eval.py zero_shot --config=FILE.py:model=clip,...        evaluates a pretrained CLIP or SigLIP
     python eval.py compile   --config=FILE.py --target=v5e:2x4      compiles the scoring step for a TPU slice
 
 `python eval.py VERB --help` lists the flags of a verb, `python eval.py --help` those without a verb.

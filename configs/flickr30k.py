@@ -5,32 +5,16 @@
 
 `RESNET` and `BERT` are checkpoints in Hugging Face layout: directories or hub names (microsoft/resnet-101,
 bert-base-uncased). Regions come from three scales: C3, C4 and C5 of a ResNet, or the patch grid of a ViT, pooled. Other
-towers: `:image=resnet50`, `:image=vit_b16`, `:image=clip_vit_b32,text=clip`, `:text=gru`. Precomputed regions, as SCAN
-distributes them: `:image=regions --config.data.dir=data/f30k_precomp`. Meant for accelerators. We have not trained it
+towers (`configs/towers.py`): `:image=resnet50`, `:image=vit_b16`, `:image=clip_vit_b32,text=clip`, `:text=gru`; for a
+new study, `:image=siglip2_b16,text=siglip2` or `:image=dinov2_b14,text=xlmr`. Precomputed regions, as SCAN distributes
+them: `:image=regions --config.data.dir=data/f30k_precomp`. Meant for accelerators. We have not trained it
 at full size, so there is no number to expect yet.
 """
 
 from configs import default
+from configs.towers import IMAGES, TEXTS
 from mefn_jax.config import parse_arg
 from mefn_jax.errors import ConfigError
-
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
-VIT_BASE = {"width": 768, "layers": 12, "heads": 12, "mlp_width": 3072}
-IMAGES = {
-    "resnet101": {"arch": "resnet", "resnet": {"depths": (3, 4, 23, 3)}, **IMAGENET},
-    "resnet50": {"arch": "resnet", "resnet": {"depths": (3, 4, 6, 3)}, **IMAGENET},
-    "vit_b16": {"arch": "vit", "vit": VIT_BASE | {"patch": 16, "pool": "class"}, "region_grids": (7, 4, 2), **HALF},
-    "clip_vit_b32": {
-        "arch": "vit",
-        "vit": VIT_BASE | {"patch": 32, "pool": "class", "embed_norm": True, "activation": "quick_gelu", "eps": 1e-5},
-        "region_grids": (7, 4, 2),
-        **CLIP,
-    },
-    "regions": {"arch": "regions", "regions": {"projection": "mlp"}, "pooling": "gpo"},  # as in VSE-infinity
-}
-TEXTS = ("bert", "clip", "gru")  # with default sizes: BERT-base, CLIP ViT-B, SCAN
 
 
 def get_config(arg=""):
@@ -44,11 +28,9 @@ def get_config(arg=""):
     c.embed_dim = 512
     c.image.region_grids = (7, 7, 7)  # C3, C4 and C5
     c.image.update(IMAGES[options["image"]])
-    c.text.arch = options["text"]
+    c.text.update(TEXTS[options["text"]])
     c.augment.update(word_noise=0.2)
     c.augment.update({"region_dropout": 0.2} if options["image"] == "regions" else {"crop": 0.5, "flip": 0.5})
-    if options["text"] == "clip":
-        c.text.max_tokens = 75  # the longest text that CLIP reads
     c.train.update(epochs=30.0, batch_size=128, learning_rate=5e-4)
     # Pretrained towers learn more slowly than new parameters (VSE-infinity's factor for BERT). Precomputed regions have
     # no tower, and a GRU is never pretrained.

@@ -1,10 +1,12 @@
 """Small data sets, written in the formats of their sources."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 CAPTIONS = ("a dog runs on grass .", "two children play", "a red car", "someone climbs a rock", "Water, and a boat .")
 # Arguments of `prepare.prepare`.
@@ -115,3 +117,25 @@ def make_tokenizer(dataset, max_tokens=8):
     from mefn_jax.data.tokenizer import Tokenizer
 
     return Tokenizer(dataset.tokenizer_json, max_tokens, True, "keep")
+
+
+def write_tower(root: Path, fixture: str, tokenizer: str = "", rows: int = 0) -> Path:
+    """Writes a checkpoint of a fixture's tower with a tokenizer of `fixtures/tokenizers`, for which the word embedding
+    gets more rows; returns its folder."""
+    folder = root / (fixture + tokenizer)
+    fixtures = Path(__file__).parent / "fixtures"
+    shutil.copytree(fixtures / fixture, folder)
+    if not tokenizer:
+        return folder
+    for path in (fixtures / "tokenizers" / tokenizer).glob("tokenizer*.json"):
+        shutil.copyfile(path, folder / path.name)
+    config = json.loads((folder / "config.json").read_text())
+    config.get("text_config", config)["vocab_size"] = rows
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    for name, value in tensors.items():
+        if name.endswith(("word_embeddings.weight", "token_embedding.weight")):
+            shape = (rows, value.shape[1])
+            tensors[name] = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    return folder

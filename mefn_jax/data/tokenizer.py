@@ -134,6 +134,21 @@ class Tokenizer:
             return caption
         return normalize_caption(caption, self.lower_case, self.punctuation, self.unicode_form)
 
+    @property
+    def is_lower_case(self) -> bool:
+        """Returns whether captions are brought into lower case, here or by the tokenizer's own normalizer."""
+        return not any(c.isupper() for c in self._normalize_whole("Aa"))
+
+    @property
+    def drops_punctuation(self) -> bool:
+        """Returns whether punctuation is left out, here or by the tokenizer's own normalizer."""
+        return "," not in self._normalize_whole("a, a")
+
+    def _normalize_whole(self, caption: str) -> str:
+        """Returns a caption as the tokenizer's model sees it."""
+        caption, normalizer = self.normalize(caption), self._tokenizer.normalizer
+        return caption if normalizer is None else normalizer.normalize_str(caption)
+
     def encode(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns `ids`, `mask`, and the word that each token belongs to, int16 `(B, L)`, -1 for none."""
         texts = [self.normalize(c) for c in captions]

@@ -284,13 +284,15 @@ def rank_and_report(
         for (result, _), row_scores in zip(rows.values(), [scores, *baseline_scores.values()], strict=True):
             result["twins"] = twins.twin_accuracy(scene_twins, row_scores)
     report, ranks = rows[name]
-    report |= {"protocol": describe_protocol(config, split, folds[0])}
+    report |= {"protocol": describe_protocol(config, split, folds[0], evaluator.tokenizer)}
     if scene_twins:
         report["protocol"]["ambiguous_captions"] = 100.0 * scene_twins.shared
         report["baselines"] = {key: result for key, (result, _) in list(rows.items())[1:]}
     print_table(rows, report["protocol"], split, folds[0])
     for number in folds[1:]:
-        print_table({name: results[number]}, describe_protocol(config, split, number), split, number)
+        print_table(
+            {name: results[number]}, describe_protocol(config, split, number, evaluator.tokenizer), split, number
+        )
         report.setdefault("other_folds", {})[str(number)] = results[number][0]
     report |= {"seconds": ranking.seconds, "versions": versions(), "data": {"gallery": digest_gallery(split)}}
     top_results = {"i2t": ranking.top_captions, "t2i": ranking.top_images}

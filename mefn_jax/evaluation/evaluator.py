@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from mefn_jax import metrics, optim
+from mefn_jax.config import JOINT_SYSTEMS
 from mefn_jax.data import pipeline
 from mefn_jax.data.from_config import make_tokenizer
 from mefn_jax.data.images import resize_from_config
@@ -241,13 +242,15 @@ def load_checkpoint(workdir, step: str, ema: bool = False):
 
 
 def load_zero_shot(config: ml_collections.ConfigDict):
-    """Loads a pretrained CLIP without training it: `(Evaluator, params)`.
+    """Loads a pretrained CLIP or SigLIP without training it: `(Evaluator, params)`.
 
     Raises ConfigError for any model, tower or pooling that would leave parameters random.
     """
     check_options(config)
-    if config.model != "clip":
-        raise ConfigError(f"model={config.model} has to be trained; without training, give --config=FILE.py:model=clip")
+    if config.model not in JOINT_SYSTEMS:
+        raise ConfigError(
+            f"model={config.model} has to be trained; without training, give --config=FILE.py:model=clip or siglip"
+        )
     if (config.image.pooling, config.text.pooling) != ("tower", "tower"):
         raise ConfigError("image.pooling and text.pooling must be tower: other poolings need trained projections")
     resolved = resolve(config)
@@ -255,8 +258,8 @@ def load_zero_shot(config: ml_collections.ConfigDict):
     lacking = [kind for kind in ("image", "text") if kind not in pretrained or pretrained[kind].projection is None]
     if lacking:
         raise ConfigError(
-            f"{lacking[0]}.pretrained={config[lacking[0]].pretrained!r}: give a CLIP checkpoint with its projection; "
-            "any other tower has to be trained first"
+            f"{lacking[0]}.pretrained={config[lacking[0]].pretrained!r}: give a CLIP or SigLIP checkpoint with its "
+            "projection; any other tower has to be trained first"
         )
     mesh, tokenizer = make_mesh(), make_tokenizer(config, tokenizer_json)
     towers.check_vocabulary(config, tokenizer.vocab_size)

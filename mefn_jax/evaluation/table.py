@@ -4,20 +4,14 @@ import numpy as np
 
 from mefn_jax import metrics
 from mefn_jax.data.split import Split
+from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.runtime.console import print0
 
 
-def describe_protocol(config, split: Split, folds: int) -> dict:
-    """Returns the protocol: what the numbers were computed from (docs/evaluation.md)."""
+def describe_protocol(config, split: Split, folds: int, tokenizer: Tokenizer | None) -> dict:
+    """Returns the protocol: what the numbers were computed from (docs/evaluation.md). `tokenizer` is the model's."""
     counts = np.diff(split.caption_offsets)
     captions_per_image = str(counts.min()) if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    t = config.text
-    case = "lower case" if t.lower_case else "case kept"
-    text = f"{case}, punctuation {t.punctuation}"
-    if t.pretrained:
-        text = "normalized by the checkpoint's tokenizer"
-    if t.arch == "cached":
-        text = "cached"
     return {
         "split": split.name,
         "images": split.num_images,
@@ -25,8 +19,29 @@ def describe_protocol(config, split: Split, folds: int) -> dict:
         "folds": folds,
         "captions_per_image": captions_per_image,
         "ties": "against the model",
-        "text": f"{text}, at most {config.text.max_tokens} wordpieces",
+        "text": _describe_text(config.text, tokenizer),
+        "pixels": _describe_pixels(config.image),
     }
+
+
+def _describe_text(t, tokenizer: Tokenizer | None) -> str:
+    """Returns how captions are read: tokens, case, punctuation, their largest number, and padding that a tower sees."""
+    length = f"at most {t.max_tokens} wordpieces"
+    if t.arch == "cached" or tokenizer is None:
+        return f"cached, {length}"
+    case = "lower case" if tokenizer.is_lower_case else "case kept"
+    punctuation = "removed" if tokenizer.drops_punctuation else "kept"
+    source = "the checkpoint's tokenizer" if t.pretrained else "a tokenizer"
+    padding = f", padded to {t.siglip.max_positions} without a mask" if t.arch == "siglip" else ""
+    return f"by {source} of {tokenizer.vocab_size:,} tokens, {case}, punctuation {punctuation}, {length}{padding}"
+
+
+def _describe_pixels(image) -> str:
+    """Returns how images are resized; how precomputed regions were made is not known."""
+    if image.arch == "regions":
+        return "precomputed regions"
+    kept = f" {100 * image.crop:.1f} %" if image.resize != "squash" else ""
+    return f"{image.resize}{kept} to {image.size} x {image.size}, {image.resample}"
 
 
 def print_table(rows: dict, protocol: dict, split: Split, folds: int) -> None:
@@ -35,7 +50,7 @@ def print_table(rows: dict, protocol: dict, split: Split, folds: int) -> None:
     fold = f"{folds} consecutive folds of {split.num_images // folds} images, averaged" if folds > 1 else "one gallery"
     print0(
         f"\n{p['split']}: {p['images']} images, {p['captions']} captions ({p['captions_per_image']} per image), {fold}"
-        f"; ties {p['ties']}; text {p['text']}"
+        f"; ties {p['ties']}\ntext {p['text']}; images {p['pixels']}"
     )
     if "ambiguous_captions" in p:
         print0(

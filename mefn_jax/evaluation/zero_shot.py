@@ -3,7 +3,10 @@
     python eval.py zero_shot --config=configs/flickr30k.py:model=clip,image=clip_vit_b32,text=clip \\
         --config.image.pretrained=CLIP --config.text.pretrained=CLIP [--split=test] [--folds=1,5] [--out=DIR]
 
-Both towers must be CLIP's, with their projections (docs/evaluation.md).
+Both towers must be CLIP's, with their projections, or SigLIP's (docs/evaluation.md). SigLIP and SigLIP 2:
+
+    python eval.py zero_shot --config=configs/flickr30k.py:model=siglip,image=siglip2_b16,text=siglip2 \\
+        --config.image.pretrained=SIGLIP2 --config.text.pretrained=SIGLIP2
 """
 
 from absl import flags

@@ -72,7 +72,8 @@ def test_zero_shot_clip_equals_cosines_of_projected_states(clip, prepared, tmp_p
     )
     text = command("eval.py", "zero_shot", config, *options, "--split=val", f"--out={tmp_path / 'out'}").stdout
     assert "clip (zero-shot)" in text
-    assert "text normalized by the checkpoint's tokenizer, at most 10 wordpieces" in text
+    tokenizer = "by the checkpoint's tokenizer of 40 tokens, lower case, punctuation kept, at most 10 wordpieces"
+    assert f"\ntext {tokenizer}; images crop 100.0 % to 16 x 16, bicubic" in text
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert report["config"]["embed_dim"] == 10
     assert (report["config"]["image"]["size"], report["config"]["image"]["resample"]) == (16, "bicubic")
@@ -104,9 +105,11 @@ def test_zero_shot_refuses_untrained_towers(clip, towers, command):
     assert "model=mefn has to be trained" in refusal(command, "eval.py", "zero_shot", config)
     config = "--config=configs/flickr30k.py:model=clip,smoke"
     options = ("--config.image.size=16", "--config.text.max_tokens=10", f"--config.text.pretrained={clip}")
-    assert "image.pretrained='': give a CLIP checkpoint" in refusal(command, "eval.py", "zero_shot", config, *options)
+    assert "image.pretrained='': give a CLIP or SigLIP checkpoint" in refusal(
+        command, "eval.py", "zero_shot", config, *options
+    )
     message = refusal(command, "eval.py", "zero_shot", config, *options, f"--config.image.pretrained={towers / 'vit'}")
-    assert "give a CLIP checkpoint with its projection" in message
+    assert "give a CLIP or SigLIP checkpoint with its projection" in message
     options = (*options, f"--config.image.pretrained={clip}")
     message = refusal(command, "eval.py", "zero_shot", config, *options, "--config.image.pooling=mean")
     assert "image.pooling and text.pooling must be tower" in message
