@@ -55,7 +55,7 @@ TEXTS = {
     "distilbert": {"arch": "bert", "bert": {"layers": 6, "type_vocab_size": 0}},
     "mpnet": {"arch": "bert", "bert": _ROBERTA | {"type_vocab_size": 0, "distance_buckets": 32}},
     "clip": {"arch": "clip", "max_tokens": 75},  # CLIP ViT-B's sizes; the longest text that it reads
-    "siglip": {"arch": "siglip", "max_tokens": 63},  # SigLIP B's sizes; the longest text that it reads
-    "siglip2": {"arch": "siglip", "max_tokens": 63},
+    "siglip": {"arch": "siglip", "max_tokens": 62},  # SigLIP B's sizes; it reads 64 tokens, one or two of them no words
+    "siglip2": {"arch": "siglip", "max_tokens": 62},
     "gru": {"arch": "gru"},  # SCAN's
 }

@@ -42,9 +42,15 @@ def fill_data_widths(config: ml_collections.ConfigDict, split: Split) -> ml_coll
 
 
 def make_tokenizer(config, json: str) -> Tokenizer:
-    """Builds the tokenizer from `json`, the content of a `tokenizer.json`, with the options of `config.text`."""
+    """Builds the tokenizer from `json`, the content of a `tokenizer.json`, with the options of `config.text`. Raises
+    ConfigError if the tokenizer puts a start token before captions and the options say otherwise, or the reverse."""
     c = config.text
-    return Tokenizer(json, c.max_tokens, c.lower_case, c.punctuation)
+    tokenizer = Tokenizer(json, c.max_tokens, c.lower_case, c.punctuation)
+    if c.arch != "cached" and tokenizer.start_token != c.start_token:
+        raise ConfigError(
+            f"text.start_token={c.start_token}, but the tokenizer says {tokenizer.start_token}; set it accordingly"
+        )
+    return tokenizer
 
 
 def _check_width(kind: str, option: str, configured: int, width: int) -> int:

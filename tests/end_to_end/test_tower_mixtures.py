@@ -61,7 +61,7 @@ def test_mixture_trains_resumes_and_evaluates(name, mixture, tmp_path, command):
         assert "train.lora.rank" in changed
     else:
         assert any("/params/image/backbone" in key for key in trained)
-    assert "mefn (step 6)" in command("eval.py", run).stdout
+    assert "mefn (step 6)" in command("eval.py", run, "--step=latest").stdout
 
 
 @pytest.mark.parametrize("tokenizer", ["siglip2", pytest.param("siglip", marks=pytest.mark.slow)])
