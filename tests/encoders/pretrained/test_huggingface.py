@@ -128,6 +128,14 @@ LAYOUTS = {
         {"text_projection.weight": (10, 16)},
     ),
     "vision alone": ("clip_vision", lambda n: n.removeprefix("vision_model."), {"embeddings.position_ids": (1, 5)}),
+    "data parallel": ("bert", lambda n: f"module.bert.{n}", {"module.cls.predictions.bias": (40,)}),
+    "sentence-transformers in one file": ("bert", lambda n: f"0.auto_model.{n}", {}),
+    "lightning": ("vit", lambda n: f"model.vit.{n}", {"model.classifier.weight": (3, 16)}),
+    "compiled in data parallel": ("dinov2", lambda n: f"module._orig_mod.dinov2.{n}", {}),
+    "dinov3 of today": ("dinov3", lambda n: n.replace("layer.", "model.layer.", 1), {}),
+    "language model": ("xlm_roberta", lambda n: f"roberta.{n}", {"lm_head.bias": (30,)}),
+    "distilled language model": ("distilbert", lambda n: f"distilbert.{n}", {"vocab_projector.bias": (30,)}),
+    "siglip's image tower alone": ("siglip_vision", lambda n: f"vision_model.{n}", {"text_model.head.bias": (8,)}),
     "text without prefix": ("clip_text", lambda n: n.removeprefix("text_model."), {}),
 }
 
@@ -135,7 +143,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 def test_load_tower_reads_every_layout_of_the_hub(layout, tmp_path):
     name, rename, more = LAYOUTS[layout]
-    kind = "text" if name in ("bert", "clip_text") else "image"
+    kind = "text" if reference_towers.TOWERS[name][0] in reference_towers.TEXTS else "image"
     config = json.loads((FIXTURES / name / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"projection_dim": 10}))
     tensors = {rename(n): t for n, t in load_file(FIXTURES / name / "model.safetensors").items()}
@@ -143,4 +151,4 @@ def test_load_tower_reads_every_layout_of_the_hub(layout, tmp_path):
     tower, original = (weights.load_tower(d, kind) for d in (tmp_path, FIXTURES / name))
     jax.tree.map(np.testing.assert_array_equal, tower.params, original.params)
     jax.tree.map(np.testing.assert_array_equal, tower.constants, original.constants)
-    assert (tower.projection is not None) == (layout == "text alone")
+    assert (tower.projection is not None) == (layout in ("text alone", "siglip's image tower alone"))

@@ -35,6 +35,10 @@ FORMS = [
     (VIT, {"image_processor_type": "DeiTImageProcessor", "size": SQUARE, "do_center_crop": False}),
     (VIT, {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 23}, "crop_size": SQUARE}),
     (VIT, {"image_processor_type": "SiglipImageProcessor", "size": SQUARE}),
+    ("siglip", {}),
+    ("siglip", {"size": SQUARE, "image_processor_type": "SiglipImageProcessorFast"}),
+    ("dinov2", {"size": {"shortest_edge": 26}, "crop_size": SQUARE, "resample": 3}),
+    ("dinov2_with_registers", {"image_processor_type": "BitImageProcessor"}),
     (CLIP, {}),
     (CLIP, {"size": 20, "crop_size": 20}),
     (CLIP, {"size": SQUARE, "crop_size": SQUARE, "do_center_crop": True}),
@@ -90,6 +94,31 @@ def test_pixels_equal_transformers(model_type, form, tmp_path):
         computed = compute_pixels(options, picture)
         assert computed.shape == expected.shape
         assert (np.abs(computed - expected) * np.array(options["std"]) * 255).max() < 1.01, sides
+
+
+def test_open_clip_has_pixels_of_clip(tmp_path):
+    """Its `preprocess_cfg` is read as CLIP's processor; a mode or filter that is not known is refused by name."""
+    path = tmp_path / "open_clip_config.json"
+    for mode in ("shortest", "squash"):
+        given = {"size": 20, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "resize_mode": mode}
+        path.write_text(json.dumps({"model_cfg": {}, "preprocess_cfg": given}))
+        options = preprocessor.read_preprocessing(tmp_path)
+        assert options["resize"] == {"shortest": "crop", "squash": "squash"}[mode]
+        assert (options["size"], options["crop"], options["resample"]) == (20, 1.0, "bicubic")
+        assert (options["mean"], options["std"]) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    for key, value in (("resize_mode", "longest"), ("interpolation", "random")):
+        path.write_text(json.dumps({"model_cfg": {}, "preprocess_cfg": {key: value}}))
+        with pytest.raises(WeightsError, match=f"preprocess_cfg.{key} '{value}' is not supported"):
+            preprocessor.read_preprocessing(tmp_path)
+    path.write_text(json.dumps({"model_cfg": {"vision_cfg": {"image_size": 28}}}))
+    assert preprocessor.read_preprocessing(tmp_path)["size"] == 28
+
+
+def test_dinov3_is_squashed(tmp_path):
+    write(tmp_path, "dinov3_vit", {"image_processor_type": "DINOv3ViTImageProcessorFast", "size": SQUARE})
+    options = preprocessor.read_preprocessing(tmp_path)
+    assert (options["size"], options["resize"], options["resample"]) == (20, "squash", "bilinear")
+    assert options["mean"] == (0.485, 0.456, 0.406)
 
 
 def test_squash_crop_differs_from_squash_and_crop():
