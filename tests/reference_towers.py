@@ -77,14 +77,34 @@ TOWERS = {
     "resnet_basic": ("resnet", RESNET | {"layer_type": "basic", "downsample_in_first_stage": True}, (40, 64)),
     "resnet_v1": ("resnet", RESNET | {"downsample_in_bottleneck": True}, (33, 47)),
 }
+BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+BASE_TEXT = BASE | {"vocab_size": 30522, "max_position_embeddings": 514}
+SO400M = {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304}
+DINO_BASE = {k: v for k, v in BASE.items() if k != "intermediate_size"} | {"image_size": 518, "patch_size": 14}
+# The same at the sizes of the hub's checkpoints, with random weights; not among the fixtures.
+FULL_SIZE = {
+    "siglip_base_vision": ("siglip_vision", BASE | {"image_size": 224, "patch_size": 16}, (224, 224)),
+    "siglip_so400m_vision": ("siglip_vision", SO400M | {"image_size": 224, "patch_size": 14}, (224, 224)),
+    "siglip2_base_text": (
+        "siglip_text",
+        BASE | {"vocab_size": 256000, "max_position_embeddings": 64, "bos_token_id": 2, "eos_token_id": 1},
+        None,
+    ),
+    "dinov2_base": ("dinov2", DINO_BASE, (224, 224)),
+    "dinov2_registers_base": ("dinov2_registers", DINO_BASE, (224, 224)),
+    "dinov3_base": ("dinov3", BASE | {"num_register_tokens": 4}, (224, 224)),
+    "xlm_roberta_base": ("xlm_roberta", BASE_TEXT | {"vocab_size": 250002, "type_vocab_size": 1}, None),
+    "distilbert_base": ("distilbert", {"vocab_size": 30522}, None),
+    "mpnet_base": ("mpnet", BASE_TEXT, None),
+}
 
 
 def write(name: str, directory: Path, seed: int = 0) -> None:
-    """Writes one tower of `TOWERS` and its outputs."""
+    """Writes one tower of `TOWERS` or `FULL_SIZE` and its outputs."""
     import torch
     import transformers as hf
 
-    kind, options, size = TOWERS[name]
+    kind, options, size = (TOWERS | FULL_SIZE)[name]
     if kind == "open_clip":
         return write_open_clip(options, size, directory, seed)
     config, model = {
@@ -151,7 +171,8 @@ def write_open_clip(options: dict, size, directory: Path, seed: int) -> None:
 
 
 def randomize(tower) -> None:
-    """Changes every parameter and statistic from its initial value, so that none can be mistaken for another."""
+    """Changes every parameter and statistic from its initial value, so that none can be mistaken for another. Values of
+    wide layers are smaller, so that states do not grow with the width."""
     import torch
 
     with torch.no_grad():
@@ -161,7 +182,7 @@ def randomize(tower) -> None:
             elif value.dtype.is_floating_point and not name.endswith(("inv_freq", "attn_mask")):  # no parameters
                 norm = value.ndim == 1 and name.endswith("weight")
                 value.add_(torch.randn_like(value) * (0.2 if value.ndim < 2 else 0.05)) if norm else value.copy_(
-                    torch.randn_like(value) * (0.3 if value.ndim < 4 else 0.1)
+                    torch.randn_like(value) * (0.3 * min(1.0, (16 / value.shape[-1]) ** 0.5) if value.ndim < 4 else 0.1)
                 )
 
 

@@ -47,7 +47,7 @@ def run_tower(tower, kind: str, expected):
 
 
 def check_tower(directory: Path, name: str) -> None:
-    architecture = reference_towers.TOWERS[name][0]
+    architecture = (reference_towers.TOWERS | reference_towers.FULL_SIZE)[name][0]
     expected = np.load(directory / "expected.npz")
     if architecture in reference_towers.PAIRS:
         for kind, key in (("image", "pooled"), ("text", "pooled_text")):
@@ -89,6 +89,14 @@ def test_tower_equals_pytorch(name):
 @pytest.mark.parametrize("name", sorted(reference_towers.TOWERS))
 def test_tower_equals_installed_pytorch(name, tmp_path):
     reference_towers.write(name, tmp_path, seed=1)
+    check_tower(tmp_path, name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TORCH, reason="torch and transformers are not installed")
+@pytest.mark.parametrize("name", sorted(reference_towers.FULL_SIZE))
+def test_full_size_tower_equals_installed_pytorch(name, tmp_path):
+    reference_towers.write(name, tmp_path)
     check_tower(tmp_path, name)
 
 
