@@ -2,8 +2,8 @@
 loop once.
 
 Matrix products and convolutions count, with two FLOPs for a multiplication and its addition. A step costs three times
-its forward pass; a frozen tower costs only its forward pass. Rematerialization does not count, so that MFU measures
-useful work (docs/method.md, Eq. 55).
+its forward pass; a frozen tower costs only its forward pass, and one with LoRA's adapters twice as much, because the
+gradient passes through it. Rematerialization does not count, so that MFU measures useful work (docs/method.md, Eq. 55).
 """
 
 import math
@@ -28,15 +28,17 @@ def step_flops(step_config, mesh, params, batch: dict) -> dict[str, float]:
     }
     if step_config.negatives == "local":  # each device scores only its own pairs
         forward["scores"] /= mesh.size
-    frozen = [
-        part
-        for part, multipliers in (
-            ("images", step_config.lr_multipliers["image"]),
-            ("texts", step_config.lr_multipliers["text"]),
-        )
-        if not optim.is_trained(multipliers.get("backbone", multipliers))
-    ]
-    return {part: count if part in frozen else 3 * count for part, count in forward.items()}
+    passes = {f"{tower}s": _count_passes(step_config.lr_multipliers, tower) for tower in ("image", "text")}
+    passes["scores"] = 3
+    return {part: passes[part] * count for part, count in forward.items()}
+
+
+def _count_passes(lr_multipliers: dict, tower: str) -> int:
+    """Returns how many times the FLOPs of its forward pass an encoder costs in a step."""
+    multipliers = lr_multipliers[tower]
+    if optim.is_trained(multipliers.get("backbone", multipliers)):
+        return 3
+    return 2 if optim.is_trained(lr_multipliers.get("lora", {}).get(tower, {})) else 1
 
 
 def count_flops(function, *args) -> float:

@@ -36,8 +36,11 @@ def test_count_flops_of_transformer():
     assert flops.count_flops(tower.apply, params, pixels) == expected
 
 
-@pytest.mark.parametrize(("frozen", "negatives"), [("", "global"), ("image", "global"), ("text", "local")])
-def test_step_flops_triple_forward_flops_except_of_frozen_towers(frozen, negatives):
+@pytest.mark.parametrize(
+    ("frozen", "adapters", "negatives"),
+    [("", False, "global"), ("image", False, "global"), ("text", False, "local"), ("image", True, "global")],
+)
+def test_step_flops_triple_forward_flops_except_of_frozen_towers(frozen, adapters, negatives):
     b, n, c, d, words, devices = 6, 5, 3, 7, 4, 2
     images, ids, mask = jnp.zeros((b, n, c)), jnp.zeros((b, words), int), jnp.ones((b, words), bool)
     params = {"image": jnp.zeros((c, d)), "text": jnp.zeros((9, d))}
@@ -47,12 +50,15 @@ def test_step_flops_triple_forward_flops_except_of_frozen_towers(frozen, negativ
         score=lambda p, v, t: jnp.einsum("ind,jmd->ij", v, t),
     )
     multipliers = {kind: {"backbone": {"kernel": 0.0 if kind == frozen else 1.0}} for kind in ("image", "text")}
+    if adapters:
+        multipliers["lora"] = {frozen: {"up": 1.0, "down": 1.0}}
+    passes = {"image": 3, "text": 3} | {frozen: 2 if adapters else 1}
     step_config = SimpleNamespace(model=model, lr_multipliers=multipliers, negatives=negatives)
     mesh, batch = SimpleNamespace(size=devices), {"images": images, "text": ids, "text_mask": mask}
     step_flops = flops.step_flops(step_config, mesh, params, batch)
     scores = flops.count_flops(lambda v, t: model.score(None, v, t), jnp.zeros((b, n, d)), jnp.zeros((b, words, d)))
     assert step_flops == {
-        "images": 2 * b * n * c * d * (1 if frozen == "image" else 3),
-        "texts": 2 * b * words * 9 * d * (1 if frozen == "text" else 3),
+        "images": 2 * b * n * c * d * passes["image"],
+        "texts": 2 * b * words * 9 * d * passes["text"],
         "scores": 3 * scores / (devices if negatives == "local" else 1),
     }
