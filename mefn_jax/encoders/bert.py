@@ -48,7 +48,8 @@ class BERT(Transformer, kw_only=True):
         if self.type_vocab_size:
             # A caption is a single segment, but BERT adds its embedding all the same, and pretrained ones are not zero.
             x = x + embed(self.type_vocab_size, nn.initializers.normal(0.02), "segments")(jnp.zeros_like(ids))
-        x = nn.LayerNorm(self.eps, dtype=self.dtype, name="embed_norm" if not self.type_vocab_size else "norm")(x)
+        # The name says that the norm precedes the layers. With segments it is "norm", as stored runs have it.
+        x = nn.LayerNorm(self.eps, dtype=self.dtype, name="norm" if self.type_vocab_size else "embed_norm")(x)
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
         bias = None
         if self.distance_buckets:

@@ -6,7 +6,7 @@
 Both towers must be CLIP's, with their projections, or SigLIP's (docs/evaluation.md). SigLIP and SigLIP 2:
 
     python eval.py zero_shot --config=configs/flickr30k.py:model=siglip,image=siglip2_b16,text=siglip2 \\
-        --config.image.pretrained=SIGLIP2 --config.text.pretrained=SIGLIP2
+        --config.image.pretrained=SIGLIP2 --config.text.pretrained=SIGLIP2 --config.text.max_tokens=63
 """
 
 from absl import flags

@@ -235,8 +235,7 @@ def locate_checkpoint(name: str) -> Path:
 
 def read_config(directory: Path) -> dict:
     """Returns the object of the checkpoint's `config.json`, completed by the defaults of `transformers`, or what
-    open_clip's says in the same words. Raises
-    WeightsError if the file is missing or cannot be interpreted."""
+    open_clip's says in the same words. Raises WeightsError if the file is missing or cannot be interpreted."""
     if is_open_clip(directory):
         return read_model_config(directory)
     path = directory / "config.json"
@@ -371,7 +370,7 @@ def _match_tensors(directory, headers: dict, mapping: Mapping, shapes: dict) -> 
             require(name, () if headers[name].shape == () else (1,))
         elif name == projection:
             require(name, conversion.source_shape(shape))
-        elif 0 not in headers[name].shape and not (
+        elif 0 not in headers[name].shape and not (  # an empty tensor: registers of a DINOv3 without any
             name.endswith(IGNORED) or name.startswith((*HEADS, *mapping.other_tower))
         ):
             problems.add(f"surplus {name} {headers[name].shape}")
