@@ -129,13 +129,21 @@ def write_tower(root: Path, fixture: str, tokenizer: str = "", rows: int = 0) ->
         return folder
     for path in (fixtures / "tokenizers" / tokenizer).glob("tokenizer*.json"):
         shutil.copyfile(path, folder / path.name)
-    config = json.loads((folder / "config.json").read_text())
-    config.get("text_config", config)["vocab_size"] = rows
-    (folder / "config.json").write_text(json.dumps(config))
-    tensors = load_file(folder / "model.safetensors")
+    add_rows(folder, rows)
+    return folder
+
+
+def add_rows(folder: Path, rows: int) -> None:
+    """Gives the word embedding of a checkpoint's text tower random rows up to a number."""
+    (config_file,) = {*folder.glob("*config.json")} - {*folder.glob("[pt]*_config.json")}
+    config = json.loads(config_file.read_text())
+    section = config.get("model_cfg", config)
+    section.get("text_cfg", section.get("text_config", section))["vocab_size"] = rows
+    config_file.write_text(json.dumps(config))
+    (weights_file,) = folder.glob("*.safetensors")
+    tensors = load_file(weights_file)
     for name, value in tensors.items():
         if name.endswith(("word_embeddings.weight", "token_embedding.weight")):
-            shape = (rows, value.shape[1])
-            tensors[name] = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    save_file(tensors, folder / "model.safetensors")
-    return folder
+            more = np.random.default_rng(0).normal(size=(rows - len(value), value.shape[1]))
+            tensors[name] = np.concatenate([value, more.astype(np.float32)])
+    save_file(tensors, weights_file)

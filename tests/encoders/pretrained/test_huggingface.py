@@ -53,10 +53,10 @@ def check_tower(directory: Path, name: str) -> None:
         for kind, key in (("image", "pooled"), ("text", "pooled_text")):
             tower = weights.load_tower(directory, kind)
             layers, _, pooled = run_tower(tower, kind, expected)
-            for name, states in layers.items():
-                if (key_of_layer := f"{kind}_hidden_{int(name[6:]) + 1}") in expected:
-                    exists = expected["attention_mask"] > 0 if kind == "text" else ...  # padding is not compared
-                    assert_equal(np.asarray(states)[exists], expected[key_of_layer][exists])
+            exists = expected["attention_mask"] > 0 if kind == "text" else ...  # padding is not compared
+            for k in range(sum(name.startswith(f"{kind}_hidden") for name in expected)):
+                states = np.asarray(layers[f"layer_{k}"])
+                assert_equal(states[exists], expected[f"{kind}_hidden_{k + 1}"][exists])
             projected = pooled @ tower.projection
             assert_equal(projected / np.linalg.norm(projected, axis=1, keepdims=True), expected[key])
         return
@@ -88,6 +88,8 @@ def test_tower_equals_pytorch(name):
 @pytest.mark.skipif(not TORCH, reason="torch and transformers are not installed; the fixtures replace them")
 @pytest.mark.parametrize("name", sorted(reference_towers.TOWERS))
 def test_tower_equals_installed_pytorch(name, tmp_path):
+    if name.startswith("open_clip"):
+        pytest.importorskip("open_clip")
     reference_towers.write(name, tmp_path, seed=1)
     check_tower(tmp_path, name)
 

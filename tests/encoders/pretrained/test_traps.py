@@ -19,7 +19,8 @@ PARITY = 1e-4
 
 
 def measure_error(name: str, kind: str, key: str, **changes) -> float:
-    """The largest relative difference of `key` from PyTorch's, of a tower of which some fields are changed."""
+    """The largest relative difference of `key` from PyTorch's, of a tower of which some fields are changed. Parameters
+    that the checkpoint lacks then are 0."""
     expected = np.load(FIXTURES / name / "expected.npz")
     tower = weights.load_tower(FIXTURES / name, kind)
     if kind == "text":
@@ -27,9 +28,10 @@ def measure_error(name: str, kind: str, key: str, **changes) -> float:
     else:
         inputs = (expected["pixel_values"].transpose(0, 2, 3, 1),)
     module = tower.module.clone(**changes)
-    variables = module.init(jax.random.key(0), *inputs)["params"] | tower.params
-    pooled = np.asarray(module.apply({"params": variables}, *inputs)[1])
-    if tower.projection is not None and key in ("pooled_text", "pooled") and "last" not in expected:
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes) | tower.params
+    pooled = np.asarray(jax.jit(module.apply)({"params": params}, *inputs)[1])
+    if "last" not in expected:  # of both towers, the embeddings are stored
         pooled = pooled @ tower.projection
         pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
     return float(np.abs(pooled - expected[key]).max() / np.abs(expected[key]).max())
@@ -54,8 +56,8 @@ TRAPS = {
 
 @pytest.mark.parametrize("trap", TRAPS)
 def test_output_differs_without_the_cure(trap):
+    """With it, the outputs are equal (test_huggingface.py)."""
     name, kind, key, changes = TRAPS[trap]
-    assert measure_error(name, kind, key) <= PARITY / 10
     assert measure_error(name, kind, key, **changes) > PARITY
 
 
@@ -114,12 +116,13 @@ def test_missing_surplus_and_misshapen_tensors_are_named(kind, name, tmp_path):
     assert "surplus strange.weight (3, 2)" in message
 
 
-def test_sizes_without_a_checkpoint_are_refused(tmp_path):
-    """Options of today's towers that no tensor bounds."""
+def test_options_that_cannot_be_met_are_refused(tmp_path):
+    """Options of today's towers that no tensor bounds, and SigLIP 2 of any resolution (naflex)."""
     for name, key, value, message in (
         ("dinov2_registers", "num_register_tokens", 10**9, "num_register_tokens 1000000000 must be a number in"),
         ("dinov2", "mlp_ratio", 10**6, "mlp_ratio 1000000 must be a number in"),
         ("dinov3", "rope_theta", 0.5, "rope_theta 0.5 must be a number in"),
+        ("siglip", "model_type", "siglip2", "model_type 'siglip2' is no image tower that can be loaded"),
         ("dinov3", "query_bias", False, "query_bias 'False' is not supported"),
         ("roberta", "pad_token_id", -1, "pad_token_id -1 must be a number in"),
         ("mpnet", "relative_attention_num_buckets", 8, "relative_attention_num_buckets 8 must be a number in"),
