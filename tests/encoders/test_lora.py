@@ -1,5 +1,7 @@
 """LoRA: adapters alone are trained, change nothing at first, and can be merged."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,18 +44,18 @@ def make_batch(config):
 def make_variables(rank):
     config = make_config(rank)
     model = build_model(config, VOCABULARY)
-    return config, model, model.init(jax.random.key(0), *dummy_inputs(config))
+    return config, model, jax.jit(model.init)(jax.random.key(0), *dummy_inputs(config))
 
 
 def encode_both(model, variables, batch):
-    texts = model.encode_texts(variables, batch["text"], batch["text_mask"])
-    return model.encode_images(variables, batch["images"]), texts
+    texts = jax.jit(model.encode_texts)(variables, batch["text"], batch["text_mask"])
+    return jax.jit(model.encode_images)(variables, batch["images"]), texts
 
 
-def train(rank, sizes, steps):
-    config = make_config(rank)
-    devices = jax.devices()[: int(np.prod(list(sizes.values())))]
-    mesh = make_mesh(sizes, devices)
+@functools.cache
+def train(fsdp=1, steps=3):
+    config = make_config(rank=2)
+    mesh = make_mesh({"data": 1, "fsdp": fsdp}, jax.devices()[:fsdp])
     model = build_model(config, VOCABULARY)
     hyper = hyperparameters_from_config(config, steps=100)
 
@@ -82,7 +84,7 @@ def test_first_step_equals_frozen_tower_exactly():
 
 
 def test_only_adapters_of_a_tower_are_trained_and_merge_exactly():
-    model, factors, first, trained, _ = train(2, {"data": 1}, 3)
+    model, factors, first, trained, _ = train()
     for tower in ("image", "text"):
         assert not optim.is_trained(factors[tower]["backbone"])
         jax.tree.map(np.testing.assert_array_equal, first[tower]["backbone"], trained.params[tower]["backbone"])
@@ -102,10 +104,9 @@ def test_only_adapters_of_a_tower_are_trained_and_merge_exactly():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *computed)
 
 
-@pytest.mark.slow
 def test_adapters_train_equally_under_fsdp():
-    *_, one, loss = train(2, {"data": 1}, 3)
-    *_, four, sharded_loss = train(2, {"data": 1, "fsdp": 4}, 3)
+    *_, one, loss = train()
+    *_, four, sharded_loss = train(fsdp=4)
     np.testing.assert_allclose(sharded_loss, loss, rtol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one.params["lora"], four.params["lora"])
 
