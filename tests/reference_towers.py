@@ -96,6 +96,16 @@ FULL_SIZE = {
     "xlm_roberta_base": ("xlm_roberta", BASE_TEXT | {"vocab_size": 250002, "type_vocab_size": 1}, None),
     "distilbert_base": ("distilbert", {"vocab_size": 30522}, None),
     "mpnet_base": ("mpnet", BASE_TEXT, None),
+    "open_clip_b32": (
+        "open_clip",
+        {
+            "embed_dim": 512,
+            "quick_gelu": True,
+            "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32},
+            "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
+        },
+        (224, 224),
+    ),
 }
 
 
@@ -147,17 +157,19 @@ def write_open_clip(options: dict, size, directory: Path, seed: int) -> None:
     directory.mkdir(exist_ok=True)
     state = {name: value.contiguous() for name, value in tower.state_dict().items()}
     safetensors.torch.save_file(state, directory / "open_clip_model.safetensors")
-    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD, "size": 8}
+    side = options["vision_cfg"]["image_size"]
+    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD, "size": side}
     preprocess |= {"interpolation": "bicubic", "resize_mode": "shortest"}
     content = {"model_cfg": options, "preprocess_cfg": preprocess}
     (directory / "open_clip_config.json").write_text(json.dumps(content))
-    if size != (8, 8):
+    if size != (side, side):
         larger = rest | {"vision_cfg": rest["vision_cfg"] | {"image_size": list(size)}}
         resized = type(tower)(**larger).eval()
         resize_pos_embed(state, resized)
         resized.load_state_dict(state)
         tower = resized
-    inputs = {k: fill_up(v, 12) for k, v in captions(30, seed).items()}
+    texts = captions(options["text_cfg"]["vocab_size"], seed)
+    inputs = {k: fill_up(v, options["text_cfg"]["context_length"]) for k, v in texts.items()}
     inputs["pixel_values"] = np.random.default_rng(seed).normal(size=(2, 3, *size)).astype(np.float32)
     hidden, text = {}, getattr(tower, "text", tower)
     for kind, blocks in (("image", tower.visual.transformer.resblocks), ("text", text.transformer.resblocks)):
@@ -180,10 +192,12 @@ def randomize(tower) -> None:
             if name.endswith("running_var"):
                 value.uniform_(0.5, 2.0)
             elif value.dtype.is_floating_point and not name.endswith(("inv_freq", "attn_mask")):  # no parameters
-                norm = value.ndim == 1 and name.endswith("weight")
-                value.add_(torch.randn_like(value) * (0.2 if value.ndim < 2 else 0.05)) if norm else value.copy_(
-                    torch.randn_like(value) * (0.3 * min(1.0, (16 / value.shape[-1]) ** 0.5) if value.ndim < 4 else 0.1)
-                )
+                if value.ndim == 1 and name.endswith("weight"):  # of a norm
+                    value.add_(torch.randn_like(value) * 0.2)
+                else:
+                    width = value.shape[-1] if value.ndim else 1
+                    scale = 0.1 if value.ndim == 4 else 0.3 * min(1.0, (16 / width) ** 0.5)
+                    value.copy_(torch.randn_like(value) * scale)
 
 
 def compute(kind: str, tower, size, seed: int) -> dict[str, np.ndarray]:

@@ -1,16 +1,12 @@
 """The compiled model: hubness offsets in both stages, and checkpoints of other versions."""
 
 import dataclasses
-import shutil
 
 import jax
 import numpy as np
 import pytest
-from commands import ROOT
 from random_features import length_mask, random_features
-from sample_data import add_rows
 
-from configs import flickr30k
 from configs.default import get_config
 from mefn_jax.evaluation import evaluator
 from mefn_jax.evaluation.evaluator import Evaluator
@@ -65,23 +61,3 @@ def test_load_checkpoint_reads_earlier_format_with_its_upgrade(trained, monkeypa
     monkeypatch.setattr(checkpoint, "CHECKPOINT_FORMAT", later)
     loaded, _, _ = evaluator.load_checkpoint(trained[0], "latest")
     assert loaded.config.eval.score_tile_mib == 0.5
-
-
-def test_zero_shot_embeds_texts_as_open_clip_does(clip, tmp_path):
-    """From its layout: the sizes, the joint space, the preprocessing, and CLIP's tokenizer beside it."""
-    directory = tmp_path / "open_clip"
-    shutil.copytree(ROOT / "tests" / "fixtures" / "open_clip_quick", directory)
-    for path in clip.glob("tokenizer*.json"):
-        shutil.copyfile(path, directory / path.name)
-    add_rows(directory, 40)
-    config = flickr30k.get_config("model=clip,image=clip_vit_b32,text=clip,smoke").unlock()
-    config.text.update(pretrained=str(directory), max_tokens=10)
-    config.image.update(pretrained=str(directory), size=0)
-    zero_shot, params = evaluator.load_zero_shot(config.lock())
-    image = zero_shot.config.image
-    assert (zero_shot.config.embed_dim, image.size, image.resize, image.vit.antialias) == (6, 8, "crop", True)
-    assert zero_shot.tokenizer.sep == 39
-    expected = np.load(directory / "expected.npz")
-    inputs = expected["input_ids"].astype(np.int32), expected["attention_mask"] > 0
-    pooled = zero_shot.model.encode_texts(params, *inputs).pooled
-    np.testing.assert_allclose(pooled, expected["pooled_text"], atol=1e-4)

@@ -98,6 +98,8 @@ def test_tower_equals_installed_pytorch(name, tmp_path):
 @pytest.mark.skipif(not TORCH, reason="torch and transformers are not installed")
 @pytest.mark.parametrize("name", sorted(reference_towers.FULL_SIZE))
 def test_full_size_tower_equals_installed_pytorch(name, tmp_path):
+    if name.startswith("open_clip"):
+        pytest.importorskip("open_clip")
     reference_towers.write(name, tmp_path)
     check_tower(tmp_path, name)
 

@@ -7,12 +7,15 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
-from commands import SMOKE, read_state, refusal
+from commands import ROOT, SMOKE, read_state, refusal
+from sample_data import add_rows
 
-from configs import default
+from configs import default, flickr30k
+from mefn_jax.data.from_config import make_tokenizer
 from mefn_jax.encoders.pretrained import weights
-from mefn_jax.encoders.pretrained.towers import load_pretrained
+from mefn_jax.encoders.pretrained.towers import insert_pretrained, load_pretrained
 from mefn_jax.errors import WeightsError
+from mefn_jax.model import build_model, dummy_inputs
 from mefn_jax.runtime.checkpoint import Checkpoints
 
 
@@ -118,3 +121,26 @@ def test_load_pretrained_notes_pooling_of_sentence_transformers(towers, capsys):
     config.text.update(pretrained=str(towers / "bert"), max_tokens=10)
     load_pretrained(config)
     assert "pools by mean_tokens, which is not read: text.pooling=tower is used" in capsys.readouterr().out
+
+
+def test_open_clip_embeds_texts_with_its_own_files(clip, tmp_path):
+    """From its layout: the sizes, the joint space, the preprocessing, and CLIP's tokenizer beside it."""
+    directory = tmp_path / "open_clip"
+    shutil.copytree(ROOT / "tests" / "fixtures" / "open_clip_quick", directory)
+    for path in clip.glob("tokenizer*.json"):
+        shutil.copyfile(path, directory / path.name)
+    add_rows(directory, 40)
+    config = flickr30k.get_config("model=clip,image=clip_vit_b32,text=clip,smoke").unlock()
+    config.text.update(pretrained=str(directory), max_tokens=10)
+    config.image.update(pretrained=str(directory), size=0)
+    config, loaded, tokenizer_json = load_pretrained(config)
+    image = config.image
+    assert (config.embed_dim, image.size, image.resize, image.vit.antialias) == (6, 8, "crop", True)
+    assert make_tokenizer(config, tokenizer_json).sep == 39
+    model = build_model(config, 40)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *dummy_inputs(config))
+    params = insert_pretrained(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes), loaded)
+    expected = np.load(directory / "expected.npz")
+    inputs = expected["input_ids"].astype(np.int32), expected["attention_mask"] > 0
+    pooled = jax.jit(model.encode_texts)(params, *inputs).pooled
+    np.testing.assert_allclose(pooled, expected["pooled_text"], atol=1e-4)
