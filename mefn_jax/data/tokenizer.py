@@ -98,8 +98,8 @@ class Tokenizer:
     """
 
     def __init__(self, json: str, max_tokens: int, lower_case: bool, punctuation: str):
-        """Loads the tokenizer. Raises DataError if `json` cannot be read or is refused by `check_tokenizer_json`, or a
-        token for padding, start or end is missing."""
+        """Loads the tokenizer. Raises DataError if `json` cannot be read or is refused by `check_tokenizer_json`, if it
+        cannot encode a letter, or if a token for padding, start or end is missing."""
         self.json, self.max_tokens = json, max_tokens
         self.lower_case, self.punctuation = lower_case, punctuation
         check_tokenizer_json(json)
@@ -178,8 +178,12 @@ class Tokenizer:
 
     def _find_ends(self) -> tuple[int | None, int]:
         """Returns the ids of the tokens before and after a caption: those that the tokenizer itself puts around a text,
-        the first None if it puts one after it only, else those with one of the usual names."""
-        encoding = self._tokenizer.encode("a")
+        the first None if it puts one after it only, else those with one of the usual names. Raises DataError if the
+        tokenizer cannot encode a letter."""
+        try:
+            encoding = self._tokenizer.encode("a")
+        except BaseException as e:
+            raise _as_data_error(e, f"{TOKENIZER_FILE} cannot encode 'a'", "make the data set again") from None
         around = [i for i, special in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if special]
         if len(around) == 1 and encoding.special_tokens_mask[-1] and len(encoding.ids) > 1:
             return None, around[0]

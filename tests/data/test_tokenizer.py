@@ -266,6 +266,13 @@ def test_tokenizer_takes_names_and_padding_from_file():
     assert (tokenizer.unknown, tokenizer.mask, tokenizer.ordinary.tolist()) == (0, None, [3])
 
 
+def test_tokenizer_without_its_unknown_token_is_refused():
+    content = json.loads(TOKENIZER.json)
+    content["model"]["vocab"] = {}
+    with pytest.raises(DataError, match=r"cannot encode 'a' \(.*Missing \[UNK\]"):
+        tok.Tokenizer(json.dumps(content), 4, True, "keep")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
