@@ -21,6 +21,8 @@ MAX_WORD = 500
 # Names that tokenizers use for the tokens around a caption and for padding.
 STARTS, ENDS, PADS = (CLS, "<|startoftext|>", "<s>"), (SEP, "<|endoftext|>", "</s>"), (PAD, "<pad>", "<|endoftext|>")
 MASKS = (MASK, "<mask>")
+# The tokenizer comes from a data set or from the directory of a checkpoint.
+REMEDY = "make the data set again, or, for a checkpoint, copy its files again from their source"
 
 
 def normalize_caption(caption: str, lower_case: bool, punctuation: str, unicode_form: str = "") -> str:
@@ -106,7 +108,7 @@ class Tokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json)
         except BaseException as e:
-            raise _as_data_error(e, f"{TOKENIZER_FILE} cannot be read", "make the data set again") from None
+            raise _as_data_error(e, f"{TOKENIZER_FILE} cannot be read", REMEDY) from None
         padding = self._tokenizer.padding
         self.unicode_form = UNICODE_FORM if _is_trained_here(self._tokenizer) else ""
         self._tokenizer.no_truncation()  # a checkpoint's file may ask for both, but `encode` does them, to one length
@@ -183,7 +185,7 @@ class Tokenizer:
         try:
             encoding = self._tokenizer.encode("a")
         except BaseException as e:
-            raise _as_data_error(e, f"{TOKENIZER_FILE} cannot encode 'a'", "make the data set again") from None
+            raise _as_data_error(e, f"{TOKENIZER_FILE} cannot encode 'a'", REMEDY) from None
         around = [i for i, special in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if special]
         if len(around) == 1 and encoding.special_tokens_mask[-1] and len(encoding.ids) > 1:
             return None, around[0]
