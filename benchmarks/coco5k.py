@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from scoring import make_matcher, random_features  # benchmarks/scoring.py
+from scoring import make_matcher, projections_of, random_features  # benchmarks/scoring.py
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout that is not installed
 
@@ -45,7 +45,8 @@ def main() -> None:
     example = jax.tree.map(lambda x: x[:2], (images, texts))
     params = matcher.init(jax.random.key(0), *example)
     score_tile = functools.partial(matcher.apply, method="score_tile")
-    scorer = compile_tile_scorer(score_tile, matcher.uses_pooled_products, mesh, default_score_tile_mib(mesh))
+    with_pooled, mib = matcher.uses_pooled_products, default_score_tile_mib(mesh)
+    scorer = compile_tile_scorer(score_tile, with_pooled, mesh, mib, projections_of(matcher))
     scores = TiledScores(functools.partial(scorer, params), images, texts, mesh)
     start = time.perf_counter()
     scores(even_slices(options.images, TILE_IMAGES)[0], even_slices(captions, TILE_CAPTIONS)[0])

@@ -1,14 +1,15 @@
 """Times the scoring of all pairs, compared with the bare product of regions and words, and with SCAN as it is usually
 written.
 
-    python benchmarks/scoring.py [--sizes=200x1000,1000x5000] [--regions=36] [--width=1024] [--skip_torch]
+    python benchmarks/scoring.py [--sizes=200x1000,1000x5000] [--regions=36] [--width=1024] [--models=visita]
+                                 [--skip_torch]
     python benchmarks/scoring.py --growth [--sizes=200x1000]
 
 Random unit vectors, float32; captions of 8 to 21 words (14.7 on average). Everything is timed in one process after a
 first tile: the best of three runs (of one for PyTorch), without compilation.
 
     gemm        regions x words alone, a tile of images at a time, words without padding
-    scan, mefn  our matchers as evaluation uses them, from Features in memory to scores in memory, packing included
+    scan, ...   our matchers as evaluation uses them, from Features in memory to scores in memory, packing included
     torch_scan  SCAN t2i LSE in PyTorch, a loop over captions with attended vectors, structured like the authors' code
 
 `--growth` doubles one quantity of the first size at a time, and prints the factors by which the time and the FLOPs of
@@ -35,7 +36,6 @@ from mefn_jax.features import Features
 from mefn_jax.matching.matcher import Matcher
 from mefn_jax.model import MODELS
 from mefn_jax.runtime.sharding import make_mesh
-from mefn_jax.scoring.layouts import region_block
 from mefn_jax.scoring.packing import pack
 from mefn_jax.scoring.tiles import (
     TILE_CAPTIONS,
@@ -46,6 +46,7 @@ from mefn_jax.scoring.tiles import (
     even_slices,
 )
 
+SYSTEMS = {"scan": "scan_t2i_lse", "mefn": "mefn", "visita": "visita"}
 SHORTEST, LONGEST, MEAN = 8, 21, 14.7
 REPEATS = 3
 
@@ -78,6 +79,11 @@ def make_matcher(name: str, **options) -> Matcher:
     return MODELS[name].matcher(**default.get_config(f"model={name}").matcher.to_dict() | options)
 
 
+def projections_of(matcher) -> tuple:
+    """Returns the matcher's `project_regions` and `project_words`, functions `(params, vectors)`."""
+    return tuple(functools.partial(matcher.apply, method=f"project_{kind}") for kind in ("regions", "words"))
+
+
 def shortest_seconds(run, repeats=REPEATS) -> float:
     """Returns the duration of the fastest of several runs."""
     durations = []
@@ -108,7 +114,8 @@ def time_matcher(matcher, images: Features, texts: Features) -> tuple[float, flo
     params = matcher.init(jax.random.key(0), *example)
 
     score_tile = functools.partial(matcher.apply, method="score_tile")
-    program = compile_tile_scorer(score_tile, matcher.uses_pooled_products, mesh, default_score_tile_mib(mesh))
+    with_pooled, mib = matcher.uses_pooled_products, default_score_tile_mib(mesh)
+    program = compile_tile_scorer(score_tile, with_pooled, mesh, mib, projections_of(matcher))
     scorer = functools.partial(program, params)
     rows, columns = even_slices(len(images.mask), TILE_IMAGES), even_slices(len(texts.mask), TILE_CAPTIONS)
 
@@ -130,8 +137,8 @@ def scoring_flops(matcher, images: Features, texts: Features) -> float:
     params = matcher.init(jax.random.key(0), *jax.tree.map(lambda x: x[:1], (images, texts)))
     score_tile = functools.partial(matcher.apply, method="score_tile")
     groups = *(x[:num_groups] for x in groups), pooled
-    regions = jax.eval_shape(region_block, images)
-    return count_tile_flops(score_tile, matcher.uses_pooled_products, params, regions, groups)
+    with_pooled, project = matcher.uses_pooled_products, projections_of(matcher)
+    return count_tile_flops(score_tile, with_pooled, params, images, groups, project)
 
 
 def measure_growth(images: int, captions: int, regions: int, width: int) -> dict:
@@ -184,6 +191,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="200x1000,1000x5000", help="images x captions, separated by commas")
     parser.add_argument("--regions", type=int, default=36)
     parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--models", default=",".join(SYSTEMS), help="our matchers, separated by commas")
     parser.add_argument("--skip_torch", action="store_true")
     parser.add_argument("--growth", action="store_true", help="measure what doubling each quantity costs")
     options = parser.parse_args()
@@ -198,7 +206,8 @@ def main() -> None:
         times = {"gemm": time_gemm(images, texts)}
         print(f"{size}: {texts.mask.sum(1).mean():.1f} words, {options.regions} regions, D = {options.width}")
         print(f"  {'gemm':10} {times['gemm']:8.2f} s", flush=True)
-        for name, matcher in (("scan", make_matcher("scan_t2i_lse")), ("mefn", make_matcher("mefn"))):
+        for name in options.models.split(","):
+            matcher = make_matcher(SYSTEMS[name])
             times[name], first_tile = time_matcher(matcher, images, texts)
             ratio = times[name] / times["gemm"]
             print(f"  {name:10} {times[name]:8.2f} s  {ratio:5.2f} x gemm  (first tile {first_tile:.1f} s)", flush=True)

@@ -41,6 +41,7 @@ SYSTEMS = {
     "mefn_no_global": ("mefn_no_global", {}),
     "scan_t2i_lse": ("scan_t2i_lse", {}),
     "scan_i2t_lse": ("scan_i2t_lse", {}),
+    "visita": ("visita", {}),
     "vsepp": ("vsepp", {}),
 }
 

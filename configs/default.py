@@ -147,7 +147,8 @@ def base(model="mefn"):
     c.matcher = ConfigDict(matcher_options(model))  # the fields of the system's class in mefn_jax/matching/
 
     c.loss = ConfigDict()
-    c.loss.name = "triplet"  # triplet, info_nce (learned scale) or siglip (learned scale and bias)
+    c.loss.name = "triplet"  # triplet, info_nce (learned scale), siglip (learned scale and bias) or info_nce_triplet
+    c.loss.triplet_weight = 1.0  # info_nce_triplet: weight of the triplet loss in the sum of both
     c.loss.margin = 0.2  # triplet: margin in score units (alpha of the paper's Eq. 2 is twice this)
     c.loss.anchors = "both"  # triplet: both, image (the paper's Eq. 2 as printed) or text
     c.loss.hard_negative_ramp = -1  # triplet: steps from all negatives to the hardest; 0: at once, -1: never
@@ -218,7 +219,8 @@ def shrink(c):
     for tower in (c.text.bert, c.text.clip, c.text.siglip):
         tower.update(width=32, layers=1, heads=2, mlp_width=64, max_positions=64)
     c.text.gru.word_width = 16
-    c.matcher.hub_vectors = min(c.matcher.hub_vectors, 8)
+    for option in {"hub_vectors", "concepts"} & set(c.matcher):
+        c.matcher[option] = min(c.matcher[option], 8)
     c.loss.hard_negative_ramp = min(c.loss.hard_negative_ramp, 4)
     c.train.update(steps=8, epochs=0.0, batch_size=16, log_every=2, eval_every=4, save_every=4)
     c.eval.update(batch_size=16, explained_pairs=0)

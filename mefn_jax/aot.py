@@ -42,7 +42,6 @@ from mefn_jax.runtime.sharding import (
     param_shardings,
     replicated,
 )
-from mefn_jax.scoring.layouts import region_block
 from mefn_jax.scoring.packing import GROUP_TEXTS, GROUP_WORDS
 from mefn_jax.scoring.tiles import TILE_CAPTIONS, TILE_IMAGES, count_tile_flops, plan_tiles
 from mefn_jax.training import state, step
@@ -178,8 +177,9 @@ def lower_scoring(config, target: str):
     tile_mib = score_tile_mib(config, mesh)
     num_groups = jax.ShapeDtypeStruct((), jax.numpy.int32, sharding=replicated_sharding)
     num_tiles, tile_images = plan_tiles(TILE_IMAGES, images.mask.shape[1], GROUP_WORDS, tile_mib)
-    regions = jax.eval_shape(region_block, with_batch_sharding(images, replicated_sharding, tile_images))
-    tile_flops = count_tile_flops(model.score_tile, model.matcher.uses_pooled_products, params, regions, groups)
+    images_of_tile = with_batch_sharding(images, replicated_sharding, tile_images)
+    scoring = model.score_tile, model.matcher.uses_pooled_products
+    tile_flops = count_tile_flops(*scoring, params, images_of_tile, groups, model.projections)
     # Of a loop whose length the program does not know, one iteration is counted: hence the factors.
     flops_by_part = {"scores": mesh.size * num_tiles * tile_flops}
     lowered = compile_scorer(model, mesh, tile_mib).lower(params, images, groups, num_groups)

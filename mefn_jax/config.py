@@ -37,7 +37,17 @@ POSITIVE = (
     "matcher.init_hub_scale",
     "matcher.inverse_temperature",
     "matcher.lse_factor",
+    "matcher.steps",
+    "matcher.groups",
+    "matcher.kernels",
+    "matcher.init_eta",
+    "matcher.concepts",
+    "matcher.neighbours",
+    "matcher.edges",
+    "matcher.init_gamma",
+    "matcher.init_share",
 )
+SETS = ("matcher.levels", "matcher.cues")  # options that are a set of names
 # Options in [0, 1): probabilities, fractions and decays.
 PROBABILITIES = (
     "image.resnet.stochastic_depth",
@@ -57,6 +67,7 @@ PROBABILITIES = (
     "augment.color_jitter",
     "augment.word_noise",
     "augment.region_dropout",
+    "matcher.init_share",
 )
 NOT_NEGATIVE = (
     "image.size",
@@ -80,6 +91,7 @@ NOT_NEGATIVE = (
     "eval.val_images",
     "eval.score_tile_mib",
     "eval.explained_pairs",
+    "loss.triplet_weight",
 )
 # Options that change pixels, with the value that turns each off.
 PIXEL_AUGMENTATIONS = {
@@ -129,13 +141,20 @@ def check_config(config: ConfigDict, choices: dict) -> None:
     model and the loss know."""
     options = flatten(config.to_dict())  # a matcher's options are those of its class
     for key, names in (BASE_CHOICES | choices).items():
-        value = options.get(key)
-        if key in options and value not in names:
-            raise ConfigError(f"{key}: {value!r} is not one of {_join_names(names)}{suggest(value, names)}")
+        for value in _list_values(options, key):
+            if value not in names:
+                raise ConfigError(f"{key}: {value!r} is not one of {_join_names(names)}{suggest(str(value), names)}")
+    for key in SETS:
+        values = _list_values(options, key)
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{key}: {tuple(values)} names one twice")
+    if options.get("matcher.levels") == []:
+        raise ConfigError("matcher.levels: () must name at least one level")
     _check_sizes(options)
     for key in POSITIVE:
-        if key in options and not get_dotted(config, key) > 0:
-            raise ConfigError(f"{key}: {get_dotted(config, key)!r} must be greater than 0")
+        for value in _list_values(options, key):
+            if not value > 0:
+                raise ConfigError(f"{key}: {value!r} must be greater than 0")
     for key in NOT_NEGATIVE:
         if get_dotted(config, key) < 0:
             raise ConfigError(f"{key}: {get_dotted(config, key)!r} must not be negative")
@@ -150,7 +169,7 @@ def check_config(config: ConfigDict, choices: dict) -> None:
             f"train.steps={config.train.steps} and train.epochs={config.train.epochs}: set exactly one, the other to 0"
         )
     for key in PROBABILITIES:
-        if not 0 <= get_dotted(config, key) < 1:
+        if key in options and not 0 <= get_dotted(config, key) < 1:
             raise ConfigError(f"{key}: {get_dotted(config, key)!r} must be in [0, 1)")
     for key in ("image.crop", "augment.crop", "train.layer_decay"):
         if not 0 < get_dotted(config, key) <= 1:
@@ -165,6 +184,12 @@ def check_config(config: ConfigDict, choices: dict) -> None:
         has_no_tower = config[kind].arch in ("regions", "cached")
         if has_no_tower or not config[kind].pretrained:  # otherwise the sizes come from the checkpoint
             check_tower(config)
+
+
+def _list_values(options: dict, key: str) -> list:
+    """Returns the values of an option, one unless it is a list; none for an option that this configuration lacks."""
+    value = options.get(key, [])
+    return value if isinstance(value, list) else [value]
 
 
 def _check_colors(key: str, values, above: float) -> None:

@@ -124,10 +124,23 @@ def triplet_options(config, hyper, step) -> dict:
     return {"margin": hyper.margin, "hardest": hardest, "anchors": config.anchors}
 
 
+def info_nce_triplet(scores, positives, scale, bias, *, triplet_weight, **options):
+    """Computes the sum of both losses, a scalar: InfoNCE and `triplet_weight` times the triplet loss, whose options are
+    those of `triplet` (docs/method.md, Eq. 79). Bias is not used."""
+    triplets = triplet(scores, positives, None, None, **options)
+    return info_nce(scores, positives, scale, bias) + triplet_weight * triplets
+
+
+def info_nce_triplet_options(config, hyper, step) -> dict:
+    """Returns the options of the sum of InfoNCE and the triplet loss at a step."""
+    return triplet_options(config, hyper, step) | {"triplet_weight": config.triplet_weight}
+
+
 LOSSES = {
     "triplet": Loss(triplet, options=triplet_options),
     "info_nce": Loss(info_nce, CLIP),
     "siglip": Loss(siglip, SIGLIP),
+    "info_nce_triplet": Loss(info_nce_triplet, CLIP, info_nce_triplet_options),
 }
 # The values that an option may have.
 LOSS_CHOICES = {

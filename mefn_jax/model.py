@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -33,6 +34,8 @@ from mefn_jax.matching.hubness import HubnessCorrection
 from mefn_jax.matching.matcher import Matcher
 from mefn_jax.matching.mefn import BRANCHES, DIRECTIONS, GLOBAL_INPUTS, MEFN
 from mefn_jax.matching.scan import AGGREGATES, SCAN, SCAN_DIRECTIONS
+from mefn_jax.matching.sfe import CUES, SFE
+from mefn_jax.matching.visita import LEVELS, VisITA
 from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, Products, RegionBlock
 
 
@@ -58,6 +61,25 @@ def _scan(direction: str, aggregate: str, inverse_temperature: float, lse_factor
     return System(SCAN, {"loss.hard_negative_ramp": 500} | constants, form)
 
 
+# Chen et al. 2021: the hardest negative, regions and words left out in training, an MLP on precomputed regions.
+VSE_INFINITY = {
+    "loss.hard_negative_ramp": 500,
+    "augment.region_dropout": 0.2,
+    "augment.word_noise": 0.2,
+    "image.regions.projection": "mlp",
+}
+
+
+def _visita(**form) -> System:
+    """Returns VisITA, or an ablation of it by options of its matcher; it trains on the sum of two losses."""
+    return System(VisITA, {"loss.name": "info_nce_triplet"}, {f"matcher.{name}": value for name, value in form.items()})
+
+
+def _sfe(**form) -> System:
+    """Returns SFE, or an ablation of it by options of its matcher; it trains on the hardest negative."""
+    return System(SFE, {"loss.hard_negative_ramp": 500}, {f"matcher.{name}": value for name, value in form.items()})
+
+
 MODELS = {
     "mefn": System(MEFN),
     "mefn_no_entropy": System(MEFN, requires={"matcher.entropy": "none"}),
@@ -70,6 +92,18 @@ MODELS = {
     "scan_i2t_avg": _scan("i2t", "avg", 4.0),
     "clip": System(PooledCosine, requires={"loss.name": "info_nce"}),
     "siglip": System(PooledCosine, requires={"loss.name": "siglip"}),
+    "vse_infinity": System(PooledCosine, VSE_INFINITY, {"image.pooling": "gpo", "text.pooling": "gpo"}),
+    "visita": _visita(),
+    "visita_no_cross": _visita(levels=("whole",)),
+    "visita_one_level": _visita(levels=("fragments",)),
+    "visita_one_step": _visita(steps=1),
+    "visita_linear": _visita(kernels=()),
+    "sfe": _sfe(),
+    "sfe_no_external": _sfe(cues=()),
+    "sfe_no_internal": _sfe(internal=False),
+    "sfe_no_patch": _sfe(cues=("instance", "neighbour")),
+    "sfe_no_instance": _sfe(cues=("patch", "neighbour")),
+    "sfe_no_neighbour": _sfe(cues=("patch", "instance")),
 }
 
 
@@ -157,6 +191,9 @@ MODEL_CHOICES = {
     "matcher.branches": BRANCHES,
     "matcher.direction": SCAN_DIRECTIONS,
     "matcher.aggregate": AGGREGATES,
+    "matcher.levels": LEVELS,
+    "matcher.attend": DIRECTIONS,
+    "matcher.cues": CUES,
 }
 
 
@@ -251,6 +288,12 @@ class Model:
         if self.hubness is None:
             return tuple(jnp.zeros(x.shape[:-1], jnp.float32) for x in embeddings)
         return self.hubness.apply(select_part(params, "hubness"), *embeddings)
+
+    @property
+    def projections(self) -> tuple[Callable, Callable]:
+        """Returns the matcher's `project_regions` and `project_words` as functions `(params, vectors)`."""
+        methods = "project_regions", "project_words"
+        return tuple(lambda params, x, method=m: self._apply_matcher(params, method, x) for m in methods)
 
     def score_products(self, params, products: Products, regions: RegionBlock, words: PaddedTexts) -> jax.Array:
         """Returns `score` from inner products; only for a matcher with `has_products`."""

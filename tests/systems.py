@@ -1,10 +1,21 @@
 """Matchers of the systems in `MODELS`."""
 
+import functools
+
 from configs import default
 from mefn_jax.matching.matcher import Matcher
 from mefn_jax.model import MODELS
+
+# The systems whose scores differ in more than what options switch off, or what encoders and losses do.
+ABLATIONS = {name for name in MODELS if name.startswith(("visita_", "sfe_"))}
+SCORES = sorted(MODELS.keys() - ABLATIONS - {"clip", "vse_infinity"})
 
 
 def make_matcher(name: str, **options) -> Matcher:
     """Returns the matcher of a system with the options of its default configuration, except for `options`."""
     return MODELS[name].matcher(**default.get_config(f"model={name}").matcher.to_dict() | options)
+
+
+def projections_of(matcher: Matcher) -> tuple:
+    """Returns the matcher's `project_regions` and `project_words`, functions `(variables, vectors)`."""
+    return tuple(functools.partial(matcher.apply, method=f"project_{kind}") for kind in ("regions", "words"))

@@ -23,7 +23,7 @@ def test_scoring_benchmark_runs(command):
     sizes = "--sizes=6x20,300x40"
     seconds = last_line(command("benchmarks/scoring.py", sizes, "--regions=4", "--width=16", "--skip_torch"))
     assert set(seconds) == {"6x20", "300x40"}
-    assert all(seconds["300x40"][name] > 0 for name in ("gemm", "scan", "mefn"))
+    assert all(seconds["300x40"][name] > 0 for name in ("gemm", "scan", "mefn", "visita"))
 
 
 def test_training_benchmark_runs(command):

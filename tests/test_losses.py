@@ -132,6 +132,16 @@ def test_losses_have_published_initial_parameters():
     assert initial["triplet"] == {}
 
 
+def test_info_nce_triplet_is_weighted_sum():
+    scores = np.random.default_rng(0).uniform(-1, 1, (4, 4)).astype(np.float32)
+    positives, hyper = np.asarray(losses.positives_mask(np.array([0, 1, 0, 2]))), hyperparameters(margin=0.3)
+    config = types.SimpleNamespace(name="info_nce_triplet", anchors="both", triplet_weight=0.5)
+    found = losses.make_loss(config)({"scale": 1.5}, scores, positives, hyper, 0)
+    expected = float(info_nce(scores, positives, 1.5, None)) + 0.5 * naive_triplet(scores, positives, 0.3, 0.0, "both")
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert losses.LOSSES["info_nce_triplet"].initial == losses.LOSSES["info_nce"].initial
+
+
 def hyperparameters(**options):
     config = default.get_config()
     config.loss.update(options)

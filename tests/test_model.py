@@ -1,5 +1,7 @@
 """The parts of a model: its variables, their constants, and the boxes of its regions."""
 
+import functools
+
 import flax
 import flax.linen as nn
 import jax
@@ -12,6 +14,7 @@ from configs import precomputed, shapes
 from mefn_jax import losses, model, optim
 from mefn_jax.encoders.grids import grid_boxes
 from mefn_jax.matching.matcher import Matcher
+from mefn_jax.matching.sfe import CUES
 from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.scoring.layouts import region_block, separate_vectors, to_padded
 from mefn_jax.training import state, step
@@ -19,12 +22,23 @@ from mefn_jax.training.hyperparameters import hyperparameters_from_config
 from mefn_jax.training.setup import make_init
 
 HUBNESS = {"images", "texts", "log_scale", "weight"}
-LEARNED_SCALARS = {
+SFE_EXTERNAL = {"visual_nodes", "textual_nodes", "image_step", "text_step"}
+VISITA_GROUPS = {"log_eta", "region_prototypes", "word_prototypes"}
+LEARNED_PARAMETERS = {
+    "visita": VISITA_GROUPS | {"log_lambda", "term_logits", "fragments_kernels", "groups_kernels", "whole_kernels"},
+    "visita_no_cross": {"whole_kernels"},
+    "visita_one_level": {"log_lambda", "term_logits", "fragments_kernels"},
+    "sfe": SFE_EXTERNAL | {"log_lambda", "gate_logit"},
+    "sfe_no_external": {"log_lambda", "gate_logit"},
+    "sfe_no_internal": SFE_EXTERNAL,
+    "visita_linear": VISITA_GROUPS | {"log_lambda", "term_logits"},
     "mefn": {"log_lambda", "log_kappa", "gate_logit"},
     "mefn_no_entropy": {"log_lambda", "gate_logit"},
     "mefn_no_local": {"log_lambda", "log_kappa"},
     "mefn_no_global": {"log_lambda", "log_kappa"},
 }
+LEARNED_PARAMETERS["visita_one_step"] = LEARNED_PARAMETERS["visita"]
+LEARNED_PARAMETERS |= {f"sfe_no_{cue}": LEARNED_PARAMETERS["sfe"] for cue in CUES}
 
 
 def tiny_config(name: str) -> ConfigDict:
@@ -47,7 +61,8 @@ def test_init_makes_every_declared_parameter(name):
         built.hub_offsets(variables, images, texts)
         built.image_vectors(variables, images)
         built.text_vectors(variables, texts)
-        layouts = region_block(images), to_padded(texts)
+        project_regions, project_words = (functools.partial(f, variables) for f in built.projections)
+        layouts = region_block(images, project_regions), to_padded(texts, project_words)
         built.score_tile(variables, *separate_vectors(*layouts, built.matcher.uses_pooled_products))
         if built.has_explain:
             built.explain(variables, *pair)
@@ -57,7 +72,7 @@ def test_init_makes_every_declared_parameter(name):
 
     jax.eval_shape(call_every_method, variables)  # Flax refuses to read a variable that `init` has not made
     assert set(variables) == {"image", "text", "matcher", "hubness", "loss", "constants"}
-    assert set(variables["matcher"]) == LEARNED_SCALARS.get(name, set())
+    assert set(variables["matcher"]) == LEARNED_PARAMETERS.get(name, set())
     assert set(variables["hubness"]) == HUBNESS
     assert set(variables["loss"]) == set(losses.LOSSES[config.loss.name].initial)
     with config.unlocked():

@@ -114,5 +114,6 @@ def check_supports_cca(config) -> None:
     poolings = {"image.pooling": config.image.pooling, "text.pooling": config.text.pooling}
     for key, pooling in poolings.items():
         has_tower = key == "text.pooling" and config.text.arch != "cached"  # otherwise `tower` pools by the mean
-        if pooling != "mean" and (pooling != "tower" or has_tower):
+        # GPO is a weighted mean in each dimension; it begins with random weights.
+        if pooling not in ("mean", "gpo") and (pooling != "tower" or has_tower):
             raise ConfigError(f"train.init=cca uses means of features, but {key} is {pooling}; set --config.{key}=mean")

@@ -85,7 +85,9 @@ class Evaluator:
 
     @functools.cached_property
     def _reranker(self):
-        return rerank.compile_reranker(self.model.score_tile, self.model.matcher.uses_pooled_products, self.mesh)
+        model = self.model
+        with_pooled = model.matcher.uses_pooled_products
+        return rerank.compile_reranker(model.score_tile, with_pooled, self.mesh, model.projections)
 
     def rerank(self, params, images: Features, texts: Features, k: int) -> rerank.Candidates:
         """Returns k candidates for each caption, with the matcher's scores (docs/method.md, Eqs. 35, 64, 65)."""
@@ -187,7 +189,8 @@ def compile_scorer(model: Model, mesh, mib: float):
     `score(params, images, texts)` of Features. `mib`: the largest regions x words array on a device, in MiB.
     """
     if model.has_tile:
-        return tiles.compile_tile_scorer(model.score_tile, model.matcher.uses_pooled_products, mesh, mib)
+        with_pooled = model.matcher.uses_pooled_products
+        return tiles.compile_tile_scorer(model.score_tile, with_pooled, mesh, mib, model.projections)
     everywhere = replicated(mesh)
     return jax.jit(model.score, in_shardings=(None, batch_sharding(mesh), everywhere), out_shardings=everywhere)
 

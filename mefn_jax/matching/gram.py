@@ -113,5 +113,17 @@ def _compute_weighted_cosine(products: Products, regions: RegionBlock, words: Pa
 def normalize_product(product, square):
     """Returns `product / sqrt(square)`, and 0, with gradient 0, where `square`, the squared length of the vector, is at
     most TINY (docs/method.md, Eqs. 29 to 31)."""
-    nonzero = square > TINY
-    return jnp.where(nonzero, product * jax.lax.rsqrt(jnp.where(nonzero, square, 1.0)), 0.0)
+    return product * inverse_sqrt(square, TINY)
+
+
+def inverse_sqrt(square, limit: float):
+    """Returns one over the square root, and 0, with gradient 0, where `square` is at most `limit`."""
+    nonzero = square > limit
+    return jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, square, 1.0)), 0.0)
+
+
+def limit_scale(log_scale):
+    """Returns the exponential of a learned logarithm, at most MAX_PLAIN_SCALE, so that the exponentials of scaled
+    cosines and their squares fit into float32. The gradient passes through the limit (docs/method.md, Eq. 46)."""
+    excess = jnp.maximum(log_scale - jnp.log(MAX_PLAIN_SCALE), 0.0)
+    return jnp.exp(log_scale - jax.lax.stop_gradient(excess))

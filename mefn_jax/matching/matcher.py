@@ -52,13 +52,22 @@ class Matcher(nn.Module, kw_only=True):
 
     def score(self, images: Features, texts: Features):
         """Returns the scores of all pairs, float32 `(I, T)`: cosine scale, higher is better, differentiable."""
-        inputs = separate_vectors(region_block(images), to_padded(texts), self.uses_pooled_products)
-        return self.score_products(*inputs)
+        layouts = region_block(images, self.project_regions), to_padded(texts, self.project_words)
+        return self.score_products(*separate_vectors(*layouts, self.uses_pooled_products))
+
+    def project_regions(self, vectors):
+        """Returns a few numbers of each region, float32 `(..., G)`, that `score_products` takes beside products, from
+        its vector `(..., D)` alone: `projections` of `RegionBlock`. None: there are none."""
+        return None
+
+    def project_words(self, vectors):
+        """Returns a few numbers of each word, as `project_regions` does: `projections` of the texts' layouts."""
+        return None
 
     def score_products(self, products: Products, regions: RegionBlock, words: PaddedTexts | PackedTexts):
         """Returns the scores, float32 `(I, T)`, differentiable, from arrays without an axis of D dimensions: the
         products of images with texts, and the masks and Gram matrices of `regions` and `words`, whose vectors are None
-        (docs/method.md, section 8)."""
+        (docs/method.md, section 8), and their `projections`."""
         raise NotImplementedError(f"{type(self).__name__} defines neither score nor score_products")
 
     def score_tile(self, products: Products, regions: RegionBlock, words: PaddedTexts | PackedTexts):
@@ -82,9 +91,10 @@ class Matcher(nn.Module, kw_only=True):
         """Returns learned scalars by name, for the log."""
         return {}
 
-    def initial_constants(self, images: Features, texts: Features, image_index) -> dict:
-        """Returns the collection `constants` of a new run, from encoded training items: NumPy Features of I images and
-        of C captions, and the image `(C,)` of each caption."""
+    def initial_constants(self, images: Features, texts: Features, image_index, captions: list[str], seed: int) -> dict:
+        """Returns the collection `constants` of a new run, as NumPy arrays, from training items: Features of I images
+        and of C captions before the transforms, the image `(C,)` of each caption, and the captions themselves. `seed`
+        is `train.seed`. Process 0 alone calls it, and every process gets its result."""
         return {}
 
     @classmethod

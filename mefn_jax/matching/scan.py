@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mefn_jax.features import EPS, Features, unit
-from mefn_jax.matching.gram import MAX_PLAIN_SCALE, normalize_product
+from mefn_jax.matching.gram import MAX_PLAIN_SCALE, inverse_sqrt, normalize_product
 from mefn_jax.matching.matcher import Matcher
 from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, Products, RegionBlock, region_block, to_padded
 
@@ -53,10 +53,10 @@ class SCAN(Matcher, kw_only=True):
         row over the queries is scaled to unit length first; masked entries are zero and stay zero."""
         leaky = jnp.where(S > 0, S, SLOPE * S)
         if self.direction == "t2i":
-            e = leaky * words.broadcast(_inverse_sqrt(words.sum_unmasked(leaky * leaky)))
+            e = leaky * words.broadcast(inverse_sqrt(words.sum_unmasked(leaky * leaky), EPS))
             e = _stop_gradient_if_single(e, words.broadcast(words.lengths()))
             return jnp.exp(self.inverse_temperature * e + regions.log_mask_for(words))
-        e = leaky * _inverse_sqrt(jnp.sum(leaky * leaky, 1))[:, None]
+        e = leaky * inverse_sqrt(jnp.sum(leaky * leaky, 1), EPS)[:, None]
         e = _stop_gradient_if_single(e, jnp.sum(regions.mask, 1).reshape(-1, 1, *[1] * words.word_axes))
         return jnp.exp(self.inverse_temperature * e)
 
@@ -92,9 +92,3 @@ def _stop_gradient_if_single(rows, num_queries):
     """Stops the gradient of rows with a single query: L2-normalizing one number leaves +1 or -1, so the true gradient
     is 0 and the computed one is rounding noise, larger for smaller cosines."""
     return jnp.where(num_queries > 1, rows, jax.lax.stop_gradient(rows))
-
-
-def _inverse_sqrt(square):
-    """Returns one over the square root, and 0, with gradient 0, where `square` is at most EPS."""
-    nonzero = square > EPS
-    return jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, square, 1.0)), 0.0)

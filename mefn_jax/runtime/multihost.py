@@ -122,6 +122,17 @@ def broadcast_text(make: Callable[[], str]) -> str:
     return np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes().decode()
 
 
+def broadcast_arrays(make: Callable[[], dict], shapes: dict) -> dict:
+    """Returns, on every process, the tree of NumPy arrays that `make()` returns on process 0. It has the structure,
+    shapes and types of `shapes`. If it fails there, the others raise OtherProcessError."""
+    empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    arrays = on_all_processes(lambda: make() if jax.process_index() == 0 else empty)
+    arrays = jax.tree.map(lambda x, like: np.asarray(x, like.dtype).reshape(like.shape), arrays, empty)
+    return (
+        arrays if jax.process_count() == 1 else jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(arrays))
+    )
+
+
 def check_processes_agree(facts: dict[str, str]) -> None:
     """Raises ConfigError on all processes unless `facts` are the same on all of them."""
     if jax.process_count() == 1:

@@ -37,10 +37,12 @@ def score_in_chunks(model, params, images: Features, texts: Features, chunk_mib:
     of one (docs/method.md, Eq. 50). Several chunks are each computed again in the backward pass; the products of a
     single one are kept.
     """
-    regions = region_block(images)
+    project_regions, project_words = (functools.partial(project, params) for project in model.projections)
+    regions = region_block(images, project_regions)
 
     def score_chunk(texts: Features):
-        products, images_rest, words = separate_vectors(regions, to_padded(texts), model.matcher.uses_pooled_products)
+        layouts = regions, to_padded(texts, project_words)
+        products, images_rest, words = separate_vectors(*layouts, model.matcher.uses_pooled_products)
         by_image, by_text = (products, images_rest), (params, words)
         image_bytes = 4 * images.mask.shape[1] * texts.mask.size
         tile_size = items_per_tile(len(images.mask), image_bytes, tile_mib, SMALLEST_TILE)

@@ -35,6 +35,11 @@ class Products:
     pooled: jax.Array
 
 
+def no_projection(*_):
+    """Returns None in place of `Matcher.project_regions` and `project_words`: for matchers that take no projections."""
+    return None
+
+
 def replace_zeros(x):
     """Returns sums of positive numbers, with 1 in place of an empty sum."""
     return jnp.where(x > 0, x, 1.0)
@@ -109,6 +114,7 @@ class RegionBlock:
         gram: float32 `(I, N, N)`, inner products of an image's regions with one another.
         pooled_products: float32 `(I, N)`, inner products of the regions with their image's `pooled`.
         pooled_squares: float32 `(I,)`, squared lengths of `pooled`.
+        projections: float32 `(I, N, G)`, each region's `Matcher.project_regions`; None for a matcher without it.
     """
 
     vectors: jax.Array | None
@@ -117,6 +123,7 @@ class RegionBlock:
     gram: jax.Array
     pooled_products: jax.Array
     pooled_squares: jax.Array
+    projections: jax.Array | None = None
 
     def log_mask_for(self, words) -> jax.Array:
         """Returns the mask as a term to add to logits, `(I, N, 1...)` like `mask_for`: 0 for regions that exist,
@@ -127,6 +134,10 @@ class RegionBlock:
     def mask_for(self, words) -> jax.Array:
         """Returns the mask `(I, N, 1...)`, which broadcasts to arrays `(I, N, W)` over the layout of `words`."""
         return self.mask.reshape(*self.mask.shape, *[1] * words.word_axes)
+
+    def multiply_gram(self, x):
+        """Returns the products `(I, N, W)` of each image's Gram matrix with `x (I, N, W)`: `G x`."""
+        return jnp.matmul(self.gram, x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
     def squared_norms(self, x):
         """Returns the squared lengths `(I, W)` of each image's sums of regions with weights `x (I, N, W)`: `x' G x`."""
@@ -140,11 +151,11 @@ def _multiply_region_pairs(y, x):
     return jnp.einsum("inw,ikw->ink", y, x)
 
 
-def region_block(images: Features) -> RegionBlock:
-    """Returns the RegionBlock of encoded images."""
+def region_block(images: Features, project=no_projection) -> RegionBlock:
+    """Returns the RegionBlock of encoded images; `project` is the matcher's `project_regions`."""
     v, pooled = images.fragments, images.pooled
     products, squares = jnp.einsum("ind,id->in", v, pooled), jnp.sum(pooled**2, -1)
-    return RegionBlock(v, pooled, images.mask, gram_matrices(v), products, squares)
+    return RegionBlock(v, pooled, images.mask, gram_matrices(v), products, squares, project(v))
 
 
 @flax.struct.dataclass
@@ -159,6 +170,7 @@ class PaddedTexts:
         gram: float32 `(M, M, T)`, inner products of a text's words with one another.
         pooled_products: float32 `(M, T)`, inner products of the words with their text's `pooled`.
         pooled_squares: float32 `(T,)`, squared lengths of `pooled`.
+        projections: float32 `(G, M, T)`, each word's `Matcher.project_words`; None for a matcher without it.
         word_axes: the number of axes in W.
     """
 
@@ -168,6 +180,7 @@ class PaddedTexts:
     gram: jax.Array
     pooled_products: jax.Array
     pooled_squares: jax.Array
+    projections: jax.Array | None = None
     word_axes = 2
 
     def multiply(self, regions: RegionBlock, with_pooled: bool) -> Products:
@@ -197,6 +210,10 @@ class PaddedTexts:
     def broadcast(self, y):
         """Returns the value of each text, `y (..., T)`, for its words: `(..., 1, T)`, which broadcasts to W."""
         return y[..., None, :]
+
+    def multiply_gram(self, x):
+        """Returns the products `(..., M, T)` of each text's Gram matrix with `x (..., M, T)`: `G x`."""
+        return _multiply_word_grams(self.gram, x)
 
     def squared_norms(self, x):
         """Returns the squared lengths `(..., T)` of each text's sum of words with weights `x (..., M, T)`: `x' G x`."""
@@ -239,11 +256,17 @@ def _multiply_word_pairs(y, x):
     return jax.lax.platform_dependent(y, x, cpu=add_products, default=lambda y, x: jnp.einsum("bkt,bmt->kmt", y, x))
 
 
-def to_padded(texts: Features) -> PaddedTexts:
-    """Returns the PaddedTexts of encoded texts."""
-    t, pooled = texts.fragments, texts.pooled
-    gram, products = jnp.moveaxis(gram_matrices(t), 0, -1), jnp.einsum("tmd,td->mt", t, pooled)
-    return PaddedTexts(jnp.swapaxes(t, 0, 1), pooled, texts.mask.T, gram, products, jnp.sum(pooled**2, -1))
+def to_padded(texts: Features, project=no_projection) -> PaddedTexts:
+    """Returns the PaddedTexts of encoded texts; `project` is the matcher's `project_words`."""
+    t, pooled = jnp.swapaxes(texts.fragments, 0, 1), texts.pooled
+    gram, products = jnp.moveaxis(gram_matrices(texts.fragments), 0, -1), jnp.einsum("mtd,td->mt", t, pooled)
+    projections = _move_projections(project(t))
+    return PaddedTexts(t, pooled, texts.mask.T, gram, products, jnp.sum(pooled**2, -1), projections)
+
+
+def _move_projections(projections):
+    """Returns the projections of words `(W, G)` as `(G, W)`."""
+    return None if projections is None else jnp.moveaxis(projections, -1, 0)
 
 
 @flax.struct.dataclass
@@ -257,6 +280,7 @@ class PackedTexts:
         gram: float32 `(L, L)`, inner products of words of the same text, 0 elsewhere.
         pooled_products: float32 `(L,)`, inner products of the words with their text's `pooled`.
         pooled_squares: float32 `(T,)`, squared lengths of `pooled`.
+        projections: float32 `(G, L)`, each word's `Matcher.project_words`; None for a matcher without it.
         word_axes: the number of axes in W.
     """
 
@@ -266,6 +290,7 @@ class PackedTexts:
     gram: jax.Array
     pooled_products: jax.Array
     pooled_squares: jax.Array
+    projections: jax.Array | None = None
     word_axes = 1
 
     def multiply(self, regions: RegionBlock, with_pooled: bool) -> Products:
@@ -298,9 +323,13 @@ class PackedTexts:
         """Returns the value of each text, `y (..., T)`, at each of its words, `(..., L)`."""
         return jnp.matmul(y, self.membership.T, precision=FULL_PRECISION)
 
+    def multiply_gram(self, x):
+        """Returns the products `(..., L)` of the words' Gram matrix with `x (..., L)`: `G x`."""
+        return x @ self.gram
+
     def squared_norms(self, x):
         """Returns the squared lengths `(..., T)` of each text's sum of words with weights `x (..., L)`: `x' G x`."""
-        return self.sum(x * (x @ self.gram))
+        return self.sum(x * self.multiply_gram(x))
 
     def lengths(self):
         """Returns the number of words of each text, `(T,)`."""
@@ -311,16 +340,17 @@ class PackedTexts:
         return self.membership.T > 0
 
 
-def to_packed(vectors, membership, pooled) -> PackedTexts:
+def to_packed(vectors, membership, pooled, project=no_projection) -> PackedTexts:
     """Returns K groups as one PackedTexts whose arrays are `(K, ...)`; scoring takes one group out of it at a time."""
-    return jax.lax.map(lambda group: pack_group(*group), (vectors, membership, pooled))
+    return jax.lax.map(lambda group: pack_group(*group, project), (vectors, membership, pooled))
 
 
-def pack_group(vectors, membership, pooled) -> PackedTexts:
-    """Returns the PackedTexts of one group: `vectors (L, D)`, `membership (L, T)`, `pooled (T, D)`."""
+def pack_group(vectors, membership, pooled, project=no_projection) -> PackedTexts:
+    """Returns the PackedTexts of one group: `vectors (L, D)`, `membership (L, T)`, `pooled (T, D)`; `project` is the
+    matcher's `project_words`."""
     gram = (vectors @ vectors.T) * (membership @ membership.T)
     products, squares = jnp.sum(membership * (vectors @ pooled.T), -1), jnp.sum(pooled**2, -1)
-    return PackedTexts(vectors, pooled, membership, gram, products, squares)
+    return PackedTexts(vectors, pooled, membership, gram, products, squares, _move_projections(project(vectors)))
 
 
 def separate_vectors(regions: RegionBlock, words: PaddedTexts | PackedTexts, with_pooled: bool) -> tuple:

@@ -18,7 +18,7 @@ from mefn_jax.features import EPS, Features
 from mefn_jax.runtime.sharding import BATCH_AXES, batch_sharding, from_full_copy, replicated
 from mefn_jax.scoring.layouts import pack_group, region_block, separate_vectors
 from mefn_jax.scoring.packing import gather_groups, plan_groups
-from mefn_jax.scoring.tiles import even_slices, plan_tiles
+from mefn_jax.scoring.tiles import NO_PROJECTIONS, even_slices, plan_tiles
 
 TILES_PER_CALL = 64  # largest number of tiles that one call scores on each device
 GROUPS_AT_ONCE = 16  # groups whose candidates are found at once
@@ -34,20 +34,26 @@ class Candidates:
     scores: np.ndarray
 
 
-def compile_reranker(score_tile, with_pooled: bool, mesh):
+def compile_reranker(score_tile, with_pooled: bool, mesh, project=NO_PROJECTIONS):
     """Returns three compiled programs, `(score_groups, arrange_regions, find_candidates)`.
 
-    `arrange_regions(images)` makes a RegionBlock of Features. `find_candidates(text_vectors, image_vectors, captions,
-    k)`, int32 `(G, k)`, returns the candidates for groups of captions `(G, T)` from the embeddings of all: exactly, but
-    on TPUs approximately, which leaves out a few and is faster. `score_groups(params, regions, images, *groups)`,
-    float32 `(G, tiles, I, T)`, scores groups of texts, as `packing.gather_groups` returns them, with tiles of images,
-    int32 `(G, tiles, I)`, before the hubness offsets are subtracted; `score_tile` and `with_pooled` are those of
-    `tiles.compile_tile_scorer`. Groups are split over the devices; every device has all the rest.
+    `arrange_regions(params, images)` makes a RegionBlock of Features. `find_candidates(text_vectors, image_vectors,
+    captions, k)`, int32 `(G, k)`, returns the candidates for groups of captions `(G, T)` from the embeddings of all:
+    exactly, but on TPUs approximately, which leaves out a few and is faster. `score_groups(params, regions, images,
+    *groups)`, float32 `(G, tiles, I, T)`, scores groups of texts, as `packing.gather_groups` returns them, with tiles
+    of images, int32 `(G, tiles, I)`, before the hubness offsets are subtracted; `score_tile`, `with_pooled` and
+    `project` are those of `tiles.compile_tile_scorer`. Groups are split over the devices; every device has all the
+    rest.
     """
+
+    project_regions, project_words = project
+
+    def arrange_regions(params, images):
+        return region_block(images, functools.partial(project_regions, params))
 
     def score_on_device(params, regions, images, *groups):
         def score_group(group):
-            images, words = group[0], pack_group(*group[1])
+            images, words = group[0], pack_group(*group[1], functools.partial(project_words, params))
 
             def score_images(rows):
                 return score_tile(params, *separate_vectors(_take_rows(regions, rows), words, with_pooled))
@@ -68,7 +74,7 @@ def compile_reranker(score_tile, with_pooled: bool, mesh):
 
     to_all = {"out_shardings": replicated(mesh)}
     score_groups = jax.jit(split_groups(score_on_device, replicas, replicas, rows, rows, rows, rows), **to_all)
-    return score_groups, jax.jit(region_block), jax.jit(find_candidates, static_argnums=3, **to_all)
+    return score_groups, jax.jit(arrange_regions), jax.jit(find_candidates, static_argnums=3, **to_all)
 
 
 def _take_rows(tree, rows):
@@ -99,7 +105,7 @@ def score_candidates(
     """
     score_groups, arrange_regions, find_candidates = programs
     images, *vectors = from_full_copy(replicated(mesh), (images, text_vectors, image_vectors))
-    regions = arrange_regions(images)
+    regions = arrange_regions(params, images)
     words, captions, flat_slot = plan_groups(texts.mask, similarity_order(text_vectors))
     num_groups, shape = len(words), plan_tiles(k, images.mask.shape[1], words.shape[1], mib)  # (tiles, I)
     calls = -(-num_groups * shape[0] // (TILES_PER_CALL * mesh.size))

@@ -15,7 +15,14 @@ import numpy as np
 from mefn_jax.features import Features
 from mefn_jax.runtime.flops import count_flops
 from mefn_jax.runtime.sharding import BATCH_AXES, batch_sharding, from_full_copy, replicated, round_up
-from mefn_jax.scoring.layouts import PackedTexts, RegionBlock, region_block, remove_vectors, to_packed
+from mefn_jax.scoring.layouts import (
+    PackedTexts,
+    RegionBlock,
+    no_projection,
+    region_block,
+    remove_vectors,
+    to_packed,
+)
 from mefn_jax.scoring.packing import pack
 
 # scores(rows, columns) -> float array (len(rows), len(columns)), for half-open ranges of images and of captions.
@@ -23,6 +30,7 @@ Scores = Callable[[slice, slice], np.ndarray]
 TILE_IMAGES, TILE_CAPTIONS = 256, 1024  # images and captions per request that keep the devices busy
 # Images and captions scored at once by a matcher without `score_tile`: few, as the sizes of its arrays are unknown.
 UNTILED_BLOCK = 32, 256
+NO_PROJECTIONS = no_projection, no_projection  # of images' and of texts' fragments
 
 
 def even_slices(total: int, max_size: int) -> list[slice]:
@@ -40,24 +48,26 @@ def plan_tiles(images: int, regions: int, words: int, mib: float) -> tuple[int, 
     return num_tiles, -(-images // num_tiles)
 
 
-def compile_tile_scorer(score_tile, with_pooled: bool, mesh, mib: float):
+def compile_tile_scorer(score_tile, with_pooled: bool, mesh, mib: float, project=NO_PROJECTIONS):
     """Returns the compiled program `scorer(params, images, groups, num_groups)`, float32 `(I, K, T)`.
 
     `score_tile(params, products, regions, words)` scores one tile, before the hubness offsets are subtracted
-    (`Matcher.score_tile`); `with_pooled` is the matcher's `uses_pooled_products`. `images` are Features, as many as a
-    multiple of the devices; `groups` and `num_groups`, those of K that are scored, are results of `pack`. `mib` is the
-    limit of `plan_tiles`.
+    (`Matcher.score_tile`); `with_pooled` is the matcher's `uses_pooled_products`, and `project` are its
+    `project_regions` and `project_words`, functions `(params, vectors)`. `images` are Features, as many as a multiple
+    of the devices; `groups` and `num_groups`, those of K that are scored, are results of `pack`. `mib` is the limit of
+    `plan_tiles`.
     """
 
     def score_on_device(params, images, groups, num_groups):
         vectors, membership, captions, pooled = groups
-        groups = to_packed(vectors, membership, pooled[captions])
+        project_regions, project_words = (functools.partial(p, params) for p in project)
+        groups = to_packed(vectors, membership, pooled[captions], project_words)
         tiles, size = plan_tiles(*images.mask.shape, groups.membership.shape[1], mib)
         padding = tiles * size - len(images.mask)
         images = jax.tree.map(lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), images)
 
         def score_images(images):
-            regions = region_block(images)
+            regions = region_block(images, project_regions)
             regions_pooled = _multiply_pooled(regions, pooled) if with_pooled else None
 
             def put_scores(k, scores):
@@ -97,14 +107,20 @@ def _score_group(score_tile, params, regions: RegionBlock, regions_pooled, words
     return score_tile(params, products, remove_vectors(regions), remove_vectors(words))
 
 
-def count_tile_flops(score_tile, with_pooled: bool, params, regions: RegionBlock, groups) -> float:
-    """Returns the FLOPs of scoring a tile of images, a RegionBlock, against `groups` of `pack`; all may be shapes.
-    The other arguments are those of `compile_tile_scorer`."""
+def count_tile_flops(score_tile, with_pooled: bool, params, images: Features, groups, project=NO_PROJECTIONS) -> float:
+    """Returns the FLOPs of scoring a tile of images against `groups` of `pack`, without those of their own layout; all
+    may be shapes. The other arguments are those of `compile_tile_scorer`."""
 
-    def take_first_group(vectors, membership, captions, pooled):
-        return jax.tree.map(lambda x: x[0], (to_packed(vectors, membership, pooled[captions]), captions))
+    def arrange_regions(params, images):
+        return region_block(images, functools.partial(project[0], params))
 
-    group, pooled = jax.eval_shape(take_first_group, *groups), groups[-1]
+    def take_first_group(params, vectors, membership, captions, pooled):
+        words = to_packed(vectors, membership, pooled[captions], functools.partial(project[1], params))
+        return jax.tree.map(lambda x: x[0], (words, captions))
+
+    regions = jax.eval_shape(arrange_regions, params, images)
+
+    group, pooled = jax.eval_shape(take_first_group, params, *groups), groups[-1]
     regions_pooled, pooled_flops = None, 0.0
     if with_pooled:
         regions_pooled = jax.eval_shape(_multiply_pooled, regions, pooled)

@@ -18,6 +18,7 @@ from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.matching.cosine import PooledCosine
 from mefn_jax.model import split_constants
 from mefn_jax.runtime.console import print0
+from mefn_jax.runtime.multihost import broadcast_arrays
 
 MAX_IMAGES = 20_000  # training images that the CCA is fitted to, at most
 # Ridges of images and captions, in units of the mean variance, and the power of the correlations that weight the
@@ -65,10 +66,16 @@ def init_projections(evaluator: Evaluator, variables: dict, split: Split) -> dic
 def init_matcher(evaluator: Evaluator, variables: dict, split: Split) -> dict:
     """Returns the matcher's `initial_constants` of a split, as `{"matcher": constants}`. The items are encoded without
     the matcher's own transforms, which may need the constants."""
+    matcher = evaluator.model.matcher
+    if "matcher" not in variables["constants"]:  # an ablation of a matcher that has some
+        return {}
+    print0(f"computing constants of the matcher from {split.num_images:,} training images")
     without_transforms = dataclasses.replace(evaluator.model, matcher=PooledCosine(), hubness=None)
     encoder = dataclasses.replace(evaluator, model=without_transforms)
     images, texts = encoder.encode(variables | {"matcher": {}}, split)
-    constants = evaluator.model.matcher.initial_constants(images, texts, split.caption_image)
+    items = images, texts, split.caption_image, split.all_captions(), evaluator.config.train.seed
+    # Hosts may round differently, and a cluster of regions may then be another one.
+    constants = broadcast_arrays(lambda: matcher.initial_constants(*items), variables["constants"]["matcher"])
     return {"matcher": jax.tree.map(jnp.asarray, constants)}
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_features import length_mask, random_features
-from systems import make_matcher
+from systems import make_matcher, projections_of
 
 from mefn_jax import metrics
 from mefn_jax.runtime.sharding import make_mesh
@@ -18,7 +18,7 @@ IMAGES, CAPTIONS, N, M, D = 9, 23, 4, 6, 8
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("name", ["mefn", "scan_t2i_lse"])
+@pytest.mark.parametrize("name", ["mefn", "scan_t2i_lse", "visita"])
 def test_score_candidates_equals_scores_of_all_pairs(name, devices, monkeypatch):
     monkeypatch.setattr(rerank, "TILES_PER_CALL", 2)
     monkeypatch.setattr(packing, "GROUP_TEXTS", 4)
@@ -28,7 +28,7 @@ def test_score_candidates_equals_scores_of_all_pairs(name, devices, monkeypatch)
     params = module.init(jax.random.key(0), images, texts)
     embeddings = [np.asarray(module.apply(params, x, method="embed")) for x in (images, texts)]
     score_tile = functools.partial(module.apply, method="score_tile")
-    programs = rerank.compile_reranker(score_tile, module.uses_pooled_products, mesh)
+    programs = rerank.compile_reranker(score_tile, module.uses_pooled_products, mesh, projections_of(module))
     two_images = 4 * 2 * N * packing.GROUP_WORDS / 2**20
     candidates = rerank.score_candidates(programs, params, images, texts, *embeddings, 3, mesh, two_images)
     scores = np.asarray(jax.jit(module.apply)(params, images, texts))

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_features import random_features
-from systems import make_matcher
+from systems import SCORES, make_matcher
 
 from mefn_jax import losses
 from mefn_jax.matching.hubness import HubnessCorrection
-from mefn_jax.model import MODELS, Model
+from mefn_jax.model import Model
 from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.scoring.chunks import make_block_scorer
 from mefn_jax.scoring.ring import local_loss, ring_scores
@@ -109,7 +109,11 @@ def assert_close(found, expected, value=1e-6, gradient=1e-5):
         np.testing.assert_allclose(a, b, rtol=0, atol=gradient * largest)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+# Of VisITA and SFE forms that compile in a third of the time: one step, and what the ring computes of SFE.
+RING = sorted({*SCORES, "visita_one_step", "sfe_no_external"} - {"visita", "sfe"})
+
+
+@pytest.mark.parametrize("name", RING)
 def test_ring_scores_equal_plain_scores_and_gradients(name):
     images, texts = pairs(1, [1, 2, 3, 4, 4, 3, 2, 1])
     image_index = jnp.array([0, 1, 2, 0, 3, 4, 2, 5])

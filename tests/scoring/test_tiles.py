@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_features import masks, random_features
-from systems import make_matcher
+from systems import SCORES, make_matcher, projections_of
 
-from mefn_jax.model import MODELS
 from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.scoring.tiles import TiledScores, compile_tile_scorer, even_slices, plan_tiles
 
@@ -22,12 +21,12 @@ def scorers():
     """A mesh of one device; and every matcher's parameters, its compiled tile, and its compiled scores of all pairs."""
     mesh, scorers = make_mesh(devices=jax.devices()[:1]), {}
     examples = random_features(0, 2, N, D), random_features(1, 2, M, D)
-    for name in MODELS:
+    for name in SCORES:
         module = make_matcher(name)
         params = module.init(jax.random.key(0), *examples)
 
         tile = functools.partial(module.apply, method="score_tile")
-        scorer = compile_tile_scorer(tile, module.uses_pooled_products, mesh, 1.0)
+        scorer = compile_tile_scorer(tile, module.uses_pooled_products, mesh, 1.0, projections_of(module))
         scorers[name] = params, scorer, jax.jit(module.apply)
     return mesh, scorers
 

@@ -12,7 +12,7 @@ from mefn_jax.evaluation import cca
     [
         ("image.regions.projection", "mlp", "with image.regions.projection=linear"),
         ("text.arch", "gru", "text.arch=gru has no projection"),
-        ("image.pooling", "gpo", "image.pooling is gpo"),
+        ("image.pooling", "max", "image.pooling is max"),
         ("text.pooling", "max", "text.pooling is max"),
     ],
 )
