@@ -139,8 +139,8 @@ def info_nce_triplet_options(config, hyper, step) -> dict:
 LOSSES = {
     "triplet": Loss(triplet, options=triplet_options),
     "info_nce": Loss(info_nce, CLIP),
-    "siglip": Loss(siglip, SIGLIP),
     "info_nce_triplet": Loss(info_nce_triplet, CLIP, info_nce_triplet_options),
+    "siglip": Loss(siglip, SIGLIP),
 }
 # The values that an option may have.
 LOSS_CHOICES = {

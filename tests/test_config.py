@@ -99,9 +99,10 @@ def test_note_contradictions_names_required_option(model, capsys):
     assert capsys.readouterr().out == ""
     config = load("default", f"model={model}")
     for key, value in MODELS[model].requires.items():
-        configuration.set_dotted(config, key, "other")
+        other = {str: "other", tuple: ("other",), bool: True, int: 9}[type(value)]
+        configuration.set_dotted(config, key, other)
         note_contradictions(config)
-        note = f"note: model={model} is defined by {key}={value}, but {key}=other is used\n"
+        note = f"note: model={model} is defined by {key}={value}, but {key}={other} is used\n"
         assert capsys.readouterr().out == note
         configuration.set_dotted(config, key, value)
 
@@ -126,6 +127,7 @@ def test_get_config_refuses_unknown_argument(arg, message):
         ("model", "mefn_no_entrop", "did you mean 'mefn_no_entropy'"),
         ("image.arch", "vgg", "image.arch: 'vgg' is not one of resnet, vit"),
         ("matcher.local", "all", "matcher.local: 'all' is not one of"),
+        ("loss.triplet_weight", -1.0, "loss.triplet_weight: -1.0 must not be negative"),
         ("train.batch_size", 0, "train.batch_size: 0 must be greater than 0"),
         ("train.steps", 5, "train.steps=5 and train.epochs=30.0: set exactly one"),
         ("train.warmup_fraction", 1.0, "train.warmup_fraction"),

@@ -14,7 +14,7 @@ from mefn_jax.runtime.checkpoint import Checkpoints
 
 def start_train(cache, workdir, *args):
     return subprocess.Popen(
-        [sys.executable, "train.py", SMOKE, f"--workdir={workdir}", *args],
+        [sys.executable, "train.py", SFE, f"--workdir={workdir}", *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -23,12 +23,13 @@ def start_train(cache, workdir, *args):
     )
 
 
+SFE = f"{SMOKE},model=sfe"  # a system with constants from the training data
 DROPOUT = ("--config.text.bert.dropout=0.1", "--config.image.vit.dropout=0.1")  # so that random keys matter
 LONG = ("--config.train.steps=24", "--config.train.save_every=2", "--config.train.eval_every=100", *DROPOUT)
 
 
 def test_killed_run_resumes_bit_identically(tmp_path, command, cache):
-    command("train.py", SMOKE, f"--workdir={tmp_path / 'whole'}", *LONG)
+    command("train.py", SFE, f"--workdir={tmp_path / 'whole'}", *LONG)
     process = start_train(cache, tmp_path / "broken", *LONG)
     lines = (line for line in process.stdout if line.startswith("step "))
     for _ in range(3):  # by the third line the first checkpoint is complete
@@ -37,14 +38,17 @@ def test_killed_run_resumes_bit_identically(tmp_path, command, cache):
     process.communicate()
     with Checkpoints(tmp_path / "broken", create=True) as checkpoints:
         assert checkpoints.meta(checkpoints.latest)["step"] == checkpoints.latest
-    text = command("train.py", SMOKE, f"--workdir={tmp_path / 'broken'}", *LONG).stdout
+    text = command("train.py", SFE, f"--workdir={tmp_path / 'broken'}", *LONG).stdout
     assert "resuming after" in text
-    assert_equal_states(read_state(tmp_path / "whole"), read_state(tmp_path / "broken"))
+    assert "computing constants" not in text
+    whole, broken = read_state(tmp_path / "whole"), read_state(tmp_path / "broken")
+    assert_equal_states(whole, broken)
+    assert any(np.any(array) for name, array in whole[1].items() if name.startswith("/constants/matcher/image_step"))
     losses = [logged(tmp_path / run, "loss") for run in ("whole", "broken")]
     common = losses[0].keys() & losses[1].keys()
     assert 24 in common
     assert all(losses[0][k] == losses[1][k] for k in common)
-    again = command("train.py", SMOKE, f"--workdir={tmp_path / 'broken'}", *LONG).stdout
+    again = command("train.py", SFE, f"--workdir={tmp_path / 'broken'}", *LONG).stdout
     assert "step 24 of 24 is done already" in again
 
 

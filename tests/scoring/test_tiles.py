@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_features import masks, random_features
+from random_features import length_mask, masks, random_features
 from systems import SCORES, make_matcher, projections_of
 
 from mefn_jax.runtime.sharding import make_mesh
@@ -48,3 +48,18 @@ def test_plan_tiles_keeps_memory_budget():
     assert plan_tiles(250, 36, 128, 1.0) == (5, 50)
     assert plan_tiles(3, 10_000, 128, 1.0) == (3, 1)
     assert even_slices(1000, 256) == [slice(0, 250), slice(250, 500), slice(500, 750), slice(750, 1000)]
+
+
+def test_scores_of_a_pair_do_not_depend_on_other_items(scorers):
+    """Of every system: a part of a gallery, in another order and among other items, has the same scores."""
+    sides = []
+    for seed, count, size, kept in ((0, 5, N, [3, 1]), (1, 9, M, [8, 0, 2, 5])):
+        mask = length_mask(seed, count, size)
+        gallery, other = (random_features(seed + 10 * k, count, size, D, mask) for k in range(2))
+        mixed = jax.tree.map(lambda a, b, kept=kept: np.concatenate([a[kept], b[len(kept) :]]), gallery, other)
+        sides.append((gallery, mixed, kept))
+    (images, mixed_images, rows), (texts, mixed_texts, columns) = sides
+    for name, (params, _, score_all) in scorers[1].items():
+        expected = np.asarray(score_all(params, images, texts))[np.ix_(rows, columns)]
+        found = np.asarray(score_all(params, mixed_images, mixed_texts))[: len(rows), : len(columns)]
+        np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)
