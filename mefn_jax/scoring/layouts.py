@@ -69,6 +69,22 @@ def squared_norms(multiply, multiply_pairs, axis: int, gram, x):
     return compute(gram, x)
 
 
+def multiply_grams(multiply, multiply_pairs, gram, x):
+    """Returns `multiply(gram, x)`, the products `G x` with symmetric matrices; arguments as for `squared_norms`. The
+    gradient is `G y` and the pairs of x and y for a gradient y of the result: JAX's own is slow for plain sums."""
+
+    @jax.custom_vjp
+    def compute(gram, x):
+        return multiply(gram, x)
+
+    def backward(inputs, gradient):
+        gram, x = inputs
+        return multiply_pairs(x, gradient), multiply(gram, gradient)
+
+    compute.defvjp(lambda gram, x: (compute(gram, x), (gram, x)), backward)
+    return compute(gram, x)
+
+
 def inner_products(x, y):
     """Returns the inner products of all vectors `x (A..., D)` with all `y (B..., D)`, `(A..., B...)`.
 
@@ -137,7 +153,8 @@ class RegionBlock:
 
     def multiply_gram(self, x):
         """Returns the products `(I, N, W)` of each image's Gram matrix with `x (I, N, W)`: `G x`."""
-        return jnp.matmul(self.gram, x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+        flat = x.reshape(*x.shape[:2], -1)
+        return multiply_grams(jnp.matmul, _multiply_region_pairs, self.gram, flat).reshape(x.shape)
 
     def squared_norms(self, x):
         """Returns the squared lengths `(I, W)` of each image's sums of regions with weights `x (I, N, W)`: `x' G x`."""
@@ -213,7 +230,7 @@ class PaddedTexts:
 
     def multiply_gram(self, x):
         """Returns the products `(..., M, T)` of each text's Gram matrix with `x (..., M, T)`: `G x`."""
-        return _multiply_word_grams(self.gram, x)
+        return multiply_grams(_add_word_grams, _multiply_word_pairs, self.gram, x)
 
     def squared_norms(self, x):
         """Returns the squared lengths `(..., T)` of each text's sum of words with weights `x (..., M, T)`: `x' G x`."""
@@ -239,6 +256,17 @@ def _multiply_word_grams(gram, x):
         x,
         cpu=lambda gram, x: jnp.sum(x[..., :, None, :] * gram, -3),
         default=lambda gram, x: jnp.einsum("kmt,...kt->...mt", gram, x),
+    )
+
+
+def _add_word_grams(gram, x):
+    """Returns `_multiply_word_grams(gram, x)`, faster on a CPU for a result that is not summed at once: a term for each
+    word. XLA would otherwise compute x anew for every word of the result."""
+    return jax.lax.platform_dependent(
+        gram,
+        x,
+        cpu=lambda gram, x: sum(x[..., k, None, :] * gram[k] for k in range(len(gram))),
+        default=_multiply_word_grams,
     )
 
 

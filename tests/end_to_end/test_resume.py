@@ -43,7 +43,7 @@ def test_killed_run_resumes_bit_identically(tmp_path, command, cache):
     assert "computing constants" not in text
     whole, broken = read_state(tmp_path / "whole"), read_state(tmp_path / "broken")
     assert_equal_states(whole, broken)
-    assert any(np.any(array) for name, array in whole[1].items() if name.startswith("/constants/matcher/image_step"))
+    assert any(np.any(x) for name, x in whole[1].items() if name.startswith("/constants/matcher/visual_nodes"))
     losses = [logged(tmp_path / run, "loss") for run in ("whole", "broken")]
     common = losses[0].keys() & losses[1].keys()
     assert 24 in common
