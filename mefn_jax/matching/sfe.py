@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from mefn_jax.features import Features, unit
+from mefn_jax.features import MASKED_LOGIT, Features, unit
 from mefn_jax.matching import concepts as corpus
 from mefn_jax.matching.gram import TINY, inverse_sqrt, limit_scale
 from mefn_jax.matching.matcher import Matcher
@@ -63,7 +63,7 @@ class ExternalStep(nn.Module):
         share = nn.sigmoid(share_logit)
         enhanced = self._enhance_concepts(own_nodes, other_nodes)
         logits = jnp.exp(log_gamma) * features.fragments @ unit(own_nodes).T  # (B, L, K)
-        evoked = nn.softmax(jnp.where(in_use, logits, -1e30)) @ enhanced  # (B, L, D)
+        evoked = nn.softmax(jnp.where(in_use, logits, MASKED_LOGIT)) @ enhanced  # (B, L, D)
         fragments = unit((1 - share) * features.fragments + share * evoked) * features.mask[..., None]
         count = jnp.maximum(jnp.sum(features.mask, 1), 1)[:, None]
         mean = jnp.sum(evoked * features.mask[..., None], 1) / count
@@ -155,7 +155,7 @@ class SFE(Matcher, kw_only=True):
         """Returns the attention of each word over the regions of one pair of enhanced items, float32 `(N, M)`; columns
         sum to 1. Without the internal step it is not trained."""
         mask = image.mask[:, None] & text.mask
-        logits = jnp.where(image.mask[:, None], self._lambda * image.fragments @ text.fragments.T, -1e30)
+        logits = jnp.where(image.mask[:, None], self._lambda * image.fragments @ text.fragments.T, MASKED_LOGIT)
         return jnp.where(mask, nn.softmax(logits, 0), 0.0)
 
     def scalars(self) -> dict:
