@@ -30,7 +30,7 @@ def get_config(arg=""):
     c.text.max_tokens = 16
     if c.text.arch != "gru":
         c.text.update(pooling="mean", channel_dropout=0.2)
-        c.train.init, c.image.regions.projection = "cca", "linear"
+        c.train.init = "cca"
     if c.text.arch == "cached":
         c.augment.word_noise = 0.0  # there are no tokens to change
     if options["model"].startswith("mefn"):  # the other systems of docs/results.md were trained without it

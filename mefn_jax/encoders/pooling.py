@@ -1,4 +1,4 @@
-"""Poolings of fragments to one vector (docs/method.md, Eqs. 8 to 10).
+"""Poolings of fragments to one vector (docs/method.md, Eqs. 8 to 10, and 93).
 
 B items, L fragments, C width; `mask` bool `(B, L)` marks the fragments that exist.
 """
@@ -10,8 +10,6 @@ import numpy as np
 from mefn_jax.encoders.gru import run_gru
 from mefn_jax.encoders.positions import sines
 from mefn_jax.features import MASKED_LOGIT
-
-POOLINGS = ("mean", "max", "gpo")
 
 
 def mean_pool(x, mask):
@@ -60,6 +58,26 @@ class GPO(nn.Module):
         return jnp.sum(weights * sorted_values, 1)  # missing fragments come last and have weight 0
 
 
+class ESA(nn.Module):
+    """Attention over the fragments in each dimension (ESA, Zhu et al. 2023; docs/method.md, Eq. 93).
+
+    `(B, L, C), (B, L) -> (B, C)`: each dimension of a fragment has a weight, a softmax over the fragments of a linear
+    map of them. With a map of zeros it is the mean. 0 for an item without fragments.
+    """
+
+    @nn.compact
+    def __call__(self, x, mask):
+        x, exists = jnp.where(mask[..., None], x, 0.0), mask[..., None]
+        logits = nn.Dense(x.shape[-1], kernel_init=nn.initializers.xavier_uniform(), name="attention")(x)  # (B, L, C)
+        weights = nn.softmax(jnp.where(exists, logits, MASKED_LOGIT), axis=1)
+        return jnp.sum(weights * x, 1)
+
+
+POOLING_FUNCTIONS = {"mean": mean_pool, "max": max_pool}
+POOLING_MODULES = {"gpo": GPO, "esa": ESA}  # these have parameters
+POOLINGS = (*POOLING_FUNCTIONS, *POOLING_MODULES)
+
+
 class Pool(nn.Module):
     """Pooling of `kind`, a name of POOLINGS: `(B, L, C), (B, L) -> (B, C)`."""
 
@@ -67,6 +85,6 @@ class Pool(nn.Module):
 
     @nn.compact
     def __call__(self, x, mask):
-        if self.kind == "gpo":
-            return GPO(name="gpo")(x, mask)
-        return {"mean": mean_pool, "max": max_pool}[self.kind](x, mask)
+        if self.kind in POOLING_FUNCTIONS:
+            return POOLING_FUNCTIONS[self.kind](x, mask)
+        return POOLING_MODULES[self.kind](name=self.kind)(x, mask)

@@ -107,13 +107,13 @@ def _compute_whitening(covariance: np.ndarray, ridge: float) -> np.ndarray:
 
 def check_supports_cca(config) -> None:
     """Raises ConfigError if CCA cannot initialize the projections of these encoders."""
-    if config.image.arch != "regions" or config.image.regions.projection != "linear":
-        raise ConfigError("train.init=cca needs image.arch=regions with image.regions.projection=linear")
+    if config.image.arch != "regions":
+        raise ConfigError(f"train.init=cca needs image.arch=regions, but it is {config.image.arch}")
     if config.text.arch == "gru":
         raise ConfigError("train.init=cca: text.arch=gru has no projection; choose another, or train.init=random")
     poolings = {"image.pooling": config.image.pooling, "text.pooling": config.text.pooling}
     for key, pooling in poolings.items():
         has_tower = key == "text.pooling" and config.text.arch != "cached"  # otherwise `tower` pools by the mean
-        # GPO is a weighted mean in each dimension; it begins with random weights.
-        if pooling not in ("mean", "gpo") and (pooling != "tower" or has_tower):
+        # GPO is a weighted mean in each dimension; it begins with random weights. ESA begins as the mean.
+        if pooling not in ("mean", "gpo", "esa") and (pooling != "tower" or has_tower):
             raise ConfigError(f"train.init=cca uses means of features, but {key} is {pooling}; set --config.{key}=mean")

@@ -6,6 +6,7 @@ al. 2015), and training continues from there.
 """
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,9 @@ MAX_IMAGES = 20_000  # training images that the CCA is fitted to, at most
 # Ridges of images and captions, in units of the mean variance, and the power of the correlations that weight the
 # dimensions. The values are the best of a grid on held-out images of Flickr8k (docs/results.md), for all data sets.
 RIDGES, POWER = (10.0, 0.3), 0.5
+# Paths of an encoder's parameters that begin at 0, so that the pooled embedding is the projected mean at the start: the
+# last layer of a projection's residual MLP, and the map of ESA's pooling.
+ZEROED = r"^(mlp_out|pooling/esa/attention)/"
 
 
 def init_from_training_data(evaluator: Evaluator, variables: dict, split: Split) -> dict:
@@ -59,8 +63,19 @@ def init_projections(evaluator: Evaluator, variables: dict, split: Split) -> dic
         variance = np.full(len(mean), np.mean((inputs - mean) ** 2))
         statistics = {"input_norm": {"mean": jnp.float32(mean), "var": jnp.float32(variance)}}
         constants = constants | {kind: constants[kind] | statistics}
-        params = params | {kind: params[kind] | {name: {"kernel": jnp.float32(kernel), "bias": jnp.zeros(dim)}}}
+        projection = {"kernel": jnp.float32(kernel), "bias": jnp.zeros(dim)}
+        params = params | {kind: zero_residuals(params[kind]) | {name: projection}}
     return params | {"constants": constants}
+
+
+def zero_residuals(params: dict) -> dict:
+    """Returns the parameters of an encoder with those that ZEROED names set to 0."""
+
+    def zero(path, parameter):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return jnp.zeros_like(parameter) if re.search(ZEROED, name) else parameter
+
+    return jax.tree_util.tree_map_with_path(zero, params)
 
 
 def init_matcher(evaluator: Evaluator, variables: dict, split: Split) -> dict:

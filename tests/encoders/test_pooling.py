@@ -8,7 +8,7 @@ from reference_gru import naive_gru
 
 from mefn_jax.encoders.gru import GRU
 from mefn_jax.encoders.image import ImageEncoder
-from mefn_jax.encoders.pooling import POOLINGS, GPOWeights, Pool
+from mefn_jax.encoders.pooling import POOLINGS, GPOWeights, Pool, mean_pool
 from mefn_jax.encoders.positions import sines
 from mefn_jax.encoders.text import TextEncoder
 from mefn_jax.encoders.vit import ViT
@@ -21,7 +21,7 @@ MASK = np.array([[1, 1, 1, 1, 1], [0, 1, 0, 1, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0,
 @pytest.mark.parametrize("kind", POOLINGS)
 def test_pool_equals_naive_loop(kind):
     module = Pool(kind)
-    params = module.init(jax.random.key(1), X, MASK)
+    params = jax.tree.map(lambda x: x + 0.1, module.init(jax.random.key(1), X, MASK))  # biases begin at 0
     found = module.apply(params, X, MASK)
     for row, mask, pooled in zip(X, MASK, found, strict=True):
         existing = row[mask]
@@ -32,6 +32,10 @@ def test_pool_equals_naive_loop(kind):
             places = {"params": params["params"]["gpo"]["places"]}
             weights = np.asarray(GPOWeights().apply(places, np.array([len(existing)]), 5))[0]
             expected = weights[: len(existing)] @ ranked
+        elif kind == "esa":
+            attention = params["params"]["esa"]["attention"]
+            weights = np.exp([attention["kernel"].T @ x + attention["bias"] for x in existing])  # of each dimension
+            expected = np.array([np.sum(w * x) / np.sum(w) for w, x in zip(weights.T, existing.T, strict=True)])
         else:
             expected = existing.mean(0) if kind == "mean" else existing.max(0)
         np.testing.assert_allclose(pooled, expected, atol=1e-6)
@@ -52,6 +56,14 @@ def test_pool_ignores_order_and_padding_with_finite_gradients(kind):
     grads = jax.grad(lambda p, x: jnp.sum(module.apply(p, x, MASK) ** 2), (0, 1))(params, X)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
     assert np.all(np.asarray(grads[1])[~MASK] == 0)
+
+
+def test_esa_of_one_fragment_or_without_map_is_mean():
+    module = Pool("esa")
+    params = module.init(jax.random.key(1), X, MASK)
+    np.testing.assert_allclose(module.apply(params, X, MASK)[2], X[2, 0], rtol=1e-6)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    np.testing.assert_allclose(module.apply(zeros, X, MASK), mean_pool(X, MASK), atol=1e-6)
 
 
 def test_gpo_weights_sum_to_one_over_existing_fragments():

@@ -28,7 +28,7 @@ def linear(p, x):
 
 
 @pytest.mark.parametrize(
-    ("projection", "pooling"), [*((p, "mean") for p in PROJECTIONS), ("mlp", "max"), ("mlp", "gpo")]
+    ("projection", "pooling"), [*((p, "mean") for p in PROJECTIONS), *(("mlp", p) for p in ("max", "gpo", "esa"))]
 )
 def test_region_encoder_pools_unnormalized_projections(projection, pooling):
     module = RegionEncoder(8, projection, pooling)
