@@ -31,6 +31,7 @@ POSITIVE = (
     "train.eval_every",
     "train.save_every",
     "data.threads",
+    "data.views",
     "eval.batch_size",
     "matcher.init_lambda",
     "matcher.init_kappa",
@@ -164,6 +165,12 @@ def check_config(config: ConfigDict, choices: dict) -> None:
         raise ConfigError(
             "data.held_out_images: the drawn scenes have a val split of their own; give data.dir, or leave it 0"
         )
+    batch_size, views = config.train.batch_size, config.data.views
+    if batch_size % views:
+        raise ConfigError(
+            f"train.batch_size={batch_size} is not a multiple of data.views={views}, the rows of a pair; choose one "
+            "that is"
+        )
     if (config.train.steps > 0) == (config.train.epochs > 0):
         raise ConfigError(
             f"train.steps={config.train.steps} and train.epochs={config.train.epochs}: set exactly one, the other to 0"
@@ -184,6 +191,11 @@ def check_config(config: ConfigDict, choices: dict) -> None:
         has_no_tower = config[kind].arch in ("regions", "cached")
         if has_no_tower or not config[kind].pretrained:  # otherwise the sizes come from the checkpoint
             check_tower(config)
+
+
+def count_pairs(config: ConfigDict) -> int:
+    """Returns the number of pairs in a batch: its rows, divided by the views of each pair."""
+    return config.train.batch_size // config.data.views
 
 
 def _list_values(options: dict, key: str) -> list:

@@ -1,9 +1,10 @@
 """Losses of a score matrix (docs/method.md, section 11): pure functions `loss(scores, positives, scale, bias)`.
 
-Further options are keyword arguments. Scores are `(B, B)`; row k and column k belong to pair k, so the diagonal holds
-the pairs' positives. `positives` bool `(B, B)` marks every true pair, also another caption of the same image, which is
-never a negative (Eq. 41). Losses are summed over anchors and divided by B. `scale` (a logarithm) and `bias` are the
-learned parameters of a loss, None where it has none.
+Further options are keyword arguments, and so is what a loss needs beside the scores (`Loss.needs`). Scores are
+`(B, B)`; row k and column k belong to one pair, so the diagonal holds the pairs' positives. `positives` bool `(B, B)`
+marks every true pair, also another caption of the same image, which is never a negative (Eq. 41). Losses are summed
+over anchors and divided by B. `scale` (a logarithm) and `bias` are the learned parameters of a loss, None where it has
+none.
 """
 
 import dataclasses
@@ -12,6 +13,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from mefn_jax.errors import ConfigError
 
 CLIP = {"scale": math.log(1 / 0.07)}  # Radford et al. 2021, section 2.5: a temperature of 0.07
 SIGLIP = {"scale": math.log(10.0), "bias": -10.0}  # Zhai et al. 2023, Algorithm 1
@@ -30,23 +33,37 @@ class Loss:
         compute: the loss, `(scores, positives, scale, bias, **options) -> scalar`.
         initial: initial values of its learned parameters: `scale`, a logarithm, and `bias`; both optional.
         options: function `(config.loss, hyperparameters, step) -> options`, the keyword arguments of `compute`.
+        needs: names of LOSS_INPUTS in `training/loss_inputs.py`: further keyword arguments of `compute`, which the
+            train step computes from the whole batch.
     """
 
     compute: Callable
     initial: dict[str, float] = dataclasses.field(default_factory=dict)
     options: Callable = use_no_options
+    needs: tuple[str, ...] = ()
 
 
 def make_loss(config):
-    """Returns the loss of `config.loss`: a function `(params, scores, positives, hyper, step) -> scalar`. `params` are
-    the learned parameters of the loss, `hyper` the `Hyperparameters` of the run."""
+    """Returns the loss of `config.loss`: a function `(params, scores, positives, hyper, step, **inputs) -> scalar`.
+    `params` are the learned parameters of the loss, `hyper` the `Hyperparameters` of the run, `inputs` what the loss
+    `needs`."""
     loss = LOSSES[config.name]
 
-    def compute(params, scores, positives, hyper, step):
+    def compute(params, scores, positives, hyper, step, **inputs):
         options = loss.options(config, hyper, step)
-        return loss.compute(scores, positives, params.get("scale"), params.get("bias"), **options)
+        return loss.compute(scores, positives, params.get("scale"), params.get("bias"), **options, **inputs)
 
     return compute
+
+
+def check_loss(config) -> None:
+    """Raises ConfigError if a loss of `config.loss` that needs the whole batch gets the rows of one device."""
+    needs = LOSSES[config.name].needs
+    if needs and config.negatives == "local":
+        raise ConfigError(
+            f"loss.negatives=local: loss.name={config.name} needs {', '.join(needs)} of the whole batch; set it to "
+            "global"
+        )
 
 
 def positives_mask(image_index):
@@ -63,11 +80,26 @@ def triplet(scores, positives, scale, bias, *, margin, hardest, anchors):
     directions, "image" (negatives among the texts; MEFN's Eq. 2 as printed) or "text". Scale and bias are not used.
     """
     s_pos = jnp.diagonal(scores)  # (B,)
+    return _hinge_both_ways(scores, positives, s_pos, s_pos, margin, hardest, anchors)
+
+
+def sel(scores, positives, scale, bias, *, same_pair, **options):
+    """Computes SEL, a scalar: the triplet loss, with the lowest score among the views of the anchor's pair in place of
+    its positive (docs/method.md, Eq. 94; ESA, Zhu et al. 2023). `same_pair` bool `(B, B)` marks the views of one pair;
+    with one view, the loss is `triplet`, whose options it has."""
+    own = jnp.where(same_pair, scores, jnp.inf)
+    return _hinge_both_ways(scores, positives, jnp.min(own, 1), jnp.min(own, 0), **options)
+
+
+def _hinge_both_ways(scores, positives, image_positive, text_positive, margin, hardest, anchors):
+    """Returns the triplet loss for given scores `(B,)` of each image's positive and of each text's."""
     total = 0.0
     if anchors in ("both", "image"):
-        total += _mix_hinges(jnp.where(positives, 0.0, jnp.maximum(margin + scores - s_pos[:, None], 0.0)), hardest)
+        costs = jnp.maximum(margin + scores - image_positive[:, None], 0.0)
+        total += _mix_hinges(jnp.where(positives, 0.0, costs), hardest)
     if anchors in ("both", "text"):
-        total += _mix_hinges(jnp.where(positives.T, 0.0, jnp.maximum(margin + scores.T - s_pos[:, None], 0.0)), hardest)
+        costs = jnp.maximum(margin + scores.T - text_positive[:, None], 0.0)
+        total += _mix_hinges(jnp.where(positives.T, 0.0, costs), hardest)
     return total
 
 
@@ -141,6 +173,7 @@ LOSSES = {
     "info_nce": Loss(info_nce, CLIP),
     "info_nce_triplet": Loss(info_nce_triplet, CLIP, info_nce_triplet_options),
     "siglip": Loss(siglip, SIGLIP),
+    "sel": Loss(sel, options=triplet_options, needs=("same_pair",)),
 }
 # The values that an option may have.
 LOSS_CHOICES = {

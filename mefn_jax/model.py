@@ -70,6 +70,10 @@ VSE_INFINITY = {
 }
 
 
+# Zhu et al. 2023, with two views of each pair, which differ by what is left out.
+ESA_TRAINING = VSE_INFINITY | {"loss.name": "sel", "data.views": 2}
+
+
 def _visita(**form) -> System:
     """Returns VisITA, or an ablation of it by options of its matcher; it trains on the sum of two losses."""
     return System(VisITA, {"loss.name": "info_nce_triplet"}, {f"matcher.{name}": value for name, value in form.items()})
@@ -93,6 +97,7 @@ MODELS = {
     "clip": System(PooledCosine, requires={"loss.name": "info_nce"}),
     "siglip": System(PooledCosine, requires={"loss.name": "siglip"}),
     "vse_infinity": System(PooledCosine, VSE_INFINITY, {"image.pooling": "gpo", "text.pooling": "gpo"}),
+    "esa": System(PooledCosine, ESA_TRAINING, {"image.pooling": "esa", "text.pooling": "esa"}),
     "visita": _visita(),
     "visita_no_cross": _visita(levels=("whole",)),
     "visita_one_level": _visita(levels=("fragments",)),
@@ -449,5 +454,5 @@ def batch_shapes(config: ConfigDict) -> dict:
     text, text_mask = jax.eval_shape(lambda: dummy_texts(config, size))
     shapes = {"images": images, "text": text, "text_mask": text_mask}
     return shapes | {
-        name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("image_index", "caption_index", "epoch")
+        name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("image_index", "caption_index", "epoch", "view")
     }

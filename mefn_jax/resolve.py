@@ -9,7 +9,7 @@ from mefn_jax.config import check_config, get_dotted, require_local
 from mefn_jax.data.from_config import fill_data_widths
 from mefn_jax.encoders.pretrained.towers import keep_saved_options, load_pretrained
 from mefn_jax.encoders.pretrained.weights import Tower
-from mefn_jax.losses import LOSS_CHOICES
+from mefn_jax.losses import LOSS_CHOICES, check_loss
 from mefn_jax.model import MODEL_CHOICES, find_system
 from mefn_jax.runtime.console import print0
 
@@ -45,6 +45,7 @@ def resolve(config: ConfigDict, splits=(), saved: ConfigDict | None = None) -> R
 def check_options(config: ConfigDict) -> ConfigDict:
     """Returns the configuration unchanged. Raises ConfigError, naming the option, for a value that cannot work."""
     check_config(config, MODEL_CHOICES | LOSS_CHOICES)
+    check_loss(config.loss)
     return config
 
 

@@ -8,7 +8,7 @@ from mefn_jax.model import MODELS
 
 # The systems whose scores differ in more than what options switch off, or what encoders and losses do.
 ABLATIONS = {name for name in MODELS if name.startswith(("visita_", "sfe_"))}
-SCORES = sorted(MODELS.keys() - ABLATIONS - {"clip", "vse_infinity"})
+SCORES = sorted(MODELS.keys() - ABLATIONS - {"clip", "vse_infinity", "esa"})
 
 
 def make_matcher(name: str, **options) -> Matcher:

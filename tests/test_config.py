@@ -157,6 +157,8 @@ def test_get_config_refuses_unknown_argument(arg, message):
         ("train.dtype", "float16", "train.dtype: 'float16' is not one of float32, bfloat16"),
         ("text.bert.heads", 7, "text.bert.width=768 is not a multiple of text.bert.heads=7"),
         ("loss.anchors", "images", "loss.anchors: 'images' is not one of both, image, text, did you mean 'image'?"),
+        ("data.views", 0, "data.views: 0 must be greater than 0"),
+        ("data.views", 3, "train.batch_size=128 is not a multiple of data.views=3, the rows of a pair"),
         ("text.max_tokens", 600, "exceeds text.bert.max_positions=512"),
     ],
 )

@@ -13,8 +13,10 @@ from systems import make_matcher
 
 from configs import default
 from mefn_jax import losses
+from mefn_jax.errors import ConfigError
 from mefn_jax.features import make_features
 from mefn_jax.training.hyperparameters import hyperparameters_from_config
+from mefn_jax.training.loss_inputs import LOSS_INPUTS
 
 
 def naive_triplet(scores, positives, margin, hardest, anchors):
@@ -80,6 +82,59 @@ def test_hard_negative_weight_ramps_from_zero_to_one():
     assert [float(losses.hard_negative_weight(s, 10)) for s in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
     assert float(losses.hard_negative_weight(99, -1)) == 0
     assert float(losses.hard_negative_weight(0, 0)) == 1
+
+
+sel = jax.jit(losses.sel, static_argnames=("anchors",))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 2, 3]),
+    st.lists(st.integers(0, 3), min_size=6, max_size=6),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from(losses.LOSS_CHOICES["loss.anchors"]),
+)
+def test_sel_equals_naive_loop(seed, views, ids, hardest, anchors):
+    """The reference looks for the lowest score in each pair's block, as published; ours is divided by the rows."""
+    scores = np.random.default_rng(seed).uniform(-1, 1, (6, 6)).astype(np.float32)
+    pair = np.arange(6) // views
+    image, total = np.array(ids)[pair], 0.0
+    for a in range(6):
+        for matrix, anchor in ((scores, "image"), (scores.T, "text")):
+            positive = min(matrix[a, b] for b in range(6) if pair[b] == pair[a])
+            costs = [max(0.0, 0.2 + matrix[a, b] - positive) for b in range(6) if image[b] != image[a]] or [0.0]
+            if anchors in ("both", anchor):
+                total += (1 - hardest) * sum(costs) + hardest * max(costs)
+    positives, same_pair = losses.positives_mask(image), pair[:, None] == pair
+    options = {"margin": 0.2, "hardest": hardest, "anchors": anchors}
+    found = sel(scores, positives, None, None, same_pair=same_pair, **options)
+    assert float(found) == pytest.approx(total / 6, abs=1e-5)
+    if views == 1:
+        np.testing.assert_array_equal(found, triplet(scores, positives, None, None, **options))
+
+
+def test_sel_of_one_view_has_gradient_of_triplet():
+    scores, ids = np.random.default_rng(0).uniform(-1, 1, (6, 6)).astype(np.float32), np.array([0, 1, 1, 2, 3, 4])
+    options = {"margin": 0.2, "hardest": 0.5, "anchors": "both"}
+
+    def differentiate(loss, **inputs):
+        return jax.grad(lambda s: loss(s, losses.positives_mask(ids), None, None, **options, **inputs))(scores)
+
+    expected = differentiate(triplet)
+    np.testing.assert_array_equal(differentiate(sel, same_pair=np.eye(6, dtype=bool)), expected)
+
+
+def test_check_loss_refuses_local_negatives_of_loss_with_needs():
+    config = types.SimpleNamespace(name="sel", negatives="local")
+    with pytest.raises(ConfigError, match=r"loss.negatives=local: loss.name=sel needs same_pair of the whole batch"):
+        losses.check_loss(config)
+    losses.check_loss(types.SimpleNamespace(name="sel", negatives="global"))
+    losses.check_loss(types.SimpleNamespace(name="triplet", negatives="local"))
+
+
+def test_every_need_of_a_loss_is_a_loss_input():
+    assert {need for loss in losses.LOSSES.values() for need in loss.needs} == LOSS_INPUTS.keys()
 
 
 info_nce = jax.jit(losses.info_nce)

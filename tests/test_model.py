@@ -143,7 +143,7 @@ def test_step_trains_parameters_and_keeps_constants():
     assert sum(moments) == 2 * state.num_params(params)
     batch = {"images": rng.normal(size=(4, 9, 6)).astype(np.float32), "text_mask": np.ones((4, 16), bool)}
     batch |= {"text": rng.normal(size=(4, 16, 5)).astype(np.float16)}
-    batch |= {name: np.arange(4, dtype=np.int32) for name in ("image_index", "caption_index", "epoch")}
+    batch |= {name: np.arange(4, dtype=np.int32) for name in ("image_index", "caption_index", "epoch", "view")}
     run = step.compile_step(mesh, current, step_config)
     for _ in range(2):  # the learning rate of the first step is 0
         current, _ = run(current, batch, hyper)

@@ -9,8 +9,9 @@ A batch is a dict of NumPy arrays (docs/data.md, The batch):
     image_index    int32 (B,), position of the image in the split; rows with equal values are positives of each other
     caption_index  int32 (B,), position of the caption in the split
     epoch          int32 (B,), number of earlier passes over the data
+    view           int32 (B,), number of the view: with n views, rows n k to n k + n - 1 are views 0 to n - 1 of a pair
 
-Random numbers of a row follow from (seed, epoch, caption) alone.
+Random numbers of a row follow from (seed, epoch, caption, view) alone.
 """
 
 import dataclasses
@@ -30,18 +31,31 @@ IMAGE, WORDS = range(2)  # independent streams of random numbers
 
 
 class LoadBatch(grain.transforms.Map):
-    """Map that loads this process's part of a step's batch: `rows`, positions among the `size` rows."""
+    """Map that loads this process's part of a step's batch: `rows`, positions among the rows of `size` pairs, `views`
+    for each pair."""
 
     def __init__(
-        self, split: Split, order, size: int, rows, tokenizer: Tokenizer, resize, augment, seed: int, offset, may_reduce
+        self,
+        split: Split,
+        order,
+        size: int,
+        views: int,
+        rows,
+        tokenizer: Tokenizer,
+        resize,
+        augment,
+        seed: int,
+        offset,
+        may_reduce,
     ):
-        self.split, self.order, self.size, self.rows, self.offset = split, order, size, rows, offset
+        self.split, self.order, self.size, self.offset = split, order, size, offset
+        self.pairs, self.view = rows // views, (rows % views).astype(np.int32)
         self.resize, self.augment, self.seed, self.may_reduce = resize, augment or Augment(), seed, may_reduce
         self.encoded = None if split.cached_text else EncodedCaptions(tokenizer, split.num_captions)
 
     def map(self, step: int) -> dict:
         """Loads the rows of a step."""
-        positions = self.offset + step * self.size + self.rows
+        positions = self.offset + step * self.size + self.pairs
         caption_index = self.order[positions].astype(np.int32)
         epoch = (positions // len(self.order)).astype(np.int32)
         image_index = self.split.caption_image[caption_index]
@@ -55,6 +69,7 @@ class LoadBatch(grain.transforms.Map):
             "image_index": image_index,
             "caption_index": caption_index,
             "epoch": epoch,
+            "view": self.view,
         }
 
     def _load_text(self, records, image_index, epoch, caption_index) -> tuple[np.ndarray, np.ndarray]:
@@ -87,17 +102,19 @@ class LoadBatch(grain.transforms.Map):
         )
 
     def _make_rngs(self, stream: int, epochs, captions):
-        """Returns a random generator for each row, which follows from (seed, epoch, caption) and the stream alone."""
+        """Returns a random generator for each row, which follows from (seed, epoch, caption, view) and the stream
+        alone."""
         # These keys lie below 2^63; those from there on belong to `ShuffledCaptions`.
         return [
-            _make_rng(2 * self.seed + stream, (epoch << 32) + caption)
-            for epoch, caption in zip(epochs.tolist(), captions.tolist(), strict=True)
+            _make_rng(2 * self.seed + stream, (epoch << 32) + caption, view=view)
+            for epoch, caption, view in zip(epochs.tolist(), captions.tolist(), self.view.tolist(), strict=True)
         ]
 
 
-def _make_rng(*key: int) -> np.random.Generator:
-    """Returns the random generator that follows from a key of two numbers below 2^64."""
-    return np.random.Generator(np.random.Philox(key=np.uint64(key)))
+def _make_rng(*key: int, view: int = 0) -> np.random.Generator:
+    """Returns the random generator that follows from a key of two numbers below 2^64, and from the number of a view.
+    Generators of other views begin so far ahead in the key's sequence that they never meet."""
+    return np.random.Generator(np.random.Philox(key=np.uint64(key), counter=(0, 0, 0, view)))
 
 
 def _may_flip(captions: list[str]) -> bool:
@@ -117,25 +134,28 @@ def training_dataset(
     augment: Augment | None = None,
     offset: int = 0,
     may_reduce: bool = False,
+    views: int = 1,
 ):
     """Returns an endless grain dataset: `dataset[k]` is the part of step k's batch that this process loads.
 
-    `batch_size` counts the whole batch; `rows` are the positions in it that belong to this process, ascending (by
-    default all). Step k begins at position `offset + k * batch_size` of the endless sequence of pairs; `offset` is not
-    0 after a change of the batch size, and may be negative. Every pass visits each (image, caption) pair once, in a new
-    order. With `pair_twins` (drawn scenes), a caption and that of its twin stay together, so that batches of even size
-    hold both; if an odd number of captions has no twin, one of them is visited twice. `may_reduce` is that of
-    `images.decode`.
+    `batch_size` counts the rows of the whole batch; `rows` are the positions in it that belong to this process,
+    ascending (by default all). A batch has `batch_size / views` pairs, each of them in `views` rows with other random
+    numbers. Step k begins at position `offset + k * batch_size / views` of the endless sequence of pairs; `offset` is
+    not 0 after a change of the batch size, and may be negative. Every pass visits each (image, caption) pair once, in a
+    new order. With `pair_twins` (drawn scenes), a caption and that of its twin stay together, so that batches of an
+    even number of pairs hold both; if an odd number of captions has no twin, one of them is visited twice. `may_reduce`
+    is that of `images.decode`.
     """
     order = (
         shuffle_twin_pairs(split, seed)
         if pair_twins
         else ShuffledCaptions(np.arange(split.num_captions)[:, None], seed)
     )
-    steps = PASSES * (len(order) // batch_size + 1)
+    size = batch_size // views
+    steps = PASSES * (len(order) // size + 1)
     rows = np.arange(batch_size) if rows is None else rows
     return grain.MapDataset.range(steps).map(
-        LoadBatch(split, order, batch_size, rows, tokenizer, resize, augment, seed, offset, may_reduce)
+        LoadBatch(split, order, size, views, rows, tokenizer, resize, augment, seed, offset, may_reduce)
     )
 
 
@@ -150,7 +170,7 @@ def training_dataset_from_config(
     # A pretrained tower knows the pixels of the whole image as its own preprocessing resizes them.
     may_reduce = not config.image.pretrained
     return training_dataset(
-        split, tokenizer, resize, t.batch_size, t.seed, rows, d.pair_twins, augment, offset, may_reduce
+        split, tokenizer, resize, t.batch_size, t.seed, rows, d.pair_twins, augment, offset, may_reduce, d.views
     )
 
 

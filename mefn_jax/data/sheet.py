@@ -41,6 +41,7 @@ def _draw_cell(sheet, left, top, batch, k, tokenizer, same_image, frame) -> None
         pen.rectangle((left - 4, top - 4, left + _PICTURE + 3, top + _PICTURE + 3), fill=frame)
     sheet.paste(to_picture(batch["images"][k]).resize((_PICTURE, _PICTURE), Image.Resampling.NEAREST), (left, top))
     title = f"row {k}: image {batch['image_index'][k]}, caption {batch['caption_index'][k]}"
+    title += f", view {batch['view'][k]}" if batch["view"].any() else ""
     pen.text((left, top + _PICTURE + 4), title, _INK, font)
     positives = f"positives: rows {', '.join(map(str, same_image))}" if same_image else "positives: none in other rows"
     pen.text((left, top + _PICTURE + 4 + _LINE), positives, frame or _GRAY, font)

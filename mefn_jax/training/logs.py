@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from mefn_jax.config import count_pairs
 from mefn_jax.errors import TrainingError
 from mefn_jax.runtime.console import format_duration, print0, tolerate_faults
 from mefn_jax.runtime.storage import Mirror
@@ -161,7 +162,7 @@ class StepLog:
         """Creates the log. `ideal_seconds` is the duration of a step at the devices' peak arithmetic, for MFU
         (docs/method.md, Eq. 55); None if the peak is not known."""
         self.clock, self._ideal_seconds = Clock(), ideal_seconds
-        self._every, self._batch = config.train.log_every, config.train.batch_size
+        self._every, self._pairs = config.train.log_every, count_pairs(config)
         self._schedule, self._steps = schedule, steps
         self._window, self._first, self._untimed = [], True, 0
 
@@ -209,7 +210,7 @@ class StepLog:
             "grad_norm": float(last_metrics["grad_norm"]),
             "learning_rate": float(self._schedule(completed - 1)),
             "ms_per_step": 1000 * seconds,
-            "pairs_per_s": self._batch / seconds,
+            "pairs_per_s": self._pairs / seconds,
             "data_wait": self.clock.data_wait / self.clock.elapsed,
         }
         mfu = ""

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mefn_jax import config as configuration
+from mefn_jax.config import count_pairs
 from mefn_jax.data import pipeline
 from mefn_jax.errors import UnreadableCheckpointError
 from mefn_jax.evaluation.evaluator import Evaluator
@@ -115,7 +116,7 @@ def run_loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: 
                     try:
                         writer.flush()
                     finally:
-                        position = run.start.after(completed, train_config.batch_size)
+                        position = run.start.after(completed, count_pairs(config))
                         checkpoints.save(completed, train_state, run.meta | {"examples": position.examples})
                 if evaluating:  # after the save: an evaluation that fails must not cost the training since the last one
                     evaluate_and_record(run, train_state, completed, checkpoints, writer, bar)
@@ -148,10 +149,10 @@ def ideal_step_seconds(run: Run) -> float | None:
 def training_batches(run: Run):
     """Returns an iterator over the remaining batches, as pairs of the batch in global arrays on the devices and the
     caption indices of this process's rows. Close it when done."""
-    data_config, mesh, size = run.config.data, run.evaluator.mesh, run.config.train.batch_size
-    rows = local_rows(mesh, size)
+    data_config, mesh = run.config.data, run.evaluator.mesh
+    rows = local_rows(mesh, run.config.train.batch_size)
     dataset = pipeline.training_dataset_from_config(
-        run.config, run.train, run.evaluator.tokenizer, rows, run.start.data_offset(size)
+        run.config, run.train, run.evaluator.tokenizer, rows, run.start.data_offset(count_pairs(run.config))
     )
 
     def to_devices(batch):

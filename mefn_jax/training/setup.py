@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from mefn_jax import config as configuration
 from mefn_jax import optim
+from mefn_jax.config import count_pairs
 from mefn_jax.data import tokenizer as tokens
 from mefn_jax.data.dataset import HELD_OUT, Dataset
 from mefn_jax.data.digests import digest_data, find_changes
@@ -63,32 +64,32 @@ class Position:
     step: int = 0
     examples: int = 0
 
-    def after(self, step: int, batch_size: int) -> "Position":
-        """Returns the position when `step` steps are completed, the further ones with this batch size."""
-        return Position(step, self.examples + (step - self.step) * batch_size)
+    def after(self, step: int, pairs: int) -> "Position":
+        """Returns the position when `step` steps are completed, the further ones with this number of pairs."""
+        return Position(step, self.examples + (step - self.step) * pairs)
 
-    def data_offset(self, batch_size: int) -> int:
-        """Returns the position in the data at which step 0 would have begun if all steps had had this batch size; see
-        `offset` of `pipeline.training_dataset`."""
-        return self.examples - self.step * batch_size
+    def data_offset(self, pairs: int) -> int:
+        """Returns the position in the data at which step 0 would have begun if all steps had had this number of pairs;
+        see `offset` of `pipeline.training_dataset`."""
+        return self.examples - self.step * pairs
 
-    def count_steps(self, train_config, captions: int) -> int:
+    def count_steps(self, config, captions: int) -> int:
         """Returns the number of steps of the whole run, the completed ones included, with `captions` pairs in an
         epoch. Raises ConfigError if there are too many."""
+        train_config, size = config.train, count_pairs(config)
         if train_config.steps:
             return train_config.steps
-        size = train_config.batch_size
         if train_config.epochs * captions / size > configuration.LARGEST_INT:
             raise ConfigError(f"train.epochs={train_config.epochs} are more than {configuration.LARGEST_INT} steps")
         return self.step + max(0, math.ceil(train_config.epochs * captions / size - self.examples / size))
 
-    def schedule(self, train_config, captions: int) -> tuple[int, float]:
+    def schedule(self, config, captions: int) -> tuple[int, float]:
         """Returns the length of the learning rate's schedule in steps, and by how many steps it is ahead of the run. In
         a run of `train.epochs` epochs it follows the share of the examples that were seen."""
-        if train_config.steps:
-            return train_config.steps, 0.0
-        whole = Position().count_steps(train_config, captions)
-        return whole, self.data_offset(train_config.batch_size) / train_config.batch_size
+        if config.train.steps:
+            return config.train.steps, 0.0
+        whole, pairs = Position().count_steps(config, captions), count_pairs(config)
+        return whole, self.data_offset(pairs) / pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,11 +133,13 @@ def open_data(config: ConfigDict, mesh) -> Datasets:
     dataset = open_dataset(config)
     train_split = dataset.split("train")
     val_split = dataset.split(HELD_OUT if config.data.held_out_images else "val").first_images(config.eval.val_images)
-    if train_split.num_captions < config.train.batch_size:
+    if train_split.num_captions < count_pairs(config):
+        of_pairs = f" with data.views={config.data.views}" if config.data.views > 1 else ""
         raise ConfigError(
-            f"train.batch_size={config.train.batch_size} exceeds the {train_split.num_captions} training captions"
+            f"train.batch_size={config.train.batch_size}{of_pairs} exceeds the {train_split.num_captions} training "
+            "captions"
         )
-    Position().count_steps(config.train, train_split.num_captions)  # raises if there are too many
+    Position().count_steps(config, train_split.num_captions)  # raises if there are too many
     return Datasets(config, dataset, train_split, val_split)
 
 
@@ -163,8 +166,8 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
     check_processes_agree({"tokenizer": hashlib.sha256(tokenizer.json.encode()).hexdigest()[:12]})
     model = build_model(config, tokenizer.vocab_size)
     init = make_init(model, config, mesh)
-    steps = start.count_steps(config.train, data.train.num_captions)
-    hyper = hyperparameters_from_config(config, *start.schedule(config.train, data.train.num_captions))
+    steps = start.count_steps(config, data.train.num_captions)
+    hyper = hyperparameters_from_config(config, *start.schedule(config, data.train.num_captions))
     shapes, _ = split_constants(jax.eval_shape(init, hyper.seed))
     lr_multipliers = optim.lr_multipliers(shapes, config.train.lr_multipliers, config.train.layer_decay)
     if first_step:
@@ -337,7 +340,8 @@ def print_header(run: Run, workdir) -> None:
     """Prints the header of a run: model, data, devices, length, versions."""
     config, mesh, train_split, val_split = run.config, run.evaluator.mesh, run.train, run.val
     frozen = state.num_params(optim.select_frozen(run.state.params, run.step_config.lr_multipliers))
-    examples = run.start.after(run.steps, config.train.batch_size).examples
+    pairs, rows, views = count_pairs(config), config.train.batch_size, config.data.views
+    examples = run.start.after(run.steps, pairs).examples
     parameters = f"{state.num_params(run.state.params):,} parameters" + (
         f", {frozen:,} of them frozen" if frozen else ""
     )
@@ -358,7 +362,8 @@ def print_header(run: Run, workdir) -> None:
             f"{val_split.num_captions:,}",
             "text": text,
             "devices": f"{mesh.size} x {device.device_kind}, {jax.process_count()} process(es), {describe_mesh(mesh)}",
-            "batch": f"{config.train.batch_size} pairs, {config.train.batch_size // mesh.size} a device",
+            "batch": (f"{pairs} pairs" if views == 1 else f"{pairs} pairs in {views} views, {rows} rows")
+            + f", {rows // mesh.size} a device",
             "steps": f"{run.steps:,} ({examples / train_split.num_captions:.1f} epochs)"
             + (f", resuming after {run.first_step:,}" if run.first_step else ""),
             "seed": str(config.train.seed),

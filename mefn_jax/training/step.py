@@ -16,6 +16,7 @@ from mefn_jax.scoring.chunks import make_block_scorer
 from mefn_jax.scoring.ring import local_loss, ring_scores
 from mefn_jax.training.grad_cache import encode_in_chunks
 from mefn_jax.training.hyperparameters import Hyperparameters
+from mefn_jax.training.loss_inputs import EncodedBatch, compute_loss_inputs
 from mefn_jax.training.state import TrainState, ema_update
 
 
@@ -29,7 +30,8 @@ class StepConfig:
         make_optimizer: function from hyperparameters to the transformation of gradients to updates.
         lr_multipliers: multiplier of each parameter's learning rate (`optim.lr_multipliers`). 0 freezes the parameter;
             a tower whose parameters are all frozen gets no dropout.
-        loss: the loss, `(params, scores, positives, hyperparameters, step) -> scalar` (`losses.make_loss`).
+        loss: the loss, `(params, scores, positives, hyperparameters, step, **inputs) -> scalar` (`losses.make_loss`).
+        loss_needs: names of the loss's further inputs (`loss_inputs.LOSS_INPUTS`).
         score_chunk_mib, score_tile_mib: memory limits of scoring on a device (`scoring/chunks.py`); none by default.
         negatives: "global": all texts of the batch; "local": the texts on the same device.
         grad_cache_chunks: number of chunks in which the encoders process the batch (`encode_in_chunks`).
@@ -43,6 +45,7 @@ class StepConfig:
     score_tile_mib: float = math.inf
     negatives: str = "global"
     grad_cache_chunks: int = 1
+    loss_needs: tuple[str, ...] = ()
 
 
 def make_step_config(config, model: Model, lr_multipliers) -> StepConfig:
@@ -60,6 +63,7 @@ def make_step_config(config, model: Model, lr_multipliers) -> StepConfig:
         score_tile_mib=config.train.score_tile_mib,
         negatives=config.loss.negatives,
         grad_cache_chunks=config.train.grad_cache_chunks,
+        loss_needs=losses.LOSSES[config.loss.name].needs,
     )
 
 
@@ -72,7 +76,7 @@ def train_step(state: TrainState, batch: dict, hyper: Hyperparameters, *, step_c
         kind: tower_key if optim.is_trained(lr_multipliers[kind].get("backbone", lr_multipliers[kind])) else None
         for kind, tower_key in zip(("image", "text"), jax.random.split(key), strict=True)
     }
-    region_dropout_keys = row_keys(hyper.seed, batch["epoch"], batch["caption_index"])
+    region_dropout_keys = row_keys(hyper.seed, batch["epoch"], batch["caption_index"], batch["view"])
     frozen_params = optim.select_frozen(state.params, lr_multipliers)
 
     def compute_loss(trained_params):
@@ -87,7 +91,7 @@ def train_step(state: TrainState, batch: dict, hyper: Hyperparameters, *, step_c
             lambda key, ids, mask: encode_texts(ids, mask, key), keys["text"], (batch["text"], batch["text_mask"])
         )
         loss_of_features = functools.partial(loss_from_features, step_config=step_config, mesh=mesh)
-        return loss_of_features(params, images, texts, batch["image_index"], hyper, state.step)
+        return loss_of_features(EncodedBatch(model, params, images, texts, batch), hyper, state.step)
 
     trained_params = optim.select_trainable(state.params, lr_multipliers)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `constrain_to_batch`
@@ -102,12 +106,11 @@ def train_step(state: TrainState, batch: dict, hyper: Hyperparameters, *, step_c
     return new_state, jax.tree.map(jnp.float32, metrics)
 
 
-def loss_from_features(
-    params, images, texts, image_index, hyper: Hyperparameters, step, *, step_config: StepConfig, mesh
-):
-    """Computes the loss of encoded pairs, a scalar, from Features of B images and of B texts and the image index `(B,)`
-    of each pair. The scores of all pairs are computed by the ring, or on each device alone (`negatives`)."""
-    model = step_config.model
+def loss_from_features(encoded: EncodedBatch, hyper: Hyperparameters, step, *, step_config: StepConfig, mesh):
+    """Computes the loss of an encoded batch, a scalar. The scores of all pairs are computed by the ring, or on each
+    device alone (`negatives`), for a loss without `loss_needs`."""
+    model, params, images, texts = encoded.model, encoded.params, encoded.images, encoded.texts
+    image_index = encoded.batch["image_index"]
     # Without the towers: the ring need not carry their parameters.
     score_params = {name: params[name] for name in ("matcher", "loss")}
     score_params["constants"] = {k: v for k, v in params["constants"].items() if k == "matcher"}
@@ -116,25 +119,29 @@ def loss_from_features(
     score = make_block_scorer(model, step_config.score_chunk_mib, step_config.score_tile_mib)
     scoring = {"images": images, "texts": texts, "mesh": mesh}
 
-    def loss_from_scores(params, scores, offsets, image_index):
+    def loss_from_scores(params, scores, offsets, image_index, **inputs):
         image_offsets, text_offsets = offsets
         scores = scores - image_offsets[:, None] - text_offsets
-        return step_config.loss(params["loss"], scores, losses.positives_mask(image_index), hyper, step)
+        return step_config.loss(params["loss"], scores, losses.positives_mask(image_index), hyper, step, **inputs)
 
     if step_config.negatives == "local":
         items = offsets, image_index
         return local_loss(score, loss_from_scores, score_params, items=items, **scoring)
-    return loss_from_scores(score_params, ring_scores(score, score_params, **scoring), offsets, image_index)
+    scores, inputs = ring_scores(score, score_params, **scoring), compute_loss_inputs(step_config.loss_needs, encoded)
+    return loss_from_scores(score_params, scores, offsets, image_index, **inputs)
 
 
-def row_keys(seed, epochs, caption_indices):
-    """Returns a random key for each row of a batch, `(B,)`, for region dropout. A key depends on (seed, epoch, caption)
-    alone, not on the place of the row in its batch."""
+def row_keys(seed, epochs, caption_indices, views):
+    """Returns a random key for each row of a batch, `(B,)`, for region dropout. A key depends on (seed, epoch, caption,
+    view) alone, not on the place of the row in its batch."""
     # A step number that no run reaches: these keys must differ from the dropout keys.
     key = jax.random.fold_in(jax.random.key(seed), 0x7FFFFFFF)
-    return jax.vmap(lambda epoch, caption: jax.random.fold_in(jax.random.fold_in(key, epoch), caption))(
-        epochs, caption_indices
-    )
+
+    def make_key(epoch, caption, view):
+        pair_key = jax.random.fold_in(jax.random.fold_in(key, epoch), caption)
+        return jnp.where(view > 0, jax.random.fold_in(pair_key, view), pair_key)
+
+    return jax.vmap(make_key)(epochs, caption_indices, views)
 
 
 def compile_step(mesh, state, step_config: StepConfig):

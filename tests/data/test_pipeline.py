@@ -92,6 +92,28 @@ def test_augmentation_follows_seed_epoch_and_caption_alone(split_and_tokenizer):
     assert np.mean(differs) > 0.9  # the next epoch has other augmentations
 
 
+def test_views_are_rows_of_one_pair_with_other_draws(split_and_tokenizer):
+    """Views 0 are the batch without views; all follow from their numbers, on any hosts and workers."""
+    options = {"augment": AUGMENT}
+    plain = pipeline.training_dataset(*split_and_tokenizer, images.Resize(16), 4, 5, **options)
+    dataset = pipeline.training_dataset(*split_and_tokenizer, images.Resize(16), 12, 5, views=3, **options)
+    for step in (0, 49, 50):  # the last is in the second epoch
+        batch = dataset[step]
+        np.testing.assert_array_equal(batch["view"], np.arange(12) % 3)
+        assert same({name: x[::3] for name, x in batch.items()}, plain[step])
+        for name in ("caption_index", "image_index", "epoch"):
+            np.testing.assert_array_equal(batch[name], np.repeat(batch[name][::3], 3))
+        differs = [np.any(batch["images"][k] != batch["images"][k + v]) for k in range(0, 12, 3) for v in (1, 2)]
+        assert all(differs)
+        assert any(np.any(batch["text"][k] != batch["text"][k + 1]) for k in range(0, 12, 3))
+        rows = [np.array([0, 4, 5, 11]), np.array([1, 2, 3, 6, 7, 8, 9, 10])]
+        for part in rows:
+            on_host = pipeline.training_dataset(
+                *split_and_tokenizer, images.Resize(16), 12, 5, part, views=3, **options
+            )
+            assert same(on_host[step], {name: x[part] for name, x in batch.items()})
+
+
 def test_iterate_puts_batches_ahead_of_step(split_and_tokenizer):
     """While a step runs, the next two batches are put on the devices."""
     put_batches, enough = [], threading.Event()
@@ -200,7 +222,9 @@ def test_pair_twins_puts_twins_into_one_batch(tmp_path):
     twin = split.twins()
     assert (twin >= 0).sum() > 5
     batches = pipeline.training_dataset(split, tokenizer, images.Resize(16), 2, 0, pair_twins=True)
+    views = pipeline.training_dataset(split, tokenizer, images.Resize(16), 4, 0, pair_twins=True, views=2)
     epoch = [batches[k] for k in range(78)]  # 155 captions in pairs, so one is visited twice
+    np.testing.assert_array_equal(views[7]["caption_index"], np.repeat(batches[7]["caption_index"], 2))
     captions = np.concatenate([b["caption_index"] for b in epoch])
     assert set(captions.tolist()) == set(range(155))
     for batch in epoch:

@@ -19,6 +19,7 @@ def test_draw_batch_frames_positives_and_marks_unknown_words():
         "text_mask": mask,
         "image_index": np.array([4, 7, 4]),
         "caption_index": np.arange(3),
+        "view": np.zeros(3, int),
     }
     canvas = np.asarray(sheet.draw_batch(batch, TOKENIZER, columns=3))
 

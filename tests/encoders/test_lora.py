@@ -37,7 +37,7 @@ def make_batch(config):
         "text": rng.integers(1, VOCABULARY, mask.shape).astype(np.int32) * mask,
         "text_mask": mask,
         **{name: np.arange(8, dtype=np.int32) for name in ("image_index", "caption_index")},
-        "epoch": np.zeros(8, np.int32),
+        **{name: np.zeros(8, np.int32) for name in ("epoch", "view")},
     }
 
 

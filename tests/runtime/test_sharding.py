@@ -54,6 +54,7 @@ def make_batch(config, number):
         "image_index": rng.integers(0, 12, B).astype(np.int32),
         "caption_index": np.arange(B, dtype=np.int32),
         "epoch": np.zeros(B, np.int32),
+        "view": np.zeros(B, np.int32),
     }
 
 

@@ -19,6 +19,7 @@ from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.scoring.chunks import make_block_scorer
 from mefn_jax.scoring.ring import local_loss, ring_scores
 from mefn_jax.training import step
+from mefn_jax.training.loss_inputs import EncodedBatch
 
 B, N, M, D, DEVICES = 8, 3, 4, 8, 4
 LOSSES = {
@@ -180,7 +181,8 @@ def test_loss_from_features_subtracts_hub_offsets_of_sharded_batch(negatives):
     def sharded(params, vectors):
         features = with_vectors(vectors, images, texts)
         options = {"step_config": step_config, "mesh": four_devices()}
-        return step.loss_from_features(params, *features, image_index, None, 0, **options), ()
+        encoded = EncodedBatch(model, params, *features, {"image_index": image_index})
+        return step.loss_from_features(encoded, None, 0, **options), ()
 
     def plain(params, vectors):
         features = with_vectors(vectors, images, texts)

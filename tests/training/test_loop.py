@@ -8,6 +8,7 @@ import pytest
 from commands import logged
 
 from configs import shapes
+from mefn_jax.config import count_pairs
 from mefn_jax.errors import CheckpointError, LockError
 from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.reports import figures
@@ -104,13 +105,13 @@ def test_resume_with_another_batch_size_visits_every_pair_once(tmp_path, monkeyp
 
 
 def test_position_of_unchanged_batch_size_is_that_of_its_steps():
-    options = tiny_config(steps=0, epochs=3.7).train
-    whole = Position().count_steps(options, 320)
+    config = tiny_config(steps=0, epochs=3.7)
+    whole, pairs = Position().count_steps(config, 320), count_pairs(config)
     for step in range(whole + 1):
-        position = Position().after(step, options.batch_size)
-        assert position.data_offset(options.batch_size) == 0
-        assert position.count_steps(options, 320) == whole == 74
-        assert position.schedule(options, 320) == (whole, 0.0)
+        position = Position().after(step, pairs)
+        assert position.data_offset(pairs) == 0
+        assert position.count_steps(config, 320) == whole == 74
+        assert position.schedule(config, 320) == (whole, 0.0)
 
 
 @pytest.mark.parametrize("name", ["triplet", "siglip"])

@@ -49,7 +49,7 @@ HYPER = Hyperparameters(
 )
 
 
-def make_linear_training(*rules, model=None, constant_rate=True):
+def make_linear_training(*rules, model=None, constant_rate=True, loss="triplet"):
     """Returns a function that makes the initial state, with a moving average, the compiled step with these rules of
     learning rates, a batch, and the initial parameters. With `constant_rate`, the learning rate does not depend on the
     step."""
@@ -61,7 +61,7 @@ def make_linear_training(*rules, model=None, constant_rate=True):
     multipliers = optim.lr_multipliers(params, rules, 1.0)
     config = shapes.get_config("smoke")
     with config.unlocked():
-        config.loss.name = "triplet"
+        config.loss.name = loss
     step_config = step.make_step_config(config, model or linear_model(), multipliers)
     if constant_rate:
 
@@ -78,7 +78,7 @@ def make_linear_training(*rules, model=None, constant_rate=True):
         return state.create_state(init, 0, step_config.make_optimizer(HYPER), multipliers, mesh, with_ema=True)
 
     batch = {"images": rng.normal(size=(8, 5)), "text": rng.normal(size=(8, 5)), "text_mask": np.ones((8, 5), bool)}
-    batch |= {name: np.arange(8) for name in ("image_index", "caption_index", "epoch")}
+    batch |= {name: np.arange(8) for name in ("image_index", "caption_index", "epoch")} | {"view": np.zeros(8, int)}
     return make_state, step.compile_step(mesh, make_state(), step_config), batch, params
 
 
@@ -187,3 +187,25 @@ def test_compiled_step_takes_hyperparameter_without_second_trace(name, value, co
 def test_compiled_step_differs_by_every_hyperparameter():
     mark = test_compiled_step_takes_hyperparameter_without_second_trace.pytestmark[0]
     assert [name for name, _ in mark.args[1]] == [field.name for field in dataclasses.fields(Hyperparameters)]
+
+
+def test_row_keys_differ_by_view_and_are_those_of_today_for_the_first():
+    epochs, captions = np.array([0, 0, 3, 3]), np.array([5, 5, 7, 7])
+    keys = jax.random.key_data(step.row_keys(1, epochs, captions, np.array([0, 1, 0, 2])))
+    assert len({key.tobytes() for key in np.asarray(keys)}) == 4
+    base = jax.random.fold_in(jax.random.key(1), 0x7FFFFFFF)
+    for row in (0, 2):
+        first = jax.random.fold_in(jax.random.fold_in(base, epochs[row]), captions[row])
+        np.testing.assert_array_equal(keys[row], jax.random.key_data(first))
+
+
+def test_step_gives_loss_same_pair_of_its_rows():
+    """Rows of one caption in one epoch are views of a pair; SEL then differs from the triplet loss."""
+    values = {}
+    for name in ("triplet", "sel"):
+        make_state, run, batch, _ = make_linear_training(loss=name)
+        for views in (1, 2):
+            rows = {name: np.arange(8) // views for name in ("caption_index", "image_index", "epoch")}
+            values[name, views] = float(run(make_state(), batch | rows, HYPER)[1]["loss"])
+    assert values["sel", 1] == values["triplet", 1]
+    assert values["sel", 2] > values["triplet", 2]
