@@ -30,17 +30,16 @@ def test_check_supports_cca_names_unsupported_option(key, value, message):
 
 
 def test_zero_residuals_makes_pooled_embedding_projected_mean():
-    encoder, regions = (
-        RegionEncoder(8, "mlp", "esa"),
-        np.random.default_rng(0).normal(size=(2, 9, 6)).astype(np.float32),
-    )
-    params = jax.tree.map(lambda x: x + 0.1, jax.jit(encoder.init)(jax.random.key(0), regions)["params"])
+    regions = np.random.default_rng(0).normal(size=(2, 9, 6)).astype(np.float32)
+    encoder = RegionEncoder(8, "mlp", "esa")
+    variables = jax.jit(encoder.init)(jax.random.key(0), regions)
+    params = jax.tree.map(lambda x: x + 0.1, variables["params"])
     zeroed = zero_residuals(params)
     assert all(np.any(zeroed[name]["kernel"]) for name in ("regions", "mlp_in"))
     projected = np.mean(regions, 1) @ params["regions"]["kernel"] + params["regions"]["bias"]
 
     def pool(params):
-        return jax.jit(encoder.apply)({"params": params}, regions).pooled
+        return jax.jit(encoder.apply)(variables | {"params": params}, regions).pooled
 
     np.testing.assert_allclose(pool(zeroed), unit(projected), atol=1e-5)
     assert np.abs(pool(params) - pool(zeroed)).max() > 1e-3
