@@ -1,10 +1,11 @@
 """Compiles the train step for TPU slices of many sizes on a machine without TPUs, and reports its memory and traffic
 (needs libtpu; takes a quarter of an hour).
 
-    python benchmarks/pod.py [--only=scaling,large]
+    python benchmarks/pod.py [--only=scaling,large,systems]
 
 ViT-B/16 and BERT-base, 224 px, 32 words, bfloat16, model=mefn. *scaling*: 64 pairs per chip on 8, 64 and 256 v5e chips
-(16,384 pairs). *large*: 65,536 pairs on v5e-256, and ViT-L/14 with BERT-large. The temporaries of the scores are those
+(16,384 pairs). *large*: 65,536 pairs on v5e-256, and ViT-L/14 with BERT-large. *systems*: other systems, 16,384 rows on
+v5e-256; a system's name is one of them. The temporaries of the scores are those
 of a program that computes only the loss and its gradients with respect to the features. The last line is JSON, one
 object for each row.
 """
@@ -21,20 +22,21 @@ import jax
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout that is not installed
 
 from configs import flickr30k
-from mefn_jax import aot, losses
-from mefn_jax.model import batch_shapes, build_model, dummy_inputs
+from mefn_jax import aot
+from mefn_jax.model import batch_shapes, build_model, dummy_inputs, split_constants
 from mefn_jax.runtime.sharding import abstract_params, batch_sharding, make_mesh
-from mefn_jax.scoring.chunks import make_block_scorer
-from mefn_jax.scoring.ring import ring_scores
+from mefn_jax.training import step
 from mefn_jax.training.hyperparameters import hyperparameters_from_config
+from mefn_jax.training.loss_inputs import EncodedBatch
 
 LARGE = {"width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096}
 SLICES = ("2x4", "8x8", "16x16")
+SYSTEMS = ("visita", "sfe", "esa")
 
 
-def make_config(batch, remat="none", large=False, **mesh):
+def make_config(batch, remat="none", large=False, model="mefn", **mesh):
     """Returns the configuration of a case."""
-    config = flickr30k.get_config("image=vit_b16")
+    config = flickr30k.get_config(f"image=vit_b16,model={model}")
     with config.unlocked():
         config.image.size, config.text.max_tokens = 224, 30  # 32 with [CLS] and [SEP]
         config.train.update(batch_size=batch, dtype="bfloat16", remat=remat)
@@ -56,19 +58,20 @@ def score_temporaries(config, target) -> int:
     texts = aot.with_batch_sharding(
         jax.eval_shape(model.encode_texts, params, batch["text"], batch["text_mask"]), row_sharding
     )
-    loss, hyper = losses.make_loss(config.loss), hyperparameters_from_config(config, steps=1000)
-    score = make_block_scorer(model, config.train.score_chunk_mib, config.train.score_tile_mib)
+    step_config, hyper = step.make_step_config(config, model, None), hyperparameters_from_config(config, steps=1000)
 
-    def loss_from_features(matcher_params, image_arrays, text_arrays, images, texts, image_index):
+    def loss_from_features(params, image_arrays, text_arrays, constants, images, texts, rows):
         images = images.replace(fragments=image_arrays[0], pooled=image_arrays[1])
         texts = texts.replace(fragments=text_arrays[0], pooled=text_arrays[1])
-        scores = ring_scores(score, {"matcher": matcher_params}, images, texts, mesh)
-        return loss({}, scores, losses.positives_mask(image_index), hyper, 0)
+        encoded = EncodedBatch(model, params | {"constants": constants}, images, texts, rows)
+        return step.loss_from_features(encoded, hyper, 0, step_config=step_config, mesh=mesh)
 
+    params, constants = split_constants(params)
+    params = {name: params[name] for name in ("matcher", "hubness", "loss")}
     feature_arrays = [(x.fragments, x.pooled) for x in (images, texts)]
-    image_index = aot.with_batch_sharding(batch["image_index"], row_sharding)
+    rows = {name: batch[name] for name in ("image_index", "caption_index", "epoch", "view")}
     lowered = jax.jit(jax.grad(loss_from_features, (0, 1, 2))).lower(
-        params["matcher"], *feature_arrays, images, texts, image_index
+        params, *feature_arrays, constants, images, texts, aot.with_batch_sharding(rows, row_sharding)
     )
     return aot.compile_lowered(lowered).memory_analysis().temp_size_in_bytes
 
@@ -107,6 +110,9 @@ def list_cases(only):
     if "large" in only:
         yield "base, 65,536, remat", "v5e:16x16", make_config(65536, remat="blocks")
         yield "large, 16,384, fsdp 8, remat", "v5e:16x16", make_config(16384, "blocks", True, data=-1, fsdp=8)
+    for model in SYSTEMS:
+        if "systems" in only or model in only:
+            yield f"{model}, 16,384", "v5e:16x16", make_config(16384, model=model)
 
 
 def main() -> None:

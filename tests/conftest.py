@@ -88,18 +88,24 @@ def command(cache, forks, tmp_path_factory):
 @pytest.fixture(scope="module")
 def start_training(cache):
     """`start_training(workdir, processes, *flags)` starts `train.py` in this number of processes and returns them. Each
-    has two devices by default; `each(k)` returns further flags of process k. The system is SFE, whose constants process
-    0 computes for all."""
+    has two devices by default; `each(k)` returns further flags of process k. The system is SFE by default, whose
+    constants process 0 computes for all."""
     running = []
     every_step = [f"--config.train.{key}" for key in ("log_every=1", "eval_every=1000", "save_every=1000")]
 
-    def start(workdir, processes, *flags, each=lambda k: (), devices=2):
+    def start(workdir, processes, *flags, each=lambda k: (), devices=2, model="sfe"):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         started = []
         for k in range(processes):
-            words = [sys.executable, str(ROOT / "train.py"), f"{SMOKE},model=sfe", *every_step, f"--workdir={workdir}"]
+            words = [
+                sys.executable,
+                str(ROOT / "train.py"),
+                f"{SMOKE},model={model}",
+                *every_step,
+                f"--workdir={workdir}",
+            ]
             words += [*flags, *each(k)]
             if processes > 1:
                 words += [f"--coordinator_address=localhost:{port}", f"--num_processes={processes}"]

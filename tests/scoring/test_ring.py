@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from random_features import random_features
 from systems import SCORES, make_matcher
 
+from configs import default
 from mefn_jax import losses
 from mefn_jax.matching.hubness import HubnessCorrection
 from mefn_jax.model import Model
@@ -19,6 +20,7 @@ from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.scoring.chunks import make_block_scorer
 from mefn_jax.scoring.ring import local_loss, ring_scores
 from mefn_jax.training import step
+from mefn_jax.training.hyperparameters import hyperparameters_from_config
 from mefn_jax.training.loss_inputs import EncodedBatch
 
 B, N, M, D, DEVICES = 8, 3, 4, 8, 4
@@ -198,3 +200,23 @@ def test_loss_from_features_subtracts_hub_offsets_of_sharded_batch(negatives):
     found, expected = (jax.jit(jax.value_and_grad(form, (0, 1), has_aux=True))(*inputs) for form in (sharded, plain))
     assert_close(found, expected)
     assert np.any(np.abs(found[1][0]["hubness"]["images"]) > 1e-5)
+
+
+def test_loss_with_needs_of_sharded_batch_equals_that_of_one_device():
+    images, texts = pairs(6, [1, 2, 3, 4, 4, 3, 2, 1])
+    model = Model(image=None, text=None, matcher=make_matcher("vsepp"), hubness=None, loss={})
+    params = {"matcher": {}, "hubness": {}, "loss": {}, "constants": {}}
+    hyper = hyperparameters_from_config(default.get_config(), steps=10)
+    config = types.SimpleNamespace(name="sel", anchors="both")
+    step_config = step.StepConfig(model, None, {}, losses.make_loss(config), loss_needs=losses.LOSSES["sel"].needs)
+    # The views of pairs 1 and 2 are on two devices each.
+    caption = jnp.array([0, 1, 1, 2, 2, 3, 3, 4])
+    rows = {"image_index": caption // 2, "caption_index": caption, "epoch": jnp.zeros(B, int)}
+
+    def loss(mesh, vectors):
+        encoded = EncodedBatch(model, params, *with_vectors(vectors, images, texts), rows)
+        return step.loss_from_features(encoded, hyper, 0, step_config=step_config, mesh=mesh), ()
+
+    meshes = four_devices(), make_mesh(devices=jax.devices()[:1])
+    forms = (jax.jit(jax.value_and_grad(functools.partial(loss, mesh), has_aux=True)) for mesh in meshes)
+    assert_close(*(form(vectors(images, texts)) for form in forms))

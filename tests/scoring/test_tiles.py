@@ -63,3 +63,23 @@ def test_scores_of_a_pair_do_not_depend_on_other_items(scorers):
         expected = np.asarray(score_all(params, images, texts))[np.ix_(rows, columns)]
         found = np.asarray(score_all(params, mixed_images, mixed_texts))[: len(rows), : len(columns)]
         np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)
+
+
+def test_unrelated_items_rank_at_chance(scorers):
+    """Of every system, with random parameters: in a gallery of random images and captions, the caption of an image's
+    own number ranks as any other. Scores are computed in parts, in which an image meets its caption at all places."""
+    rows, columns = 5, 9
+    size = rows * columns
+    images = random_features(20, size, N, D)
+    texts = random_features(21, size, M, D, length_mask(22, size, M))
+    parts = [
+        [jax.tree.map(lambda x, k=k, n=n: x[k : k + n], side) for k in range(0, size, n)]
+        for side, n in ((images, rows), (texts, columns))
+    ]
+    for name, (params, _, score_all) in scorers[1].items():
+        scores = np.block([[np.asarray(score_all(params, v, t)) for t in parts[1]] for v in parts[0]])
+        for matrix in (scores, scores.T):
+            ranks = np.sum(matrix > np.diagonal(matrix)[:, None], 1)
+            # The mean of 45 uniform ranks from 0 to 44: 22, with a standard deviation of 1.94.
+            assert abs(ranks.mean() - 22) < 4 * 1.94, name
+            assert np.sum(ranks == 0) < 8, name  # 1 is expected; 8 or more have a probability of 1e-5
