@@ -321,8 +321,8 @@ class Model:
         return self.has_products or self.matcher.defines("score_tile")
 
     @property
-    def has_explain(self) -> bool:
-        """Returns whether pairs can be explained."""
+    def has_entropies(self) -> bool:
+        """Returns whether explained pairs have entropies and weights, as MEFN's."""
         return self.matcher.defines("explain")
 
     @property
@@ -357,10 +357,15 @@ class Model:
         return jnp.concatenate([vectors, jnp.ones_like(vectors[:, :1])], 1)
 
     def explain(self, params, image: Features, text: Features) -> dict:
-        """Returns the terms of one pair (Features without batch axis) that the matcher computes (see `MEFN.explain`),
-        and the offsets `image_hub_offset` and `text_hub_offset`, which the score has subtracted."""
-        terms = self._apply_matcher(params, "explain", image, text)
-        batches = (jax.tree.map(lambda x: x[None], features) for features in (image, text))
+        """Returns the terms of one pair (Features without batch axis) that the matcher computes: those of its `explain`
+        (see `MEFN.explain`), or without one the `score` and its attention, `word_attention`. The offsets
+        `image_hub_offset` and `text_hub_offset` are added, which the score has subtracted."""
+        batches = tuple(jax.tree.map(lambda x: x[None], features) for features in (image, text))
+        if self.has_entropies:
+            terms = self._apply_matcher(params, "explain", image, text)
+        else:
+            attention = self._apply_matcher(params, "attention", image, text)
+            terms = {"score": self.score(params, *batches)[0, 0], "word_attention": attention}
         image_offset, text_offset = (x[0] for x in self.hub_offsets(params, *batches))
         terms["score"] -= image_offset + text_offset
         return terms | {"image_hub_offset": image_offset, "text_hub_offset": text_offset}

@@ -64,10 +64,9 @@ def test_init_makes_every_declared_parameter(name):
         project_regions, project_words = (functools.partial(f, variables) for f in built.projections)
         layouts = region_block(images, project_regions), to_padded(texts, project_words)
         built.score_tile(variables, *separate_vectors(*layouts, built.matcher.uses_pooled_products))
-        if built.has_explain:
-            built.explain(variables, *pair)
         if built.has_attention:
             built.attention(variables, *pair)
+            assert {"score", "word_attention"} <= built.explain(variables, *pair).keys()
         return built.scalars(variables)
 
     jax.eval_shape(call_every_method, variables)  # Flax refuses to read a variable that `init` has not made

@@ -1,9 +1,10 @@
-"""Draws explanations: entropy maps of captions of a split, or of any image and caption.
+"""Draws explanations: attention and entropy maps of captions of a split, or of any image and caption.
 
     python eval.py explain --workdir=DIR [--number=8] [--split=test] [--out=FOLDER] [--boxes=FILE.npy] [--photos=FOLDER]
     python eval.py explain --workdir=DIR --image=FILE --caption=TEXT [--out=FILE.png]
 
-Only MEFN and its ablations have entropy maps (docs/evaluation.md).
+Only MEFN and its ablations have entropy maps; a system that compares pooled embeddings alone has nothing to draw
+(docs/evaluation.md).
 """
 
 import dataclasses
@@ -59,8 +60,8 @@ class RegionSources:
         Raises DataError if there is no such photograph or if there are more or fewer boxes than regions.
         """
         boxes = x.boxes if self.boxes is None else self.boxes[image]
-        if boxes is not None and len(boxes) != len(x.region_weights):
-            raise DataError(f"--boxes: {len(boxes)} per image, but the model has {len(x.region_weights)} regions")
+        if boxes is not None and len(boxes) != len(x.attention):
+            raise DataError(f"--boxes: {len(boxes)} per image, but the model has {len(x.attention)} regions")
         if self.photos is None:
             return dataclasses.replace(x, boxes=boxes)
         return dataclasses.replace(x, boxes=boxes, photo=self._read_photo(name), photo_title="the photograph")
@@ -83,8 +84,8 @@ def draw_captions(
     """Draws `number` evenly spaced captions of a split with their images, and returns the files.
 
     They go into the directory `out`, or `WORKDIR/eval/<split>/explain/`. `boxes` and `photos` name a .npy file and a
-    folder for a model of precomputed regions (see `RegionSources`). Raises ConfigError for a matcher without an entropy
-    map.
+    folder for a model of precomputed regions (see `RegionSources`). Raises ConfigError for a matcher without
+    attention.
     """
     if out:
         # Captions may be fewer than `number`, but no command writes more files than it has captions.
@@ -110,7 +111,7 @@ def draw_image_file(run: TrainedRun, image: str, caption: str, out: str = "") ->
     """Draws an image file with a caption, and returns the file: `out`, or one in `WORKDIR/eval/explain/`.
 
     With averaged parameters the directory is `WORKDIR/eval/explain_ema/`. Raises DataError if the image cannot be
-    read, ConfigError for a caption without words, a model of precomputed regions, or a matcher without an entropy map.
+    read, ConfigError for a caption without words, a model of precomputed regions, or a matcher without attention.
     """
     if out:
         check_on_first_process(lambda: check_output_file("--out", out, (".png",), is_own_picture))

@@ -1,5 +1,7 @@
 """Explanations of single pairs, ready to be drawn: the matcher's terms by words, over the photograph.
 
+MEFN and its ablations have entropies and weights; of another matcher with `attention`, that alone is explained.
+
 Terms are computed for wordpieces and merged into the words of the caption. B pairs, N regions, M wordpieces, W words.
 """
 
@@ -22,7 +24,7 @@ PHOTO_PIXELS = 360  # side of a photograph in a figure
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """One image and one caption with the terms that MEFN computes for them, as NumPy arrays (docs/method.md).
+    """One image and one caption with the terms that a matcher computes for them, as NumPy arrays (docs/method.md).
 
     Attributes:
         caption: the caption as it was given.
@@ -30,11 +32,11 @@ class Explanation:
         words: W strings. Over the pieces of a word, H and weights are added and attention is averaged.
         photo: uint8 `(H, W, 3)`, resized and cropped as the model sees it; None for precomputed regions.
         boxes: `(N, 4)`, x0, y0, x1, y1 as fractions of the photo's width and height; None if they are not known.
-        H: the entropy map `(N, W)` in nats (section 3).
-        region_weights, word_weights: `(N,)` and `(W,)`, each with sum 1 (Eqs. 17, 18).
         attention: `(N, W)`, each word's distribution over the regions; columns sum to 1 (Eq. 19).
-        values: scalars by name: score, local, global, gate, MFE, lambda, kappa (unless the entropy is none), the two
-            hubness offsets, and with a hubness correction its learned scalars.
+        values: scalars by name: score and the two hubness offsets; of MEFN also local, global, gate, MFE, lambda, kappa
+            (unless the entropy is none), and with a hubness correction its learned scalars.
+        H: the entropy map `(N, W)` in nats (section 3); this and the weights are None for a matcher without entropies.
+        region_weights, word_weights: `(N,)` and `(W,)`, each with sum 1 (Eqs. 17, 18).
         photo_title: the title of the photo in a figure.
     """
 
@@ -43,29 +45,29 @@ class Explanation:
     words: list[str]
     photo: np.ndarray | None
     boxes: np.ndarray | None
-    H: np.ndarray
-    region_weights: np.ndarray
-    word_weights: np.ndarray
     attention: np.ndarray
     values: dict[str, float]
+    H: np.ndarray | None = None
+    region_weights: np.ndarray | None = None
+    word_weights: np.ndarray | None = None
     photo_title: str = "as the model sees it"
 
 
 def can_explain(evaluator: Evaluator) -> bool:
-    """Returns whether the matcher can be explained: whether it is MEFN or has an `explain` like MEFN's."""
-    return evaluator.model.has_explain
+    """Returns whether the matcher can be explained: whether it has `attention`, or an `explain` like MEFN's."""
+    return evaluator.model.has_entropies or evaluator.model.has_attention
 
 
 def check_can_explain(evaluator: Evaluator) -> None:
     """Raises ConfigError unless the matcher can be explained."""
     if not can_explain(evaluator):
         raise ConfigError(
-            f"model={evaluator.config.model} has no entropy map to explain; only MEFN and its ablations have one"
+            f"model={evaluator.config.model} has no attention to explain; it compares pooled embeddings alone"
         )
 
 
 def mean_statistics(evaluator: Evaluator, params, split: Split, images: Features, texts: Features) -> dict[str, float]:
-    """Returns means over PAIRS evenly spaced captions of a split with their own images.
+    """Returns means over PAIRS evenly spaced captions of a split with their own images; for a matcher with entropies.
 
     They are `local` and `global` (scores), `MFE` (nats), `region_entropy` and `word_entropy` (in [0, 1], over the
     regions and words that exist). `images`, `texts`: all of the split, encoded.
@@ -87,7 +89,7 @@ def explain_captions(
 
     `images`, `texts`: all of the split, encoded. `region_sources`: for precomputed regions, their boxes and photographs
     (`explain.RegionSources`). Captions of which the tokenizer keeps no word are left out. Raises ConfigError for a
-    matcher without `explain`.
+    matcher without attention.
     """
     check_can_explain(evaluator)
     captions = [k for k in captions if texts.mask[k].any()]
@@ -113,7 +115,7 @@ def explain_captions(
 def explain_image(evaluator: Evaluator, params, data: bytes, name: str, caption: str, texts: Features) -> Explanation:
     """Returns the explanation of an image file, given by its bytes, and a caption, whose Features are `texts`.
 
-    Raises DataError naming the image if it cannot be decoded, and ConfigError for a matcher without `explain`.
+    Raises DataError naming the image if it cannot be decoded, and ConfigError for a matcher without attention.
     """
     pixels = image_files.decode(data, image_files.resize_from_config(evaluator.config.image), name)[None]
     images = evaluator.encode_pixels(params, np.repeat(pixels, evaluator.mesh.size, 0), 1)  # one row for each device
@@ -125,10 +127,10 @@ def explain_image(evaluator: Evaluator, params, data: bytes, name: str, caption:
 
 
 def explain_features(evaluator: Evaluator, params, images: Features, texts: Features) -> dict:
-    """Returns the terms of pairs (see `MEFN.explain`), image k with text k, and the masks of regions and words.
+    """Returns the terms of pairs (see `Model.explain`), image k with text k, and the masks of regions and words.
 
     The arrays are NumPy's, `(B, ...)`; the masks are `region_mask (B, N)` and `word_mask (B, M)`. Raises ConfigError
-    for a matcher without `explain`.
+    for a matcher without attention.
     """
     check_can_explain(evaluator)
     terms = jax.device_get(evaluator.explain(params, images, texts))
@@ -142,17 +144,16 @@ def build_explanation(evaluator: Evaluator, caption: str, title: str, photo, box
     region_mask, word_mask = terms["region_mask"], terms["word_mask"]
     select = lambda name: terms[name][region_mask][:, word_mask]  # (N, M)  # noqa: E731
     scalars = {name: float(value) for name, value in terms.items() if np.ndim(value) == 0}
-    return Explanation(
-        caption,
-        title,
-        words,
-        photo,
-        boxes,
-        select("H") @ sums,
-        terms["region_weights"][region_mask],
-        terms["word_weights"][word_mask] @ sums,
-        select("word_attention") @ (sums / sums.sum(0)),
-        scalars,
+    explanation = Explanation(
+        caption, title, words, photo, boxes, select("word_attention") @ (sums / sums.sum(0)), scalars
+    )
+    if not evaluator.model.has_entropies:
+        return explanation
+    return dataclasses.replace(
+        explanation,
+        H=select("H") @ sums,
+        region_weights=terms["region_weights"][region_mask],
+        word_weights=terms["word_weights"][word_mask] @ sums,
     )
 
 

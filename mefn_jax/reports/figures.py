@@ -41,7 +41,8 @@ INK, GRAY, BLUE = "#222222", "#666666", "#3f6e9a"
 
 
 def draw_explanation(x: Explanation) -> Figure:
-    """Draws an explanation (the paper's Figure 2): photograph, weights, attention of content words, entropy map."""
+    """Draws an explanation (the paper's Figure 2): photograph, weights, attention of content words, entropy map. An
+    explanation without entropies has the photograph and the attention alone."""
     with matplotlib.rc_context({"font.family": font_families(), "text.parse_math": False}):
         return _lay_out_explanation(x)
 
@@ -49,38 +50,43 @@ def draw_explanation(x: Explanation) -> Figure:
 def _lay_out_explanation(x: Explanation) -> Figure:
     panel_words = content_words(x)
     panel_rows = -(-len(panel_words) // PANELS_PER_ROW)
-    regions = top_regions(x)
-    heights = [3.1, *[2.2] * panel_rows, 0.8, max(1.6, 0.42 * len(regions)), label_height(x.words)]
+    heights = [3.1, *[2.2] * panel_rows]
+    if x.H is not None:
+        regions = top_regions(x)
+        heights += [0.8, max(1.6, 0.42 * len(regions)), label_height(x.words)]
     figure = Figure((WIDTH, sum(heights) + 0.9), DPI)
     grid = GridSpec(len(heights), PANELS_PER_ROW, figure, height_ratios=heights, hspace=0.28, wspace=0.12)
     grid.update(left=0.06, right=0.95, top=1 - 0.3 / figure.get_figheight(), bottom=0.25 / figure.get_figheight())
     top_row = grid[0, :].subgridspec(1, 3, width_ratios=(1, 1, 1.4), wspace=0.3)
     _draw_photo(figure.add_subplot(top_row[0]), x)
-    _draw_region_weights(figure, figure.add_subplot(top_row[1]), x)
     _draw_summary(figure.add_subplot(top_row[2]), x, len(panel_words))
     for n, k in enumerate(panel_words):
         axes = figure.add_subplot(grid[1 + n // PANELS_PER_ROW, n % PANELS_PER_ROW])
         _draw_over_photo(axes, x, x.attention[:, k])
         axes.set_title(shorten(x.words[k]), fontsize=11, color=INK, pad=15)
-        subtitle = f"weight {x.word_weights[k]:.2f}, maximum {x.attention[:, k].max():.2f}"
+        weight = "" if x.word_weights is None else f"weight {x.word_weights[k]:.2f}, "
+        subtitle = f"{weight}maximum {x.attention[:, k].max():.2f}"
         axes.text(0.5, 1.03, subtitle, transform=axes.transAxes, ha="center", fontsize=8, color=GRAY)
-    word_axes = figure.add_subplot(grid[1 + panel_rows, :])
-    map_axes = figure.add_subplot(grid[2 + panel_rows, :], sharex=word_axes)
-    _draw_word_weights(word_axes, x)
-    _draw_entropy_map(figure, map_axes, x, regions)
+    if x.H is not None:
+        _draw_region_weights(figure, figure.add_subplot(top_row[1]), x)
+        word_axes = figure.add_subplot(grid[1 + panel_rows, :])
+        map_axes = figure.add_subplot(grid[2 + panel_rows, :], sharex=word_axes)
+        _draw_word_weights(word_axes, x)
+        _draw_entropy_map(figure, map_axes, x, regions)
     return figure
 
 
 def content_words(x: Explanation) -> list[int]:
     """Returns the positions of the words whose attention is drawn, in the order of the caption.
 
-    They are all words but punctuation and FUNCTION_WORDS; if these are too many, those with the largest weights. A
-    caption without such words gets panels of all its words.
+    They are all words but punctuation and FUNCTION_WORDS; if these are too many, those with the largest weights, or
+    without weights the first. A caption without such words gets panels of all its words.
     """
     function_words = set(FUNCTION_WORDS.split())
     content = [k for k, w in enumerate(x.words) if any(map(str.isalnum, w)) and w.lower() not in function_words]
     content = content or list(range(len(x.words)))
-    return sorted(sorted(content, key=lambda k: -x.word_weights[k])[: PANELS_PER_ROW * PANEL_ROWS])
+    weights = np.zeros(len(x.words)) if x.word_weights is None else x.word_weights
+    return sorted(sorted(content, key=lambda k: -weights[k])[: PANELS_PER_ROW * PANEL_ROWS])
 
 
 def top_regions(x: Explanation) -> np.ndarray:
@@ -187,11 +193,14 @@ def _draw_over_photo(axes, x: Explanation, values: np.ndarray):
 def _draw_summary(axes, x: Explanation, panels: int) -> None:
     axes.set_axis_off()
     v = x.values
-    lines = [f"score {v['score']:.3f}", f"local {v['local']:.3f}   global {v['global']:.3f}   gate {v['gate']:.2f}"]
+    lines = [f"score {v['score']:.3f}"]
+    if x.H is not None:
+        lines.append(f"local {v['local']:.3f}   global {v['global']:.3f}   gate {v['gate']:.2f}")
     if v.get("image_hub_offset") or v.get("text_hub_offset"):
         lines.append(f"hubness offsets {v['image_hub_offset'] + v['text_hub_offset']:.3f}")
-    kappa = f"   kappa {v['kappa']:.2f}" if "kappa" in v else ""
-    lines.append(f"MFE {v['MFE']:.3f} nats   lambda {v['lambda']:.2f}{kappa}")
+    if x.H is not None:
+        kappa = f"   kappa {v['kappa']:.2f}" if "kappa" in v else ""
+        lines.append(f"MFE {v['MFE']:.3f} nats   lambda {v['lambda']:.2f}{kappa}")
     if panels < len(x.words):
         lines.append(f"below: the attention of {panels} of {len(x.words)} words")
     caption = textwrap.fill(x.caption, 46, max_lines=9, placeholder=" …")

@@ -107,7 +107,7 @@ def parse_log_line(text: bytes) -> dict | None:
 
 
 def explain_examples(e: EvaluationResult) -> list[explanation.Explanation]:
-    """Returns explanations of a few pairs; none if the matcher has no `explain`. All processes compute them."""
+    """Returns explanations of a few pairs; none if the matcher has no attention. All processes compute them."""
     if not explanation.can_explain(e.evaluator):
         return []
     captions = explanation.evenly_spaced(PAIRS_EXPLAINED, e.split.num_captions)

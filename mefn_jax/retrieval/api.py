@@ -77,7 +77,7 @@ class Retriever:
     def explain(self, image: str | Path | bytes, caption: str) -> Explanation:
         """Returns the explanation of one pair, to be drawn by `draw_explanation` of `mefn_jax.reports.figures`.
 
-        Raises ConfigError for a matcher that has no entropy map, and for precomputed regions, and DataError as
+        Raises ConfigError for a matcher that has no attention, and for precomputed regions, and DataError as
         `encode_images` and `encode_texts` do.
         """
         if self.config.image.arch == "regions":

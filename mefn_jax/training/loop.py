@@ -178,9 +178,10 @@ def evaluate_and_log(evaluator: Evaluator, params, split, completed: int, writer
     metrics = evaluator.evaluate(params, images, texts, split)
     learned = {scalar: float(value) for scalar, value in evaluator.model.scalars(params).items()}
     values = {name or split.name: metrics, f"{prefix}matcher": learned}
-    if explanation.can_explain(evaluator):
+    if evaluator.model.has_entropies:
         with tolerate_faults("statistics of pairs"):
             values[f"{prefix}pairs"] = explanation.mean_statistics(evaluator, params, split, images, texts)
+    if explanation.can_explain(evaluator):
         with tolerate_faults("pictures of pairs"):
             write_pictures(evaluator, params, split, images, texts, completed, writer, prefix)
     values[f"{prefix}eval_seconds"] = time.perf_counter() - start

@@ -41,7 +41,7 @@ def test_explain_names_request_that_cannot_be_met(mefn_run, tmp_path):
         explain.draw_image_file(TrainedRun(mefn_run, "latest"), "x.jpg", CAPTION, out="x.jpg")
     model, params, _ = evaluator.load_checkpoint(mefn_run, "latest")
     without_map = dataclasses.replace(model.model, matcher=PooledCosine())
-    with pytest.raises(ConfigError, match="has no entropy map"):
+    with pytest.raises(ConfigError, match="has no attention"):
         explanation.explain_features(dataclasses.replace(model, model=without_map), params, None, None)
 
 

@@ -28,8 +28,9 @@ def open_picture(x: Explanation) -> Image.Image:
         random_explanation(["a", "boat"], side=None),
         random_explanation(["a", "boat"], side=None, boxes=False),
         random_explanation(["a", "the"]),
+        random_explanation([f"word{k}" for k in range(14)], entropies=False),
     ],
-    ids=["one word", "70 words", "scripts", "portrait", "no photograph", "no boxes", "no content word"],
+    ids=["one word", "70 words", "scripts", "portrait", "no photograph", "no boxes", "no content word", "attention"],
 )
 def test_draw_explanation_draws_all_kinds_of_pairs(x):
     picture = open_picture(x)
