@@ -46,7 +46,7 @@ from mefn_jax.scoring.tiles import (
     even_slices,
 )
 
-SYSTEMS = {"scan": "scan_t2i_lse", "mefn": "mefn", "visita": "visita"}
+SYSTEMS = {"scan": "scan_t2i_lse", "mefn": "mefn", "visita": "visita", "sfe": "sfe"}
 SHORTEST, LONGEST, MEAN = 8, 21, 14.7
 REPEATS = 3
 

@@ -42,6 +42,7 @@ SYSTEMS = {
     "scan_t2i_lse": ("scan_t2i_lse", {}),
     "scan_i2t_lse": ("scan_i2t_lse", {}),
     "visita": ("visita", {}),
+    "sfe": ("sfe", {}),
     "vsepp": ("vsepp", {}),
 }
 
@@ -86,9 +87,12 @@ def time_matcher(name: str, options: dict, images: Features, texts: Features, ti
     model = Model(image=None, text=None, matcher=matcher, hubness=None, loss={})
     variables = matcher.init(jax.random.key(0), *jax.tree.map(lambda x: x[:1], (images, texts)))
     params, score = {"matcher": variables.get("params", {})}, make_block_scorer(model, CHUNK_MIB, tile_mib)
+    constants = {"constants": {"matcher": variables.get("constants", {})}}
 
     def loss(params, v, g, t, h):
-        return triplet_sum(score(params, images.replace(fragments=v, pooled=g), texts.replace(fragments=t, pooled=h)))
+        return triplet_sum(
+            score(params | constants, images.replace(fragments=v, pooled=g), texts.replace(fragments=t, pooled=h))
+        )
 
     inputs = params, images.fragments, images.pooled, texts.fragments, texts.pooled
     train = jax.jit(jax.value_and_grad(loss, range(5))).lower(*inputs).compile()

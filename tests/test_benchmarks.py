@@ -23,14 +23,16 @@ def test_scoring_benchmark_runs(command):
     sizes = "--sizes=6x20,300x40"
     seconds = last_line(command("benchmarks/scoring.py", sizes, "--regions=4", "--width=16", "--skip_torch"))
     assert set(seconds) == {"6x20", "300x40"}
-    assert all(seconds["300x40"][name] > 0 for name in ("gemm", "scan", "mefn", "visita"))
+    assert all(seconds["300x40"][name] > 0 for name in ("gemm", "scan", "mefn", "visita", "sfe"))
 
 
 def test_training_benchmark_runs(command):
     small = ("--widths=16", "--batch=8", "--regions=4", "--words=5", "--skip_torch")
     result_of = last_line(command("benchmarks/training.py", *small))["D16"]
     assert result_of["gemm"] > 0
-    assert all(result_of[name]["train"] > 0 for name in ("mefn", "mefn uniform", "scan_t2i_lse", "vsepp"))
+    assert all(
+        result_of[name]["train"] > 0 for name in ("mefn", "mefn uniform", "scan_t2i_lse", "visita", "sfe", "vsepp")
+    )
 
 
 def test_scoring_benchmark_reports_growth(command):
