@@ -57,9 +57,10 @@ def _lay_out_explanation(x: Explanation) -> Figure:
     figure = Figure((WIDTH, sum(heights) + 0.9), DPI)
     grid = GridSpec(len(heights), PANELS_PER_ROW, figure, height_ratios=heights, hspace=0.28, wspace=0.12)
     grid.update(left=0.06, right=0.95, top=1 - 0.3 / figure.get_figheight(), bottom=0.25 / figure.get_figheight())
-    top_row = grid[0, :].subgridspec(1, 3, width_ratios=(1, 1, 1.4), wspace=0.3)
+    columns = (1, 2.4) if x.H is None else (1, 1, 1.4)
+    top_row = grid[0, :].subgridspec(1, len(columns), width_ratios=columns, wspace=0.3)
     _draw_photo(figure.add_subplot(top_row[0]), x)
-    _draw_summary(figure.add_subplot(top_row[2]), x, len(panel_words))
+    _draw_summary(figure.add_subplot(top_row[-1]), x, len(panel_words))
     for n, k in enumerate(panel_words):
         axes = figure.add_subplot(grid[1 + n // PANELS_PER_ROW, n % PANELS_PER_ROW])
         _draw_over_photo(axes, x, x.attention[:, k])

@@ -114,6 +114,13 @@ def test_views_are_rows_of_one_pair_with_other_draws(split_and_tokenizer):
             assert same(on_host[step], {name: x[part] for name, x in batch.items()})
 
 
+def test_draws_of_the_first_view_are_those_of_its_key_alone():
+    for key in ((3, 7), (2**63 + 5, 1)):
+        expected = np.random.Generator(np.random.Philox(key=np.uint64(key))).random(9)
+        np.testing.assert_array_equal(pipeline._make_rng(*key, view=0).random(9), expected)
+        assert not np.any(pipeline._make_rng(*key, view=1).random(9) == expected)
+
+
 def test_iterate_puts_batches_ahead_of_step(split_and_tokenizer):
     """While a step runs, the next two batches are put on the devices."""
     put_batches, enough = [], threading.Event()

@@ -34,7 +34,7 @@ def open_picture(x: Explanation) -> Image.Image:
 )
 def test_draw_explanation_draws_all_kinds_of_pairs(x):
     picture = open_picture(x)
-    assert 1100 < picture.width < 1350
+    assert 1050 < picture.width < 1350
     assert 600 < picture.height < 2000
     figure = figures.draw_explanation(x)
     titles = [axes.get_title() for axes in figure.axes]
