@@ -31,6 +31,7 @@ from mefn_jax.features import Features
 from mefn_jax.matching.cosine import PooledCosine
 from mefn_jax.matching.entropy import ENTROPIES
 from mefn_jax.matching.hubness import HubnessCorrection
+from mefn_jax.matching.mate import MATE
 from mefn_jax.matching.matcher import Matcher
 from mefn_jax.matching.mefn import BRANCHES, DIRECTIONS, GLOBAL_INPUTS, MEFN
 from mefn_jax.matching.scan import AGGREGATES, SCAN, SCAN_DIRECTIONS
@@ -103,6 +104,7 @@ MODELS = {
     "visita_one_level": _visita(levels=("fragments",)),
     "visita_one_step": _visita(steps=1),
     "visita_linear": _visita(kernels=()),
+    "mate": System(MATE),
     "sfe": _sfe(),
     "sfe_no_external": _sfe(cues=()),
     "sfe_no_internal": _sfe(internal=False),
@@ -321,6 +323,21 @@ class Model:
         return self.has_products or self.matcher.defines("score_tile")
 
     @property
+    def has_pairs(self) -> bool:
+        """Returns whether the matcher scores pairs of prepared items (`score_pairs`)."""
+        return self.matcher.defines("score_pairs")
+
+    @property
+    def has_bound(self) -> bool:
+        """Returns whether the first results can be found without scoring all pairs (`score_bound`)."""
+        return self.has_pairs and self.matcher.defines("score_bound")
+
+    @property
+    def has_train_score(self) -> bool:
+        """Returns whether the loss takes other scores than evaluation (`Matcher.train_score`)."""
+        return self.matcher.defines("train_score")
+
+    @property
     def has_entropies(self) -> bool:
         """Returns whether explained pairs have entropies and weights, as MEFN's."""
         return self.matcher.defines("explain")
@@ -334,6 +351,29 @@ class Model:
     def is_dual_encoder(self) -> bool:
         """Returns whether the score of a pair is the product of its two vectors (`image_vectors`, `text_vectors`)."""
         return self.matcher.is_dual_encoder
+
+    @property
+    def prepare(self) -> tuple[Callable, Callable]:
+        """Returns the matcher's `prepare_images` and `prepare_texts` as functions `(params, features)`."""
+        methods = "prepare_images", "prepare_texts"
+        return tuple(lambda params, x, method=m: self._apply_matcher(params, method, x) for m in methods)
+
+    def score_pairs(self, params, images, texts) -> jax.Array:
+        """Returns the scores of pairs of prepared items, whose leading axes are broadcast, before the `hub_offsets` are
+        subtracted; only for a matcher with `has_pairs`."""
+        return self._apply_matcher(params, "score_pairs", images, texts)
+
+    def floats_per_pair(self, images: Features, texts: Features) -> int:
+        """Returns the largest number of float32 values that a pair takes at once while it is scored."""
+        return self.matcher.floats_per_pair(images, texts)
+
+    def score_bound(self) -> tuple[float, float]:
+        """Returns the factor and the radius of the matcher's `score_bound`; only with `has_bound`."""
+        return self.matcher.score_bound()
+
+    def train_score(self, params, images: Features, texts: Features) -> jax.Array:
+        """Returns the scores of all pairs that the loss takes, float32 `(I, T)`; only with `has_train_score`."""
+        return self._apply_matcher(params, "train_score", images, texts)
 
     def embed(self, params, features: Features) -> jax.Array:
         """Returns one vector for each image or text, float32 `(B, D)`."""
@@ -350,8 +390,12 @@ class Model:
         return jnp.concatenate([vectors, -offsets[:, None]], 1)
 
     def text_vectors(self, params, texts: Features) -> jax.Array:
-        """Returns the vectors of texts, as `image_vectors` does; the additional coordinate is 1."""
+        """Returns the vectors of texts, as `image_vectors` does; the additional coordinate is 1. With a `score_bound`,
+        the embedding is multiplied by its factor, so that the product is the middle of the interval that holds the
+        score, apart from the text's hubness offset."""
         vectors = self.embed(params, texts)
+        if self.has_bound:
+            vectors *= self.score_bound()[0]
         if self.hubness is None:
             return vectors
         return jnp.concatenate([vectors, jnp.ones_like(vectors[:, :1])], 1)

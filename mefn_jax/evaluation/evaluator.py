@@ -5,6 +5,7 @@ Training makes one of its run; `load_checkpoint` and `load_zero_shot` make one o
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,9 +35,9 @@ from mefn_jax.runtime.sharding import (
     replicated,
     round_up,
 )
-from mefn_jax.scoring import rerank, tiles
-from mefn_jax.scoring.ranking import rank
-from mefn_jax.scoring.tiles import TILE_CAPTIONS, TiledScores, even_slices
+from mefn_jax.scoring import certificate, rerank, tiles
+from mefn_jax.scoring.ranking import Ranking, rank
+from mefn_jax.scoring.tiles import PAIRS_BLOCK, TILE_CAPTIONS, UNTILED_BLOCK, TiledScores, even_slices
 
 
 class Programs(NamedTuple):
@@ -49,6 +50,7 @@ class Programs(NamedTuple):
     image_vectors: Callable
     text_vectors: Callable
     hub_offsets: Callable
+    prepare: tuple
     attention: Callable
     explain: Callable
 
@@ -79,6 +81,7 @@ class Evaluator:
             image_vectors=jax.jit(model.image_vectors),
             text_vectors=jax.jit(model.text_vectors),
             hub_offsets=jax.jit(model.hub_offsets),
+            prepare=tuple(jax.jit(function, out_shardings=everywhere) for function in model.prepare),
             attention=jax.jit(jax.vmap(model.attention, (None, 0, 0))),
             explain=jax.jit(jax.vmap(model.explain, (None, 0, 0)), out_shardings=everywhere),
         )
@@ -99,6 +102,44 @@ class Evaluator:
         image_offsets, text_offsets = map(np.asarray, offsets)
         scores = candidates.scores - image_offsets[candidates.images] - text_offsets[:, None]
         return dataclasses.replace(candidates, scores=scores)
+
+    def rank_first(
+        self, params, images: Features, texts: Features, caption_image: np.ndarray, k: int
+    ) -> tuple[Ranking, tuple[float, float]] | None:
+        """Ranks only as many pairs as make sure that the first k results of every query are those of all pairs; for a
+        model with `has_bound`. Returns the Ranking (`certificate.rank_first_results`) and the shares of all pairs that
+        were scored (`FirstResults`); None if more than half of the pairs would be needed."""
+        start = time.perf_counter()
+        vectors = self.image_vectors(params, images), self.text_vectors(params, texts)
+        offsets = self.hub_offsets(params, images, texts)
+
+        def centers(rows, columns):
+            return vectors[0][rows] @ vectors[1][columns].T - offsets[1][columns]
+
+        first = certificate.find_first_results(
+            centers,
+            self.model.score_bound()[1],
+            self.listed_scores(params, images, texts, offsets),
+            *map(len, vectors),
+            k,
+        )
+        if first is None:
+            return None
+        ranking = certificate.rank_first_results(first, caption_image)
+        return dataclasses.replace(ranking, seconds=time.perf_counter() - start), first.shares
+
+    def listed_scores(self, params, images: Features, texts: Features, hub_offsets) -> certificate.ListedScores:
+        """Returns the scores of pairs of encoded images and captions, to be computed for lists of pairs; for a model
+        with `has_pairs`."""
+        items = from_full_copy(replicated(self.mesh), (images, texts))
+        prepared = [program(params, x) for program, x in zip(self._programs.prepare, items, strict=True)]
+        scorer = functools.partial(self._list_scorer(self.model.floats_per_pair(images, texts)), params)
+        return certificate.ListedScores(scorer, *prepared, self.mesh, hub_offsets)
+
+    @functools.cache  # noqa: B019 (an evaluator lives as long as its programs)
+    def _list_scorer(self, floats_per_pair: int):
+        mib = score_tile_mib(self.config, self.mesh)
+        return certificate.compile_list_scorer(self.model.score_pairs, floats_per_pair, self.mesh, mib)
 
     def encode(self, params, split: Split) -> tuple[Features, Features]:
         """Returns the Features of all images and of all captions of a split, as NumPy arrays in source order."""
@@ -167,7 +208,8 @@ class Evaluator:
         """Returns the scores of all pairs of encoded images and captions, to be computed a tile at a time."""
         score = functools.partial(self._programs.score, params)
         offsets = self.hub_offsets(params, images, texts)
-        return TiledScores(score, images, texts, self.mesh, untiled=not self.model.has_tile, hub_offsets=offsets)
+        block = None if self.model.has_tile else PAIRS_BLOCK if self.model.has_pairs else UNTILED_BLOCK
+        return TiledScores(score, images, texts, self.mesh, block, hub_offsets=offsets)
 
     def hub_offsets(self, params, images: Features, texts: Features) -> tuple[np.ndarray, np.ndarray]:
         """Returns the hubness offsets of images, float32 `(I,)`, and of captions, `(C,)` (docs/method.md, Eq. 34).
@@ -186,11 +228,14 @@ def compile_scorer(model: Model, mesh, mib: float):
     """Returns the compiled program that scores a tile.
 
     It is `tiles.compile_tile_scorer` of the matcher's `score_tile`; for a matcher without one, it is
-    `score(params, images, texts)` of Features. `mib`: the largest regions x words array on a device, in MiB.
+    `score(params, images, texts)` of Features, with `score_pairs` that of `tiles.compile_pair_scorer`. `mib`: the
+    largest regions x words array on a device, in MiB.
     """
     if model.has_tile:
         with_pooled = model.matcher.uses_pooled_products
         return tiles.compile_tile_scorer(model.score_tile, with_pooled, mesh, mib, model.projections)
+    if model.has_pairs:
+        return tiles.compile_pair_scorer(model.prepare, model.score_pairs, model.floats_per_pair, mesh, mib)
     everywhere = replicated(mesh)
     return jax.jit(model.score, in_shardings=(None, batch_sharding(mesh), everywhere), out_shardings=everywhere)
 

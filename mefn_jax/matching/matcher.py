@@ -78,6 +78,43 @@ class Matcher(nn.Module, kw_only=True):
         """Returns one vector for each item, float32 `(B, D)`, for candidates and indexes: the pooled embedding."""
         return features.pooled
 
+    def prepare_images(self, images: Features):
+        """Returns a tree of arrays with a row for each image, which `score_pairs` takes: what depends on one image
+        alone, in a form of this matcher's own."""
+        raise NotImplementedError(f"{type(self).__name__} defines no prepare_images(images)")
+
+    def prepare_texts(self, texts: Features):
+        """Returns a tree of arrays with a row for each text, as `prepare_images` does."""
+        raise NotImplementedError(f"{type(self).__name__} defines no prepare_texts(texts)")
+
+    def score_pairs(self, images, texts):
+        """Returns the scores, float32 `(...)`, of pairs of prepared items whose leading axes are broadcast: `(I, 1)`
+        and `(T,)` for all pairs, `(P,)` and `(P,)` for pairs of a list. A matcher that is dear to compute and has no
+        inner products alone defines it, with the two methods above: evaluation then prepares an item once, and can
+        score some of the pairs (`score_bound`)."""
+        raise NotImplementedError(f"{type(self).__name__} defines no score_pairs(images, texts)")
+
+    def floats_per_pair(self, images: Features, texts: Features) -> int:
+        """Returns the largest number of float32 values that a pair takes at once while it is scored, from the shapes of
+        Features: by default one for each region and word. It decides how many pairs a tile has."""
+        return images.mask.shape[1] * texts.mask.shape[1]
+
+    def score_bound(self) -> tuple[float, float]:
+        """Returns a factor and a radius: every score is the factor times the product of the pair's two embeddings
+        (`embed`), plus or minus at most the radius. With a bound and `score_pairs`, the first results of a ranking are
+        found without scoring all pairs (`scoring/certificate.py`)."""
+        raise NotImplementedError(f"{type(self).__name__} defines no score_bound()")
+
+    def train_score(self, images: Features, texts: Features):
+        """Returns the scores of all pairs that the loss takes in training, float32 `(I, T)`, where they are others than
+        `score`, which is then too dear for all pairs of a batch."""
+        raise NotImplementedError(f"{type(self).__name__} defines no train_score(images, texts)")
+
+    def fused_similarity(self, image_vectors, text_vectors):
+        """Returns similarities `(...)` of pairs of embeddings `(..., D)`, for losses that compare a few pairs in this
+        way (`fused_similarity` among the `needs` of a loss)."""
+        raise NotImplementedError(f"{type(self).__name__} defines no fused_similarity(image_vectors, text_vectors)")
+
     def explain(self, image: Features, text: Features) -> dict:
         """Returns the terms of one pair (Features without batch axis), as `MEFN.explain` does, so that it can be
         drawn."""

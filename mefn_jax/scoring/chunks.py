@@ -20,12 +20,16 @@ SMALLEST_TILE = 2  # images: XLA's sums over arrays of a single image are 30 tim
 
 def make_block_scorer(model, chunk_mib: float, tile_mib: float):
     """Returns `score(params, images, texts)`, float32 `(I, T)`, which computes `model.score` of the Features of one
-    device within the limits of `score_in_chunks` or, for a matcher without `score_products`, of `score_in_tiles`."""
+    device within the limits of `score_in_chunks` or, for a matcher without `score_products`, of `score_in_tiles`; for one
+    with a `train_score`, that."""
 
     def score(params, images: Features, texts: Features):
         if model.has_products:
             return score_in_chunks(model, params, images, texts, chunk_mib, tile_mib)
-        return score_in_tiles(functools.partial(model.score, params), images, texts, tile_mib)
+        if model.has_train_score:  # cheap: there is nothing to cut
+            return model.train_score(params, images, texts)
+        floats_per_pair = model.floats_per_pair(images, texts)
+        return score_in_tiles(functools.partial(model.score, params), images, texts, tile_mib, floats_per_pair)
 
     return score
 
@@ -53,19 +57,20 @@ def score_in_chunks(model, params, images: Features, texts: Features, chunk_mib:
 
         return map_tiles(score_tile, tile_size, by_image, by_text)
 
-    return _map_texts(score_chunk, images, texts, chunk_mib)
+    return _map_texts(score_chunk, images, texts, chunk_mib, images.mask.shape[1] * texts.mask.shape[1])
 
 
-def score_in_tiles(score, images: Features, texts: Features, tile_mib: float) -> jax.Array:
+def score_in_tiles(score, images: Features, texts: Features, tile_mib: float, floats_per_pair: int) -> jax.Array:
     """Computes `score(images, texts)`, float32 `(I, T)`, for a tile of texts at a time. The backward pass computes each
-    tile again. A float32 array of all regions by the words of a tile takes at most `tile_mib` MiB (docs/method.md,
-    Eq. 50); all texts are one tile if they fit."""
-    return _map_texts(functools.partial(score, images), images, texts, tile_mib)
+    tile again. A float32 array of all images by the texts of a tile by `floats_per_pair` (those of
+    `Matcher.floats_per_pair`) takes at most `tile_mib` MiB (docs/method.md, Eq. 50); all texts are one tile if they
+    fit."""
+    return _map_texts(functools.partial(score, images), images, texts, tile_mib, floats_per_pair)
 
 
-def _map_texts(score, images: Features, texts: Features, mib: float) -> jax.Array:
+def _map_texts(score, images: Features, texts: Features, mib: float, floats_per_pair: int) -> jax.Array:
     """Computes `score(texts)`, `(I, T)`, for as many texts at a time as `items_per_tile` allows."""
-    size = items_per_tile(len(texts.mask), 4 * images.mask.size * texts.mask.shape[1], mib)
+    size = items_per_tile(len(texts.mask), 4 * len(images.mask) * floats_per_pair, mib)
     number = len(texts.mask) // size
     if number == 1:
         return score(texts)

@@ -154,15 +154,15 @@ def rank_counts(candidates: Candidates, caption_image: np.ndarray) -> tuple[np.n
 
     n_i2t = captions - np.bincount(caption_image, minlength=images)[caption_image]
     # All negatives in the lists, sorted by image and then by score.
-    negatives = np.sort(_pack_sort_key(candidates.images[~positive], candidates.scores[~positive]))
-    end = np.searchsorted(negatives, _pack_sort_key(caption_image, np.float32(np.inf)), "right")
+    negatives = np.sort(pack_sort_key(candidates.images[~positive], candidates.scores[~positive]))
+    end = np.searchsorted(negatives, pack_sort_key(caption_image, np.float32(np.inf)), "right")
     n_i2t = np.where(
-        positive.any(1), end - np.searchsorted(negatives, _pack_sort_key(caption_image, positive_scores)), n_i2t
+        positive.any(1), end - np.searchsorted(negatives, pack_sort_key(caption_image, positive_scores)), n_i2t
     )
     return n_i2t.astype(np.int64), n_t2i.astype(np.int64)
 
 
-def _pack_sort_key(image, score) -> np.ndarray:
+def pack_sort_key(image, score) -> np.ndarray:
     """Packs image and float32 score into one int64 that sorts by image, then by score. (IEEE float bits sort like the
     numbers, apart from the sign.)"""
     bits = (score + np.float32(0)).view(np.int32).astype(np.int64)  # -0 becomes 0

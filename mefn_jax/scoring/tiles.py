@@ -2,7 +2,8 @@
 
 Texts are packed (`packing.py`), so that no padding is scored. Images are split over the devices, and each device scores
 a few of them at a time against one group of texts, so that the arrays of regions by words fit into a processor's cache
-(docs/method.md, Eq. 50). Matchers without `score_tile` get Features as they are.
+(docs/method.md, Eq. 50). Matchers without `score_tile` get Features as they are, or, with `score_pairs`, items that were
+prepared once (`compile_pair_scorer`).
 """
 
 import functools
@@ -28,8 +29,10 @@ from mefn_jax.scoring.packing import pack
 # scores(rows, columns) -> float array (len(rows), len(columns)), for half-open ranges of images and of captions.
 Scores = Callable[[slice, slice], np.ndarray]
 TILE_IMAGES, TILE_CAPTIONS = 256, 1024  # images and captions per request that keep the devices busy
-# Images and captions scored at once by a matcher without `score_tile`: few, as the sizes of its arrays are unknown.
+# Images and captions scored at once by a matcher with neither `score_tile` nor `score_pairs`: few, as the sizes of its
+# arrays are unknown.
 UNTILED_BLOCK = 32, 256
+PAIRS_BLOCK = TILE_IMAGES, TILE_CAPTIONS  # those of a matcher with `score_pairs`, of which a few are scored at a time
 NO_PROJECTIONS = no_projection, no_projection  # of images' and of texts' fragments
 
 
@@ -89,6 +92,54 @@ def compile_tile_scorer(score_tile, with_pooled: bool, mesh, mib: float, project
     return jax.jit(scorer, in_shardings=(None, batch_sharding(mesh), None, None), out_shardings=replicated(mesh))
 
 
+def compile_pair_scorer(prepare, score_pairs, floats_per_pair, mesh, mib: float):
+    """Returns the compiled program `scorer(params, images, texts)`, float32 `(I, T)`, of Features of a multiple of the
+    devices of images and of any number of texts, before the hubness offsets are subtracted.
+
+    `prepare` are the matcher's `prepare_images` and `prepare_texts`, functions `(params, features)`;
+    `score_pairs(params, images, texts)` scores what these return, and `floats_per_pair` is the matcher's. A device
+    scores as many pairs at a time as take `mib` MiB, but at least one.
+    """
+
+    def score_on_device(params, images, texts):
+        max_pairs = count_pairs_at_once(floats_per_pair(images, texts), mib)
+        prepared = [function(params, x) for function, x in zip(prepare, (images, texts), strict=True)]
+        return map_pairs(functools.partial(score_pairs, params), *prepared, max_pairs)
+
+    rows, replicas = jax.sharding.PartitionSpec(BATCH_AXES), jax.sharding.PartitionSpec()
+    scorer = jax.shard_map(score_on_device, mesh=mesh, in_specs=(replicas, rows, replicas), out_specs=rows)
+    everywhere = replicated(mesh)
+    return jax.jit(scorer, in_shardings=(None, batch_sharding(mesh), everywhere), out_shardings=everywhere)
+
+
+def count_pairs_at_once(floats_per_pair: int, mib: float) -> int:
+    """Returns how many pairs take at most `mib` MiB at once, but at least one (docs/method.md, Eq. 50)."""
+    return max(1, int(mib * 2**20 / (4 * floats_per_pair)))
+
+
+def map_pairs(score_pairs, images, texts, max_pairs: int) -> jax.Array:
+    """Computes `score_pairs` of all pairs of I prepared images with T prepared texts, `(I, T)`, for at most `max_pairs`
+    pairs at a time."""
+    num_images, num_texts = (len(jax.tree.leaves(x)[0]) for x in (images, texts))
+    columns = min(num_texts, max_pairs)
+    rows = min(num_images, max(1, max_pairs // columns))
+    text_tiles = _cut_padded(texts, columns)
+
+    def score_images(images):
+        images = jax.tree.map(lambda x: x[:, None], images)
+        return jax.lax.map(lambda texts: score_pairs(images, texts), text_tiles)  # (K, rows, columns)
+
+    scores = jnp.moveaxis(jax.lax.map(score_images, _cut_padded(images, rows)), 1, 2)  # (J, rows, K, columns)
+    return scores.reshape(scores.shape[0] * rows, -1)[:num_images, :num_texts]
+
+
+def _cut_padded(tree, size: int):
+    """Returns arrays `(n, ...)` as `(K, size, ...)`, with zeros after the last row."""
+    return jax.tree.map(
+        lambda x: jnp.pad(x, [(0, -len(x) % size)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, size, *x.shape[1:]), tree
+    )
+
+
 def _multiply_pooled(regions: RegionBlock, pooled):
     """Returns the inner products of regions with the pooled embeddings `(C, D)` of captions, `(C, I, N)`. One product
     with all captions is faster than one for each group."""
@@ -134,16 +185,17 @@ class TiledScores:
     `scores(rows, columns)`.
 
     `scorer` is a program of `compile_tile_scorer` with its parameters bound; `hub_offsets`, float32 `(I,)` of images
-    and `(C,)` of texts, are subtracted from its result. With `untiled`, for a matcher without `score_tile`,
-    `scorer(images, texts)` scores Features. All tiles have one shape, so nothing is compiled twice.
+    and `(C,)` of texts, are subtracted from its result. With a `block`, for a matcher without `score_tile`,
+    `scorer(images, texts)` scores Features of at most so many images, on each device, and texts. All tiles have one
+    shape, so nothing is compiled twice.
     """
 
-    def __init__(self, scorer, images: Features, texts: Features, mesh, untiled: bool = False, hub_offsets=None):
-        self._scorer, self._images, self._texts, self._mesh, self._untiled = scorer, images, texts, mesh, untiled
+    def __init__(self, scorer, images: Features, texts: Features, mesh, block: tuple | None = None, hub_offsets=None):
+        self._scorer, self._images, self._texts, self._mesh, self._untiled = scorer, images, texts, mesh, bool(block)
         self._hub_offsets = hub_offsets
-        max_rows = UNTILED_BLOCK[0] if untiled else TILE_IMAGES
+        max_rows, max_columns = block or (TILE_IMAGES, TILE_CAPTIONS)
         rows = even_slices(len(images.mask), max_rows * mesh.size)[0]
-        self._rows = round_up(rows.stop, mesh.size)
+        self._rows, self._columns = round_up(rows.stop, mesh.size), min(max_columns, len(texts.mask))
         self._groups, self._tile = {}, (None, None)
 
     def __call__(self, rows: slice, columns: slice) -> np.ndarray:
@@ -181,9 +233,9 @@ class TiledScores:
 
     def _score_texts(self, images: Features, columns: slice) -> np.ndarray:
         scores = []
-        for start in range(columns.start, columns.stop, UNTILED_BLOCK[1]):
-            block = slice(start, min(start + UNTILED_BLOCK[1], columns.stop))
-            texts = jax.tree.map(lambda x, block=block: slice_padded(x, block, UNTILED_BLOCK[1]), self._texts)
+        for start in range(columns.start, columns.stop, self._columns):
+            block = slice(start, min(start + self._columns, columns.stop))
+            texts = jax.tree.map(lambda x, block=block: slice_padded(x, block, self._columns), self._texts)
             scores.append(
                 np.asarray(self._scorer(images, from_full_copy(replicated(self._mesh), texts)))[:, : block.stop - start]
             )

@@ -123,7 +123,7 @@ def test_score_in_tiles_scores_one_tile_at_a_time():
 
     images, texts = features()
     for fit in (1, 2, 3, 4, 99):
-        assert score_in_tiles(score, images, texts, fit * 4 * I * N * M / 2**20).shape == (I, T)
+        assert score_in_tiles(score, images, texts, fit * 4 * I * N * M / 2**20, N * M).shape == (I, T)
     assert [sizes[0], *sizes[-4:]] == [1, 2, 2, 4, 4]
 
 

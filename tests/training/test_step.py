@@ -28,6 +28,8 @@ def linear_model():
 
     return types.SimpleNamespace(
         has_products=False,
+        has_train_score=False,
+        floats_per_pair=lambda images, texts: 1,
         encode_images=encode("image"),
         encode_texts=encode("text"),
         score=lambda params, images, texts: images.pooled @ texts.pooled.T * params["matcher"]["factor"],
