@@ -148,7 +148,7 @@ def base(model="mefn"):
     c.matcher = ConfigDict(matcher_options(model))  # the fields of the system's class in mefn_jax/matching/
 
     c.loss = ConfigDict()
-    c.loss.name = "triplet"  # triplet, sel, info_nce (learned scale), siglip (scale and bias) or info_nce_triplet
+    c.loss.name = "triplet"  # triplet, sel, info_nce (learned scale), siglip (scale and bias), or a sum of LOSSES
     c.loss.triplet_weight = 1.0  # info_nce_triplet: weight of the triplet loss in the sum of both
     c.loss.margin = 0.2  # triplet, sel: margin in score units (alpha of the paper's Eq. 2 is twice this)
     c.loss.anchors = "both"  # triplet, sel: both, image (the paper's Eq. 2 as printed) or text
@@ -220,8 +220,9 @@ def shrink(c):
     for tower in (c.text.bert, c.text.clip, c.text.siglip):
         tower.update(width=32, layers=1, heads=2, mlp_width=64, max_positions=64)
     c.text.gru.word_width = 16
-    for option in {"hub_vectors", "concepts"} & set(c.matcher):
-        c.matcher[option] = min(c.matcher[option], 8)
+    for option, size in {"hub_vectors": 8, "concepts": 8, "layers": 1, "mlp_width": 32}.items():
+        if option in c.matcher:
+            c.matcher[option] = min(c.matcher[option], size)
     c.loss.hard_negative_ramp = min(c.loss.hard_negative_ramp, 4)
     c.train.update(steps=8, epochs=0.0, batch_size=16, log_every=2, eval_every=4, save_every=4)
     c.eval.update(batch_size=16, explained_pairs=0)

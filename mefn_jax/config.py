@@ -47,6 +47,8 @@ POSITIVE = (
     "matcher.edges",
     "matcher.init_gamma",
     "matcher.init_share",
+    "matcher.layers",
+    "matcher.mlp_width",
 )
 SETS = ("matcher.levels", "matcher.cues")  # options that are a set of names
 # Options in [0, 1): probabilities, fractions and decays.
@@ -69,6 +71,7 @@ PROBABILITIES = (
     "augment.word_noise",
     "augment.region_dropout",
     "matcher.init_share",
+    "matcher.share",
 )
 NOT_NEGATIVE = (
     "image.size",

@@ -15,7 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from mefn_jax.errors import ConfigError
+from mefn_jax.features import EPS
 
+HECT_MARGIN, HECT_TEMPERATURE, HECT_CONTRAST = 1.0, 0.5, 0.5  # of MATE's code: in distances; of softplus; its weight
+DISTILL_WEIGHT = 0.5  # of MATE's code
+DISTILL_TEMPERATURE = 0.07  # Li et al. 2021 (ALBEF), retrieval on Flickr30K
 CLIP = {"scale": math.log(1 / 0.07)}  # Radford et al. 2021, section 2.5: a temperature of 0.07
 SIGLIP = {"scale": math.log(10.0), "bias": -10.0}  # Zhai et al. 2023, Algorithm 1
 
@@ -168,12 +172,114 @@ def info_nce_triplet_options(config, hyper, step) -> dict:
     return triplet_options(config, hyper, step) | {"triplet_weight": config.triplet_weight}
 
 
+def mine_hardest(scores, positives):
+    """Returns the hardest negatives of a batch: the position of each image's text and of each text's image with the
+    largest score among negatives, int32 `(B,)` each, the first of equal ones; no gradient passes. 0 where an item has
+    no negative."""
+    scores = jax.lax.stop_gradient(jnp.where(positives, -jnp.inf, scores))
+    return jnp.argmax(scores, 1), jnp.argmax(scores, 0)
+
+
+def fuse_hardest(scores, positives, embeddings, fused_similarity):
+    """Returns the fused similarities of the pairs, of each image with its hardest text, and of each text with its
+    hardest image, `(B,)` each (docs/method.md, Eq. 103): 3B pairs are fused instead of B^2. The last two are -inf where
+    an item has no negative."""
+    v, t = embeddings
+    text, image = mine_hardest(scores, positives)
+    has_negative = ~jnp.all(positives, 1)  # positives are symmetric
+    negatives = fused_similarity(v, t[text]), fused_similarity(v[image], t)
+    return fused_similarity(v, t), *(jnp.where(has_negative, x, -jnp.inf) for x in negatives)
+
+
+def hect(scores, positives, embeddings, fused_similarity):
+    """Computes HECT, a scalar: a triplet and a contrastive loss of fused pairs, whose negative is the hardest of both
+    modalities (docs/method.md, Eqs. 103 to 105; MATE, Zhou and Wang 2025, as evidently meant)."""
+    pair, *cross = fuse_hardest(scores, positives, embeddings, fused_similarity)
+    total = 0.0
+    for own, negative in zip(embeddings, cross, strict=True):
+        within = jnp.max(jnp.where(positives, -jnp.inf, own @ own.T), 1)
+        total += jnp.mean(_contrast(pair, jnp.maximum(negative, within), HECT_MARGIN))
+    return total / 2
+
+
+def contrast_hardest(scores, positives, embeddings, fused_similarity):
+    """Computes the contrastive part of HECT alone, a scalar, with negatives of the other modality alone."""
+    pair, *cross = fuse_hardest(scores, positives, embeddings, fused_similarity)
+    return sum(jnp.mean(_contrast(pair, negative, None)) for negative in cross) / 2
+
+
+def _contrast(pair, negative, margin):
+    """Returns the costs `(B,)` of anchors by the similarities of their pair and of their negative (docs/method.md,
+    Eq. 105), 0 where the negative is -inf; without a `margin`, the contrastive term alone."""
+    has_negative = negative > -jnp.inf
+    negative = jnp.where(has_negative, negative, -1.0)
+    costs = HECT_CONTRAST * jax.nn.softplus((negative - pair) / HECT_TEMPERATURE)
+    if margin is not None:
+        costs += jnp.maximum(chord_length(pair) - chord_length(negative) + margin, 0.0)
+    return jnp.where(has_negative, costs, 0.0)
+
+
+def chord_length(cosine):
+    """Returns the distance of two unit vectors with this cosine. Its gradient at 1 is zero instead of NaN."""
+    square = 2 - 2 * cosine
+    positive = square > EPS
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def distill(scores, teacher_scores):
+    """Computes the distillation, a scalar: the divergence of the softmax over candidates from the teacher's, averaged
+    over rows and over both directions (docs/method.md, Eq. 106). No gradient passes into the teacher."""
+    total = 0.0
+    for axis in (0, 1):
+        logits, teacher_logits = scores / DISTILL_TEMPERATURE, teacher_scores / DISTILL_TEMPERATURE
+        target = jax.lax.stop_gradient(jax.nn.log_softmax(teacher_logits, axis))
+        divergence = jnp.sum(jnp.exp(target) * (target - jax.nn.log_softmax(logits, axis)), axis)
+        total += jnp.mean(divergence)
+    return total / 2
+
+
+def make_mate_loss(fused=None):
+    """Returns the sum of SEL, of `fused(scores, positives, embeddings, fused_similarity)`, and of DISTILL_WEIGHT times
+    the distillation, as `Loss.compute`. Without `fused`, or if the train step gives no `teacher_scores`, the term is
+    missing."""
+
+    def compute(
+        scores,
+        positives,
+        scale,
+        bias,
+        *,
+        embeddings=None,
+        fused_similarity=None,
+        teacher_scores=None,
+        **options,
+    ):
+        total = sel(scores, positives, scale, bias, **options)
+        if fused is not None:
+            total += fused(scores, positives, embeddings, fused_similarity)
+        if teacher_scores is not None:
+            total += DISTILL_WEIGHT * distill(scores, teacher_scores)
+        return total
+
+    return compute
+
+
+def mate_loss(fused=None, teacher: bool = True) -> Loss:
+    """Returns the record of `make_mate_loss`, with a teacher or without."""
+    needs = ("same_pair",) + ("embeddings", "fused_similarity") * (fused is not None) + ("teacher_scores",) * teacher
+    return Loss(make_mate_loss(fused), options=triplet_options, needs=needs)
+
+
 LOSSES = {
     "triplet": Loss(triplet, options=triplet_options),
     "info_nce": Loss(info_nce, CLIP),
     "info_nce_triplet": Loss(info_nce_triplet, CLIP, info_nce_triplet_options),
     "siglip": Loss(siglip, SIGLIP),
     "sel": Loss(sel, options=triplet_options, needs=("same_pair",)),
+    "sel_hect_distill": mate_loss(hect),
+    "sel_hect": mate_loss(hect, teacher=False),
+    "sel_contrast_distill": mate_loss(contrast_hardest),
+    "sel_distill": mate_loss(),
 }
 # The values that an option may have.
 LOSS_CHOICES = {

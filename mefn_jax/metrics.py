@@ -48,6 +48,13 @@ def retrieval_metrics(n_i2t: np.ndarray, n_t2i: np.ndarray, caption_image: np.nd
     return result | {"rsum": sum(result[side][f"r{k}"] for side in ("i2t", "t2i") for k in RECALLS)}
 
 
+def keep_recalls(result: dict) -> dict:
+    """Returns a result of `retrieval_metrics` without what needs whole rankings: median and mean rank and average
+    precision."""
+    known = {f"r{k}" for k in RECALLS}
+    return result | {side: {k: x for k, x in result[side].items() if k in known} for side in ("i2t", "t2i")}
+
+
 def average_metrics(results: list[dict]) -> dict:
     """Returns the mean of several results of `retrieval_metrics`, number by number (the folds of COCO 1K)."""
     first = results[0]

@@ -31,8 +31,8 @@ from mefn_jax.features import Features
 from mefn_jax.matching.cosine import PooledCosine
 from mefn_jax.matching.entropy import ENTROPIES
 from mefn_jax.matching.hubness import HubnessCorrection
-from mefn_jax.matching.mate import MATE
 from mefn_jax.matching.matcher import Matcher
+from mefn_jax.matching.mate import MATE
 from mefn_jax.matching.mefn import BRANCHES, DIRECTIONS, GLOBAL_INPUTS, MEFN
 from mefn_jax.matching.scan import AGGREGATES, SCAN, SCAN_DIRECTIONS
 from mefn_jax.matching.sfe import CUES, SFE
@@ -73,6 +73,14 @@ VSE_INFINITY = {
 
 # Zhu et al. 2023, with two views of each pair, which differ by what is left out.
 ESA_TRAINING = VSE_INFINITY | {"loss.name": "sel", "data.views": 2}
+TEACHER = {"train.ema_decay": 0.995}  # of MATE's code
+
+
+def _mate(loss: str, matcher: type[Matcher] = MATE, **training) -> System:
+    """Returns MATE, or an ablation of it, by its loss and its matcher; it pools and trains as ESA does, with a teacher
+    or without."""
+    form = {"image.pooling": "esa", "text.pooling": "esa", "loss.name": loss}
+    return System(matcher, ESA_TRAINING | training, form)
 
 
 def _visita(**form) -> System:
@@ -104,7 +112,10 @@ MODELS = {
     "visita_one_level": _visita(levels=("fragments",)),
     "visita_one_step": _visita(steps=1),
     "visita_linear": _visita(kernels=()),
-    "mate": System(MATE),
+    "mate": _mate("sel_hect_distill", **TEACHER),
+    "mate_no_fusion": _mate("sel_distill", PooledCosine, **TEACHER),
+    "mate_no_momentum": _mate("sel_hect"),
+    "mate_no_hect": _mate("sel_contrast_distill", **TEACHER),
     "sfe": _sfe(),
     "sfe_no_external": _sfe(cues=()),
     "sfe_no_internal": _sfe(internal=False),
@@ -374,6 +385,10 @@ class Model:
     def train_score(self, params, images: Features, texts: Features) -> jax.Array:
         """Returns the scores of all pairs that the loss takes, float32 `(I, T)`; only with `has_train_score`."""
         return self._apply_matcher(params, "train_score", images, texts)
+
+    def fused_similarity(self, params, image_vectors, text_vectors) -> jax.Array:
+        """Returns the matcher's `fused_similarity` of pairs of embeddings `(..., D)`, float32 `(...)`."""
+        return self._apply_matcher(params, "fused_similarity", image_vectors, text_vectors)
 
     def embed(self, params, features: Features) -> jax.Array:
         """Returns one vector for each image or text, float32 `(B, D)`."""

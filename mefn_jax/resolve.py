@@ -9,7 +9,8 @@ from mefn_jax.config import check_config, get_dotted, require_local
 from mefn_jax.data.from_config import fill_data_widths
 from mefn_jax.encoders.pretrained.towers import keep_saved_options, load_pretrained
 from mefn_jax.encoders.pretrained.weights import Tower
-from mefn_jax.losses import LOSS_CHOICES, check_loss
+from mefn_jax.errors import ConfigError
+from mefn_jax.losses import LOSS_CHOICES, LOSSES, check_loss
 from mefn_jax.model import MODEL_CHOICES, find_system
 from mefn_jax.runtime.console import print0
 
@@ -46,7 +47,25 @@ def check_options(config: ConfigDict) -> ConfigDict:
     """Returns the configuration unchanged. Raises ConfigError, naming the option, for a value that cannot work."""
     check_config(config, MODEL_CHOICES | LOSS_CHOICES)
     check_loss(config.loss)
+    check_loss_needs(config)
     return config
+
+
+def check_loss_needs(config: ConfigDict) -> None:
+    """Raises ConfigError, naming the options, if a loss needs averaged parameters that a run does not keep, or fused
+    pairs that its matcher does not have."""
+    name = config.loss.name
+    needs = LOSSES[name].needs
+    if "teacher_scores" in needs and not config.train.ema_decay:
+        raise ConfigError(
+            f"train.ema_decay=0: loss.name={name} learns from the averaged parameters; set it to 0.995, or choose a "
+            "loss.name without distill"
+        )
+    if "fused_similarity" in needs and not find_system(config.model).matcher.defines("fused_similarity"):
+        raise ConfigError(
+            f"loss.name={name} fuses pairs, and the matcher of model={config.model} does not; choose another "
+            "loss.name, or model=mate"
+        )
 
 
 def note_contradictions(config: ConfigDict) -> None:

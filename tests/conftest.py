@@ -153,9 +153,13 @@ def mefn_run(once):
 
 @pytest.fixture(scope="session")
 def runs(once, mefn_run):
-    """The workdirs of two trained models: MEFN, and VSE++, whose score is the cosine of its embeddings."""
-    vsepp = once("vsepp_run", lambda folder: train_two_steps(folder / "run", "vsepp"))
-    return {"mefn": mefn_run, "vsepp": vsepp / "run"}
+    """The workdirs of three trained models: MEFN, VSE++, whose score is the cosine of its embeddings, and MATE, whose
+    scores have a bound."""
+    vsepp, mate = (
+        once(f"{name}_run", lambda folder, name=name: train_two_steps(folder / "run", name))
+        for name in ("vsepp", "mate")
+    )
+    return {"mefn": mefn_run, "vsepp": vsepp / "run", "mate": mate / "run"}
 
 
 @pytest.fixture(scope="session")

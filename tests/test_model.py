@@ -33,6 +33,7 @@ LEARNED_PARAMETERS = {
     "sfe_no_internal": SFE_EXTERNAL,
     "visita_linear": VISITA_GROUPS | {"log_lambda", "term_logits"},
     "mefn": {"log_lambda", "log_kappa", "gate_logit"},
+    **{name: {"layer_0"} for name in ("mate", "mate_no_momentum", "mate_no_hect")},
     "mefn_no_entropy": {"log_lambda", "gate_logit"},
     "mefn_no_local": {"log_lambda", "log_kappa"},
     "mefn_no_global": {"log_lambda", "log_kappa"},
@@ -63,7 +64,13 @@ def test_init_makes_every_declared_parameter(name):
         built.text_vectors(variables, texts)
         project_regions, project_words = (functools.partial(f, variables) for f in built.projections)
         layouts = region_block(images, project_regions), to_padded(texts, project_words)
-        built.score_tile(variables, *separate_vectors(*layouts, built.matcher.uses_pooled_products))
+        if built.has_tile:
+            built.score_tile(variables, *separate_vectors(*layouts, built.matcher.uses_pooled_products))
+        if built.has_pairs:
+            prepared = (f(variables, x) for f, x in zip(built.prepare, (images, texts), strict=True))
+            built.score_pairs(variables, *prepared)
+            built.train_score(variables, images, texts)
+            built.fused_similarity(variables, images.pooled, texts.pooled)
         if built.has_attention:
             built.attention(variables, *pair)
             assert {"score", "word_attention"} <= built.explain(variables, *pair).keys()

@@ -1,6 +1,6 @@
 """Evaluates a model on a split: prints the table of recalls, and writes `metrics.json` and `ranks.npz`.
 
-    python eval.py --workdir=DIR [--split=test] [--step=best|latest|N] [--folds=1,5] [--rerank=0.1]
+    python eval.py --workdir=DIR [--split=test] [--step=best|latest|N] [--folds=1,5] [--rerank=0.1] [--certified]
 
 The protocol and the files are described in docs/evaluation.md, the metrics in docs/method.md, section 13. I images, C
 captions.
@@ -92,12 +92,14 @@ def evaluate(
     save_scores: str = "",
     rerank: str = "",
     files: dict = RESULT_FILES,
+    certified: bool = False,
 ) -> EvaluationResult:
     """Evaluates a run's checkpoint on a gallery, prints the table, and writes `metrics.json` and `ranks.npz`.
 
     The files go into `run.output_dir`. `save_scores`: a file for all scores; `rerank`: if not empty, reranking is
     evaluated too (see `rerank.parse_rerank`). `files`: names of the files that will be written into `out`, each with
-    the check that recognizes an own file (`own` of `outputs.check_output_directory`).
+    the check that recognizes an own file (`own` of `outputs.check_output_directory`). `certified`: see
+    `rank_certified`.
     """
     check_on_first_process(lambda: check_outputs(out, save_scores, gallery, files))
     evaluator, params, step_number = run.load()
@@ -107,7 +109,7 @@ def evaluate(
         folder = run.output_dir(gallery.split, out, gallery.data_dir)
     model = evaluator.config.model
     name = f"{model} (step {step_number}{', averaged' if run.ema else ''})"
-    result = evaluate_split(evaluator, params, name, gallery, opened, save_scores, rerank)
+    result = evaluate_split(evaluator, params, name, gallery, opened, save_scores, rerank, certified)
     # A comparison does not take averaged parameters for another seed, because `evaluated` differs.
     evaluated = f"{model}, averaged parameters" if run.ema else model
     result.report.update({"step": step_number, "evaluated": evaluated})
@@ -160,6 +162,7 @@ def evaluate_split(
     opened: OpenedGallery,
     save_scores: str = "",
     rerank: str = "",
+    certified: bool = False,
 ) -> EvaluationResult:
     """Scores an opened gallery and prints its results under `name` (see `rank_and_report`).
 
@@ -177,12 +180,15 @@ def evaluate_split(
         )
     if num_candidates and 1 not in folds:
         raise ConfigError("--rerank needs the whole gallery: add 1 to --folds")
+    if certified:
+        check_certified(evaluator, folds, save_scores, num_candidates)
     text = describe_text(evaluator, split)
     images, texts = evaluator.encode(params, split)
     scores = evaluator.scores(params, images, texts)
+    first = rank_certified(evaluator, params, images, texts, split) if certified else None
     if num_candidates:  # compiles the scoring program first, so that the time of ranking is without compilation
         scores(*list_tiles(split.num_images, split.caption_image, 1)[0])
-    report, ranks = rank_and_report(evaluator, scores, name, dataset, split, folds, save_scores)
+    report, ranks = rank_and_report(evaluator, scores, name, dataset, split, folds, save_scores, first)
     report["data"] |= text
     report["config"] = evaluator.config.to_dict()
     if "baselines" in report:  # drawn scenes
@@ -195,6 +201,33 @@ def evaluate_split(
         )
         reranking.print_reranking(report["rerank"])
     return EvaluationResult(evaluator, params, split, images, texts, report, ranks)
+
+
+def check_certified(evaluator: Evaluator, folds, save_scores: str, num_candidates: int) -> None:
+    """Raises ConfigError unless a model can be ranked by certificate, of the whole gallery and nothing else."""
+    if not evaluator.model.has_bound:
+        raise ConfigError(f"--certified: the matcher of model={evaluator.config.model} has no bound of its scores")
+    if tuple(folds) != (1,) or save_scores or num_candidates:
+        raise ConfigError(
+            "--certified scores some pairs of the whole gallery: leave out --folds, --rerank and --save_scores"
+        )
+
+
+def rank_certified(evaluator: Evaluator, params, images: Features, texts: Features, split: Split):
+    """Returns the Ranking of the TOP first results of every query, which are those of all pairs, and the shares of all
+    pairs that were scored (`Evaluator.rank_first`), and prints these. None if that takes more than half of the pairs:
+    then all are to be scored."""
+    first = evaluator.rank_first(params, images, texts, split.caption_image, TOP)
+    if first is None:
+        print0("certified: more than half of all pairs can be among the first results; all pairs are scored")
+        return None
+    ranking, (by_captions, by_images) = first
+    print0(
+        f"certified: the first {TOP} results of every query are those of all pairs; scored for the captions' rankings "
+        f"{100 * by_captions:.1f} % of the pairs, for the images' {100 * by_images:.1f} % besides, in "
+        f"{ranking.seconds:.1f} s"
+    )
+    return first
 
 
 def describe_text(evaluator: Evaluator, split: Split) -> dict:
@@ -253,13 +286,22 @@ def check_folds(folds: tuple[int, ...], split: Split) -> None:
 
 
 def rank_and_report(
-    evaluator: Evaluator, scores, name: str, dataset: Dataset, split: Split, folds=(1,), save_scores: str = ""
+    evaluator: Evaluator,
+    scores,
+    name: str,
+    dataset: Dataset,
+    split: Split,
+    folds=(1,),
+    save_scores: str = "",
+    first: tuple | None = None,
 ) -> tuple[dict, dict]:
     """Ranks a split by `scores`, prints the table, and returns the report and the ranks.
 
     `name`: the system's row in the table. `folds`: numbers of folds to average over; the report is about the first.
-    `save_scores`: a file for all scores. The report lacks `evaluated` (the system, by the name that a comparison gives
-    it) and `config` (its options), which the caller adds; `data` has the digest of the gallery.
+    `save_scores`: a file for all scores. `first`: what `rank_certified` returned, in place of `scores`; metrics of
+    whole rankings are then missing, ranks after TOP are TOP + 1, and twins are not told apart. The report lacks
+    `evaluated` (the system, by the name that a comparison gives it) and `config` (its options), which the caller adds;
+    `data` has the digest of the gallery.
 
     Ranks: `i2t (I,)`, `t2i (C,)`, `caption_image (C,)`, `positive_scores (C,)`, and the TOP best results of every
     query, `i2t_top`, `t2i_top`, with their scores, `i2t_top_scores`, `t2i_top_scores`.
@@ -267,11 +309,16 @@ def rank_and_report(
     config = evaluator.config
     if split.skipped:
         print0(f"left out {len(split.skipped)} images that cannot be decoded: {', '.join(split.skipped[:5])}")
-    with open_score_file(save_scores, split) as score_file:
-        ranking = rank(scores, split.caption_image, folds, TOP, show_progress=True, save_to=score_file)
+    if first is None:
+        with open_score_file(save_scores, split) as score_file:
+            ranking = rank(scores, split.caption_image, folds, TOP, show_progress=True, save_to=score_file)
+    else:
+        ranking, shares = first
     results = {number: fold_metrics(ranking.counts[number], split, number) for number in folds}
+    if first is not None:
+        results = {number: (metrics.keep_recalls(result), ranks) for number, (result, ranks) in results.items()}
     rows = {name: results[folds[0]]}
-    scene_twins = twins.find_twins(split) if folds[0] == 1 else None
+    scene_twins = twins.find_twins(split) if folds[0] == 1 and first is None else None
     if scene_twins:
         baseline_scores = {
             "caption words": baselines.caption_word_overlap(split),
@@ -295,6 +342,8 @@ def rank_and_report(
         )
         report.setdefault("other_folds", {})[str(number)] = results[number][0]
     report |= {"seconds": ranking.seconds, "versions": versions(), "data": {"gallery": digest_gallery(split)}}
+    if first is not None:
+        report["certified"] = {"first": TOP, **dict(zip(("captions_share", "images_share"), shares, strict=True))}
     top_results = {"i2t": ranking.top_captions, "t2i": ranking.top_images}
     top_arrays = {f"{side}_top": top.positions for side, top in top_results.items()}
     top_arrays |= {f"{side}_top_scores": top.scores for side, top in top_results.items()}
@@ -350,6 +399,11 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "rerank", "", "Evaluate reranking too, with this number of candidates for a caption, or share of the images."
     )
+    flags.DEFINE_bool(
+        "certified",
+        False,
+        "Score only pairs that can be among a query's first ten: R@1, 5 and 10 are those of all pairs.",
+    )
     define_scores_flag()
     define_path_flag("out", "", "Directory of the results; default: WORKDIR/eval/<split>, with --ema <split>_ema.")
     define_process_flags()
@@ -359,4 +413,4 @@ def main() -> None:
     """Runs the command."""
     f = flags.FLAGS
     initialize()
-    evaluate(run_from_flags(), gallery_from_flags(), f.out, f.save_scores, f.rerank)
+    evaluate(run_from_flags(), gallery_from_flags(), f.out, f.save_scores, f.rerank, certified=f.certified)

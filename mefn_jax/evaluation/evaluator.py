@@ -50,7 +50,8 @@ class Programs(NamedTuple):
     image_vectors: Callable
     text_vectors: Callable
     hub_offsets: Callable
-    prepare: tuple
+    prepare: tuple[Callable, Callable]
+    score_list: Callable
     attention: Callable
     explain: Callable
 
@@ -82,6 +83,7 @@ class Evaluator:
             text_vectors=jax.jit(model.text_vectors),
             hub_offsets=jax.jit(model.hub_offsets),
             prepare=tuple(jax.jit(function, out_shardings=everywhere) for function in model.prepare),
+            score_list=certificate.compile_list_scorer(model.score_pairs, self.mesh),
             attention=jax.jit(jax.vmap(model.attention, (None, 0, 0))),
             explain=jax.jit(jax.vmap(model.explain, (None, 0, 0)), out_shardings=everywhere),
         )
@@ -133,13 +135,9 @@ class Evaluator:
         with `has_pairs`."""
         items = from_full_copy(replicated(self.mesh), (images, texts))
         prepared = [program(params, x) for program, x in zip(self._programs.prepare, items, strict=True)]
-        scorer = functools.partial(self._list_scorer(self.model.floats_per_pair(images, texts)), params)
-        return certificate.ListedScores(scorer, *prepared, self.mesh, hub_offsets)
-
-    @functools.cache  # noqa: B019 (an evaluator lives as long as its programs)
-    def _list_scorer(self, floats_per_pair: int):
-        mib = score_tile_mib(self.config, self.mesh)
-        return certificate.compile_list_scorer(self.model.score_pairs, floats_per_pair, self.mesh, mib)
+        mib, scorer = score_tile_mib(self.config, self.mesh), functools.partial(self._programs.score_list, params)
+        max_pairs = tiles.count_pairs_at_once(self.model.floats_per_pair(images, texts), mib)
+        return certificate.ListedScores(scorer, *prepared, self.mesh, hub_offsets, max_pairs)
 
     def encode(self, params, split: Split) -> tuple[Features, Features]:
         """Returns the Features of all images and of all captions of a split, as NumPy arrays in source order."""
@@ -219,7 +217,12 @@ class Evaluator:
         return tuple(np.asarray(x) for x in self._programs.hub_offsets(params, images, texts))
 
     def evaluate(self, params, images: Features, texts: Features, split: Split) -> dict:
-        """Returns the `metrics.retrieval_metrics` of an encoded split, as training logs them."""
+        """Returns the `metrics.retrieval_metrics` of an encoded split, as training logs them. With a bound of the
+        scores, only pairs that can count for recall are scored, and metrics of whole rankings are left out."""
+        if self.model.has_bound:
+            first = self.rank_first(params, images, texts, split.caption_image, max(metrics.RECALLS))
+            if first is not None:
+                return metrics.keep_recalls(metrics.retrieval_metrics(*first[0].counts[1], split.caption_image))
         ranking = rank(self.scores(params, images, texts), split.caption_image)
         return metrics.retrieval_metrics(*ranking.counts[1], split.caption_image)
 

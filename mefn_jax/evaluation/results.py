@@ -102,7 +102,9 @@ def read_report(path) -> dict:
             require(report, key, kind, str(path))
         for key, kind in PROTOCOL_TYPES.items():
             require(report["protocol"], key, kind, str(path))
-        numbers = [report.get("rsum"), *(report[side].get(name) for side in ("i2t", "t2i") for name in METRIC_NAMES)]
+        # A certified evaluation has no metrics of whole rankings.
+        names = [f"r{k}" for k in RECALLS] if "certified" in report else METRIC_NAMES
+        numbers = [report.get("rsum"), *(report[side].get(name) for side in ("i2t", "t2i") for name in names)]
         if not all(is_number(x) for x in numbers):
             raise DataError("a metric is missing, or is no finite number")
         if not isinstance(report["data"], dict | None):

@@ -64,7 +64,7 @@ def print_table(rows: dict, protocol: dict, split: Split, folds: int) -> None:
     titles = "".join(f"{t:>7}" for t in ("R@1", "R@5", "R@10", "medR", "meanR", "mAP"))
     print0(f"{'':{width}} {titles}  {titles}  {'rSum':>6}" + (f" {'twins':>6}" if has_twins else ""))
     for name, (result, _) in rows.items():
-        cells = "  ".join("".join(f"{result[side][c]:7.1f}" for c in columns) for side in ("i2t", "t2i"))
+        cells = "  ".join("".join(_format_cell(result[side].get(c)) for c in columns) for side in ("i2t", "t2i"))
         twin_cell = f" {result['twins']['all']:6.1f}" if has_twins else ""
         print0(f"{name:{width}} {cells}  {result['rsum']:6.1f}{twin_cell}")
     size = split.num_images // folds
@@ -75,6 +75,11 @@ def print_table(rows: dict, protocol: dict, split: Split, folds: int) -> None:
     if has_twins:
         accuracy = next(iter(rows.values()))[0]["twins"]
         print0("twins by what was swapped: " + ", ".join(f"{k} {v:.1f}" for k, v in accuracy.items() if k != "all"))
+
+
+def _format_cell(value: float | None) -> str:
+    """Returns a cell of the table; a metric that is not known is a dash."""
+    return f"{'-':>7}" if value is None else f"{value:7.1f}"
 
 
 def print_pointing(result: dict | None) -> None:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from mefn_jax.features import Features, safe_norm, unit
 from mefn_jax.matching.matcher import Matcher
-from mefn_jax.scoring.layouts import FULL_PRECISION
 
 NORM_EPS = 1e-5  # of the norms, as in PyTorch's TransformerEncoder
 
@@ -62,11 +61,11 @@ class FusionWeights:
     mlp_norm: Norm
 
     def attend(self, x):
-        """Returns `x + O (V x + b_V) + b_O` of vectors `(..., W)` (docs/method.md, Eq. 101)."""
+        """Returns `x + O (V x + b_V) + b_O` of vectors `(..., W)` (docs/method.md, Eq. 96)."""
         return x + self.output(self.value(x))
 
     def transform(self, x):
-        """Returns the layer of vectors `(..., W)` (docs/method.md, Eqs. 101 and 102)."""
+        """Returns the layer of vectors `(..., W)` (docs/method.md, Eqs. 96 and 97)."""
         x = self.attention_norm(self.attend(x))
         return self.mlp_norm(x + self.back(nn.relu(self.hidden(x))))
 
@@ -114,7 +113,7 @@ class PreparedItems:
 
 
 class MATE(Matcher, kw_only=True):
-    """Matcher of MATE: the scores of all pairs, in [-1, 1] (docs/method.md, Eqs. 100 to 105).
+    """Matcher of MATE: the scores of all pairs, in [-1, 1] (docs/method.md, Eqs. 95 to 101).
 
     Attributes:
         layers: number of layers of the fusion network.
@@ -158,7 +157,7 @@ class MATE(Matcher, kw_only=True):
         return max(2 * images.pooled.shape[-1], self.mlp_width)
 
     def score_bound(self) -> tuple[float, float]:
-        """Returns the factor and the radius of the interval that holds every score (docs/method.md, Eq. 105)."""
+        """Returns the factor and the radius of the interval that holds every score (docs/method.md, Eq. 101)."""
         return (1 - self.share) ** 2, self.share * (1 - self.share) * 2**0.5 + self.share**2 / 2
 
     def train_score(self, images: Features, texts: Features):
@@ -167,13 +166,13 @@ class MATE(Matcher, kw_only=True):
 
     def fused_similarity(self, image_vectors, text_vectors):
         """Returns the cosines of the fused halves of pairs of embeddings `(..., D)`, float32 `(...)` (docs/method.md,
-        Eq. 104)."""
+        Eq. 100)."""
         return cosine_of_halves(fuse(self._weights(image_vectors.shape[-1]), image_vectors, text_vectors))
 
 
 def fuse(layers: list[FusionWeights], v, t):
     """Returns the fused vectors of pairs of embeddings `(..., D)` before they are scaled to unit length, `(..., 2D)`
-    (docs/method.md, Eqs. 100 to 102)."""
+    (docs/method.md, Eqs. 95 to 97)."""
     x = jnp.concatenate([v, t], -1)
     for layer in layers:
         x = layer.transform(x)
@@ -188,7 +187,7 @@ def prepare_items(first: FusionWeights, pooled, attended) -> PreparedItems:
 
 def fuse_prepared(layers: list[FusionWeights], images: PreparedItems, texts: PreparedItems):
     """Returns `fuse` of pairs of prepared items, whose leading axes are broadcast, `(..., 2D)` (docs/method.md,
-    Eq. 106)."""
+    Eq. 102)."""
     first, *rest = layers
     norm = first.attention_norm
     attended = images.attended + texts.attended
@@ -203,7 +202,7 @@ def fuse_prepared(layers: list[FusionWeights], images: PreparedItems, texts: Pre
 
 def score_fused(v, t, y, share: float):
     """Returns the scores `(...)` of pairs of embeddings `(..., D)` and their fused vectors `y (..., 2D)`
-    (docs/method.md, Eq. 103)."""
+    (docs/method.md, Eq. 99)."""
     p, q = jnp.split(unit(y), 2, -1)
     # Sums of products, which no device rounds to bfloat16: the bound holds to float32's precision.
     cross, fused = jnp.sum(v * q + t * p, -1), jnp.sum(p * q, -1)

@@ -141,7 +141,8 @@ def read_evaluation(path: Path, split: str) -> Evaluation:
         raise DataError(
             f"{folder}: is of the split {protocol['split']}, not of {split}; give --split={protocol['split']}"
         )
-    metrics = {f"{side}.{name}": report[side][name] for side in SIDES for name in METRIC_NAMES}
+    metrics = {f"{side}.{name}": report[side].get(name) for side in SIDES for name in METRIC_NAMES}
+    metrics = {key: float("nan") if value is None else value for key, value in metrics.items()}  # certified: not known
     config = configuration.flatten({k: v for k, v in report["config"].items() if k != "model"})
     captions = np.bincount(caption_image, minlength=len(i2t))
     caption_hits = [np.bincount(caption_image, weights=t2i <= k, minlength=len(i2t)) for k in RECALLS]

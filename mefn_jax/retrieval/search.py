@@ -4,7 +4,7 @@
     python eval.py search --workdir=DIR --image=FILE --captions=FILE.txt [--top_k=10]
 
 Images are searched in an index (`eval.py index`): the nearest by embedding are candidates, and the matcher scores these
-(docs/evaluation.md).
+(docs/evaluation.md). A matcher with a bound scores as many as make sure that no better image is missed.
 """
 
 import time
@@ -19,15 +19,26 @@ from mefn_jax.data.parsing import read_text
 from mefn_jax.data.pipeline import pad_rows
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation.captions import encode_captions, has_words, read_image_file
+from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.evaluation.rerank import parse_rerank
 from mefn_jax.evaluation.run import TrainedRun, define_run_flags, run_from_flags
+from mefn_jax.features import Features
 from mefn_jax.reports import contact_sheet
-from mefn_jax.retrieval.index import check_index_exists, load_model, open_index, require_finite, search_embeddings
+from mefn_jax.retrieval.index import (
+    Index,
+    check_index_exists,
+    load_model,
+    open_index,
+    require_finite,
+    search_embeddings,
+)
 from mefn_jax.runtime.cli import define_count_flag, define_path_flag, define_process_flags, require_flag
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.multihost import initialize
+from mefn_jax.scoring import certificate
 from mefn_jax.scoring.tiles import TILE_CAPTIONS, even_slices
 
+FIRST_CANDIDATES = 128  # images that a matcher with a bound scores first
 DEFAULT_CANDIDATES = 1000  # images that the matcher scores for a caption: the nearest by embedding
 
 
@@ -37,7 +48,8 @@ def search_images(
     """Prints the `top_k` images of an index that match a caption best, with scores, and draws them into the file `out`.
 
     The matcher scores the images nearest by embedding: as many as `rerank` says (a share, or a number; by default
-    DEFAULT_CANDIDATES), but at least `top_k`. Returns scores and file names, best first. Raises ConfigError for an
+    DEFAULT_CANDIDATES), but at least `top_k`. By default, a matcher with a bound scores as many as make sure that the
+    results are those of all images. Returns scores and file names, best first. Raises ConfigError for an
     index of another checkpoint and for a caption without words.
     """
     start, picture_path = time.perf_counter(), out and contact_sheet.check_picture_path(out)
@@ -46,21 +58,22 @@ def search_images(
     evaluator, params, checkpoint_id = load_model(run)
     opened = open_index(index, checkpoint_id)
     num_candidates = parse_rerank(rerank, len(opened.names)) if rerank else DEFAULT_CANDIDATES
+    is_certified = evaluator.model.has_bound and not rerank
     loaded = time.perf_counter()
     texts = encode_captions(evaluator, params, [caption], "--caption")
     query = evaluator.text_vectors(params, texts)[0]
     if opened.embeddings.shape[1:] != query.shape:
         raise DataError(f"--index={index}: embeddings.npy is damaged; make the index again")
-    k = max(top_k, num_candidates)
-    positions, scores = search_embeddings(opened.embeddings, query, k, evaluator.mesh, opened.readable)
-    if not evaluator.model.is_dual_encoder:
-        rows, columns = slice(0, len(positions)), slice(0, 1)
-        scores = evaluator.scores(params, opened.features(positions), texts)(rows, columns)[:, 0]
-        require_finite(scores, [opened.names[p] for p in positions])
-        order = np.lexsort((positions, -scores))
-        positions, scores = positions[order], scores[order]
+    if is_certified:
+        positions, scores = search_certified(evaluator, params, opened, texts, query, top_k)
+    else:
+        k = max(top_k, num_candidates)
+        positions, scores = search_embeddings(opened.embeddings, query, k, evaluator.mesh, opened.readable)
+        if not evaluator.model.is_dual_encoder:
+            positions, scores = sort_results(positions, score_images(evaluator, params, opened, positions, texts))
     best = [(float(s), opened.names[p]) for p, s in zip(positions[:top_k], scores[:top_k], strict=True)]
     reranked = "" if evaluator.model.is_dual_encoder else f", {len(positions)} of them scored by the matcher"
+    reranked += ", which cannot miss one" if is_certified else ""
     print_results(best, f"{caption!r} in {int(opened.readable.sum())} images{reranked}")
     print0(f"loaded in {loaded - start:.1f} s, searched in {time.perf_counter() - loaded:.1f} s")
     if picture_path:
@@ -68,6 +81,41 @@ def search_images(
         contact_sheet.save_picture(sheet, picture_path)
         print0(f"wrote {out}")
     return best
+
+
+def score_images(evaluator: Evaluator, params, opened: Index, positions: np.ndarray, texts: Features) -> np.ndarray:
+    """Returns the matcher's scores of images of an index with one text, float32 `(n,)`. Raises TrainingError if one is
+    not finite."""
+    rows, columns = slice(0, len(positions)), slice(0, 1)
+    scores = evaluator.scores(params, opened.features(positions), texts)(rows, columns)[:, 0]
+    require_finite(scores, [opened.names[p] for p in positions])
+    return scores
+
+
+def sort_results(positions: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns positions and scores, best first, equal scores by position."""
+    order = np.lexsort((positions, -scores))
+    return positions[order], scores[order]
+
+
+def search_certified(evaluator: Evaluator, params, opened: Index, texts: Features, query: np.ndarray, top_k: int):
+    """Scores images of an index by falling products with the query until no other can be among the first `top_k`
+    (docs/method.md, Eqs. 107 and 108). Returns positions and scores of those that were scored, best first."""
+    radius = evaluator.model.score_bound()[1] + certificate.ROUNDING
+    text_offset = evaluator.hub_offsets(params, texts, texts)[1][0]
+    total, number = int(opened.readable.sum()), max(top_k, FIRST_CANDIDATES)
+    positions, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+    while True:
+        # From half of the images on, all: the products are known, so nothing is saved by another round.
+        number = total if number > certificate.MOST * total else number
+        nearest, products = search_embeddings(opened.embeddings, query, number, evaluator.mesh, opened.readable)
+        new = nearest[len(positions) :]
+        scores = np.concatenate([scores, score_images(evaluator, params, opened, new, texts)])
+        positions = nearest
+        kth_score = np.sort(scores)[-min(top_k, total)]
+        if number >= total or products[-1] - text_offset + radius < kth_score:
+            return sort_results(positions, scores)
+        number *= 2
 
 
 def rank_captions(run: TrainedRun, image: str, captions: str, top_k: int = 10) -> list[tuple[float, str]]:

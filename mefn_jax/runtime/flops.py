@@ -3,7 +3,8 @@ loop once.
 
 Matrix products and convolutions count, with two FLOPs for a multiplication and its addition. A step costs three times
 its forward pass; a frozen tower costs only its forward pass, and one with LoRA's adapters twice as much, because the
-gradient passes through it. Rematerialization does not count, so that MFU measures useful work (docs/method.md, Eq. 55).
+gradient passes through it. A teacher costs one more forward pass. Rematerialization does not count, so that MFU
+measures useful work (docs/method.md, Eq. 55).
 """
 
 import math
@@ -16,20 +17,25 @@ from mefn_jax import optim
 
 
 def step_flops(step_config, mesh, params, batch: dict) -> dict[str, float]:
-    """Returns the FLOPs of a step by part: `{images, texts, scores}`. `params` and `batch` may be shapes; `step_config`
-    is that of `train_step`."""
-    model = step_config.model
+    """Returns the FLOPs of a step by part: `{images, texts, scores}`, and `fusion` for a loss that fuses some pairs.
+    `params` and `batch` may be shapes; `step_config` is that of `train_step`."""
+    model, needs = step_config.model, step_config.loss_needs
     images, texts = batch["images"], (batch["text"], batch["text_mask"])
     features = jax.eval_shape(model.encode_images, params, images), jax.eval_shape(model.encode_texts, params, *texts)
     forward = {
         "images": count_flops(model.encode_images, params, images),
         "texts": count_flops(model.encode_texts, params, *texts),
-        "scores": count_flops(model.score, params, *features),
+        "scores": count_flops(model.train_score if model.has_train_score else model.score, params, *features),
     }
     if step_config.negatives == "local":  # each device scores only its own pairs
         forward["scores"] /= mesh.size
     passes = {f"{tower}s": _count_passes(step_config.lr_multipliers, tower) for tower in ("image", "text")}
     passes["scores"] = 3
+    if "teacher_scores" in needs:
+        passes = {part: count + 1 for part, count in passes.items()}
+    if "fused_similarity" in needs:  # of the true pairs, and of the hardest negatives in both directions
+        vectors = (jax.eval_shape(model.embed, params, x) for x in features)
+        forward["fusion"], passes["fusion"] = 3 * count_flops(model.fused_similarity, params, *vectors), 3
     return {part: passes[part] * count for part, count in forward.items()}
 
 

@@ -1,4 +1,4 @@
-"""First results of every query, exactly and without scoring all pairs (docs/method.md, Eqs. 110 and 111).
+"""First results of every query, exactly and without scoring all pairs (docs/method.md, Eqs. 107 and 108).
 
 It serves matchers with a bound (`Matcher.score_bound`): a score is at most its *center*, a product of two vectors minus
 known offsets, plus a radius. A query's pairs are scored by falling centers until the next pair cannot reach the k-th
@@ -7,6 +7,7 @@ another way than any other. I images, C captions, P pairs of a list.
 """
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -14,49 +15,56 @@ import numpy as np
 from mefn_jax.errors import TrainingError
 from mefn_jax.runtime.sharding import BATCH_AXES, batch_sharding, from_full_copy, replicated
 from mefn_jax.scoring.ranking import Ranking, TopK, check_finite
-from mefn_jax.scoring.rerank import pack_sort_key
-from mefn_jax.scoring.tiles import Scores, count_pairs_at_once, even_slices
+from mefn_jax.scoring.rerank import pack_sort_key, take_rows
+from mefn_jax.scoring.tiles import Scores, even_slices
 
 MOST = 0.5  # share of all pairs from which on all are scored: each costs less in a tile than in a list
 ROUNDING = 1e-5  # added to the radius: errors of float32 in scores and centers
 BLOCK_PAIRS = 1 << 20  # queries x candidates whose centers are in memory at once
 LIST_PAIRS = 1 << 16  # largest number of listed pairs that a device gets in one call
-SMALLEST_LIST = 1 << 10  # smallest number in a call: lists are filled up to a power of two, so few programs are compiled
+SMALLEST_LIST = (
+    1 << 10
+)  # smallest number in a call: lists are filled up to a power of two, so few programs are compiled
 GROWTH = 1.5  # factor between the candidates of a query in one round and in the next
 
 
-def compile_list_scorer(score_pairs, floats_per_pair: int, mesh, mib: float):
-    """Returns the compiled program `scorer(params, images, texts, rows, columns)`, float32 `(P,)`: the scores of pairs
-    of prepared items, image `rows[p]` with text `columns[p]`, before the hubness offsets are subtracted.
+def compile_list_scorer(score_pairs, mesh):
+    """Returns the compiled program `scorer(params, images, texts, rows, columns, at_once)`, float32 `(P,)`: the scores
+    of pairs of prepared items, image `rows[p]` with text `columns[p]`, before the hubness offsets are subtracted.
 
-    `score_pairs(params, images, texts)` and `floats_per_pair` are the matcher's, `mib` the limit of the pairs that a
-    device scores at once. P is a power of two times the number of devices.
+    `score_pairs(params, images, texts)` is the matcher's. P is a power of two times the number of devices, and a device
+    scores `at_once` pairs at a time, a power of two as well.
     """
-    at_once = 1 << (count_pairs_at_once(floats_per_pair, mib).bit_length() - 1)  # the largest power of two
 
-    def score_on_device(params, images, texts, rows, columns):
+    def score_on_device(at_once, params, images, texts, rows, columns):
         def score(listed):
-            pairs = (jax.tree.map(lambda x: x[k], items) for items, k in zip((images, texts), listed, strict=True))
-            return score_pairs(params, *pairs)
+            return score_pairs(params, *map(take_rows, (images, texts), listed))
 
         size = min(at_once, len(rows))
         return jax.lax.map(score, (rows.reshape(-1, size), columns.reshape(-1, size))).reshape(-1)
 
     rows, replicas = jax.sharding.PartitionSpec(BATCH_AXES), jax.sharding.PartitionSpec()
     specs = replicas, replicas, replicas, rows, rows
-    scorer = jax.shard_map(score_on_device, mesh=mesh, in_specs=specs, out_specs=rows)
-    return jax.jit(scorer, out_shardings=replicated(mesh))
+
+    def score_list(*inputs):
+        *inputs, at_once = inputs
+        score = functools.partial(score_on_device, at_once)
+        return jax.shard_map(score, mesh=mesh, in_specs=specs, out_specs=rows)(*inputs)
+
+    return jax.jit(score_list, static_argnums=5, out_shardings=replicated(mesh))
 
 
 class ListedScores:
     """Scores of listed pairs: `scores(rows, columns)`, float32 `(P,)`.
 
     `scorer` is a program of `compile_list_scorer` with its parameters bound, `images` and `texts` are prepared items;
-    `hub_offsets`, float32 `(I,)` and `(C,)`, are subtracted from its result.
+    `hub_offsets`, float32 `(I,)` and `(C,)`, are subtracted from its result. A device scores at most `max_pairs` pairs
+    at once.
     """
 
-    def __init__(self, scorer, images, texts, mesh, hub_offsets):
+    def __init__(self, scorer, images, texts, mesh, hub_offsets, max_pairs: int):
         self._scorer, self._items, self._mesh, self._hub_offsets = scorer, (images, texts), mesh, hub_offsets
+        self._at_once = 1 << (max_pairs.bit_length() - 1)  # the largest power of two
 
     def __call__(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Returns the scores of images `rows (P,)` with texts `columns (P,)`. Raises TrainingError if one is not
@@ -78,7 +86,7 @@ class ListedScores:
         size = devices << max(SMALLEST_LIST.bit_length() - 1, (-(-len(rows) // devices) - 1).bit_length())
         listed = [np.pad(np.int32(x), (0, size - len(x))) for x in (rows, columns)]
         on_devices = from_full_copy(batch_sharding(self._mesh), tuple(listed))
-        return np.asarray(self._scorer(*self._items, *on_devices))[: len(rows)]
+        return np.asarray(self._scorer(*self._items, *on_devices, self._at_once))[: len(rows)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +205,9 @@ def rank_first_results(first: FirstResults, caption_image: np.ndarray) -> Rankin
     return Ranking(
         counts={1: tuple(counts)},
         positive_scores=positive_scores,
-        top_captions=_take_first(num_images, min(k, num_captions), first.images, first.captions, first.scores, relevant),
+        top_captions=_take_first(
+            num_images, min(k, num_captions), first.images, first.captions, first.scores, relevant
+        ),
         top_images=_take_first(num_captions, min(k, num_images), first.captions, first.images, first.scores, relevant),
     )
 

@@ -20,8 +20,8 @@ SMALLEST_TILE = 2  # images: XLA's sums over arrays of a single image are 30 tim
 
 def make_block_scorer(model, chunk_mib: float, tile_mib: float):
     """Returns `score(params, images, texts)`, float32 `(I, T)`, which computes `model.score` of the Features of one
-    device within the limits of `score_in_chunks` or, for a matcher without `score_products`, of `score_in_tiles`; for one
-    with a `train_score`, that."""
+    device within the limits of `score_in_chunks` or, for a matcher without `score_products`, of `score_in_tiles`. If
+    the matcher has a `train_score`, it computes that instead."""
 
     def score(params, images: Features, texts: Features):
         if model.has_products:

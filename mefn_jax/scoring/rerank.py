@@ -56,7 +56,7 @@ def compile_reranker(score_tile, with_pooled: bool, mesh, project=NO_PROJECTIONS
             images, words = group[0], pack_group(*group[1], functools.partial(project_words, params))
 
             def score_images(rows):
-                return score_tile(params, *separate_vectors(_take_rows(regions, rows), words, with_pooled))
+                return score_tile(params, *separate_vectors(take_rows(regions, rows), words, with_pooled))
 
             return jax.lax.map(score_images, images)
 
@@ -77,7 +77,8 @@ def compile_reranker(score_tile, with_pooled: bool, mesh, project=NO_PROJECTIONS
     return score_groups, jax.jit(arrange_regions), jax.jit(find_candidates, static_argnums=3, **to_all)
 
 
-def _take_rows(tree, rows):
+def take_rows(tree, rows):
+    """Returns rows of arrays, of which all exist."""
     return jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds"), tree)
 
 

@@ -2,7 +2,7 @@
 
 Texts are packed (`packing.py`), so that no padding is scored. Images are split over the devices, and each device scores
 a few of them at a time against one group of texts, so that the arrays of regions by words fit into a processor's cache
-(docs/method.md, Eq. 50). Matchers without `score_tile` get Features as they are, or, with `score_pairs`, items that were
+(docs/method.md, Eq. 50). Matchers without `score_tile` get Features as they are, or with `score_pairs`, items that are
 prepared once (`compile_pair_scorer`).
 """
 

@@ -17,7 +17,7 @@ from mefn_jax.scoring.ring import local_loss, ring_scores
 from mefn_jax.training.grad_cache import encode_in_chunks
 from mefn_jax.training.hyperparameters import Hyperparameters
 from mefn_jax.training.loss_inputs import EncodedBatch, compute_loss_inputs
-from mefn_jax.training.state import TrainState, ema_update
+from mefn_jax.training.state import TrainState, ema_params, ema_update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,23 +79,21 @@ def train_step(state: TrainState, batch: dict, hyper: Hyperparameters, *, step_c
     region_dropout_keys = row_keys(hyper.seed, batch["epoch"], batch["caption_index"], batch["view"])
     frozen_params = optim.select_frozen(state.params, lr_multipliers)
 
-    def compute_loss(trained_params):
+    encode = functools.partial(encode_batch, batch, step_config=step_config, mesh=mesh)
+
+    def compute_loss(trained_params, teacher_scores):
         params = optim.merge(trained_params, frozen_params) | {"constants": state.constants}
-        encode = functools.partial(encode_in_chunks, mesh=mesh, chunks=step_config.grad_cache_chunks)
-        encode_images = functools.partial(model.encode_images, params)
-        encode_texts = functools.partial(model.encode_texts, params)
-        images = encode(
-            lambda key, x, row: encode_images(x, key, row), keys["image"], (batch["images"], region_dropout_keys)
-        )
-        texts = encode(
-            lambda key, ids, mask: encode_texts(ids, mask, key), keys["text"], (batch["text"], batch["text_mask"])
-        )
-        loss_of_features = functools.partial(loss_from_features, step_config=step_config, mesh=mesh)
-        return loss_of_features(EncodedBatch(model, params, images, texts, batch), hyper, state.step)
+        encoded = EncodedBatch(model, params, *encode(params, keys, region_dropout_keys), batch, teacher_scores)
+        return loss_from_features(encoded, hyper, state.step, step_config=step_config, mesh=mesh)
 
     trained_params = optim.select_trainable(state.params, lr_multipliers)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `constrain_to_batch`
-        loss_value, grads = jax.value_and_grad(compute_loss)(trained_params)
+        teacher_scores = None
+        if "teacher_scores" in step_config.loss_needs:
+            teacher = ema_params(state, lr_multipliers)
+            features = encode(teacher, {"image": None, "text": None}, region_dropout_keys)
+            teacher_scores = score_batch(teacher, *features, step_config=step_config, mesh=mesh)
+        loss_value, grads = jax.value_and_grad(compute_loss)(trained_params, teacher_scores)
     optimizer = step_config.make_optimizer(hyper)
     updates, opt_state = optimizer.update(grads, state.opt_state, trained_params)
     trained_params = optax.apply_updates(trained_params, updates)
@@ -106,29 +104,57 @@ def train_step(state: TrainState, batch: dict, hyper: Hyperparameters, *, step_c
     return new_state, jax.tree.map(jnp.float32, metrics)
 
 
-def loss_from_features(encoded: EncodedBatch, hyper: Hyperparameters, step, *, step_config: StepConfig, mesh):
-    """Computes the loss of an encoded batch, a scalar. The scores of all pairs are computed by the ring, or on each
-    device alone (`negatives`), for a loss without `loss_needs`."""
-    model, params, images, texts = encoded.model, encoded.params, encoded.images, encoded.texts
-    image_index = encoded.batch["image_index"]
+def encode_batch(batch: dict, params, keys: dict, region_dropout_keys, *, step_config: StepConfig, mesh):
+    """Returns the Features of the images and of the texts of a batch. `keys` are the dropout keys by kind; a tower
+    whose key is None is encoded without dropout of any kind."""
+    encode = functools.partial(encode_in_chunks, mesh=mesh, chunks=step_config.grad_cache_chunks)
+    encode_images = functools.partial(step_config.model.encode_images, params)
+    encode_texts = functools.partial(step_config.model.encode_texts, params)
+    images = encode(
+        lambda key, x, row: encode_images(x, key, row), keys["image"], (batch["images"], region_dropout_keys)
+    )
+    texts = encode(
+        lambda key, ids, mask: encode_texts(ids, mask, key), keys["text"], (batch["text"], batch["text_mask"])
+    )
+    return images, texts
+
+
+def score_batch(params, images, texts, *, step_config: StepConfig, mesh):
+    """Computes the scores of all pairs of a batch, float32 `(B, B)`, by the ring; hubness offsets are subtracted."""
+    score, score_params, (image_offsets, text_offsets) = _prepare_scoring(params, images, texts, step_config)
+    scores = ring_scores(score, score_params, images, texts, mesh)
+    return scores - image_offsets[:, None] - text_offsets
+
+
+def _prepare_scoring(params, images, texts, step_config: StepConfig):
+    """Returns the function that scores blocks, its parameters, and the hubness offsets of images and of texts."""
     # Without the towers: the ring need not carry their parameters.
     score_params = {name: params[name] for name in ("matcher", "loss")}
     score_params["constants"] = {k: v for k, v in params["constants"].items() if k == "matcher"}
+    score = make_block_scorer(step_config.model, step_config.score_chunk_mib, step_config.score_tile_mib)
     # (B,), (B,): an offset depends on one item alone, so it is computed outside the ring and its tiles.
-    offsets = model.hub_offsets(params, images, texts)
-    score = make_block_scorer(model, step_config.score_chunk_mib, step_config.score_tile_mib)
-    scoring = {"images": images, "texts": texts, "mesh": mesh}
+    return score, score_params, step_config.model.hub_offsets(params, images, texts)
 
-    def loss_from_scores(params, scores, offsets, image_index, **inputs):
-        image_offsets, text_offsets = offsets
-        scores = scores - image_offsets[:, None] - text_offsets
-        return step_config.loss(params["loss"], scores, losses.positives_mask(image_index), hyper, step, **inputs)
+
+def loss_from_features(encoded: EncodedBatch, hyper: Hyperparameters, step, *, step_config: StepConfig, mesh):
+    """Computes the loss of an encoded batch, a scalar. The scores of all pairs are computed by the ring, or on each
+    device alone (`negatives`), for a loss without `loss_needs`."""
+    params, images, texts, image_index = encoded.params, encoded.images, encoded.texts, encoded.batch["image_index"]
+
+    def loss_from_scores(loss_params, scores, image_index, **inputs):
+        return step_config.loss(loss_params, scores, losses.positives_mask(image_index), hyper, step, **inputs)
 
     if step_config.negatives == "local":
-        items = offsets, image_index
-        return local_loss(score, loss_from_scores, score_params, items=items, **scoring)
-    scores, inputs = ring_scores(score, score_params, **scoring), compute_loss_inputs(step_config.loss_needs, encoded)
-    return loss_from_scores(score_params, scores, offsets, image_index, **inputs)
+        score, score_params, offsets = _prepare_scoring(params, images, texts, step_config)
+
+        def loss_on_device(params, scores, offsets, image_index):
+            image_offsets, text_offsets = offsets
+            return loss_from_scores(params["loss"], scores - image_offsets[:, None] - text_offsets, image_index)
+
+        return local_loss(score, loss_on_device, score_params, images, texts, items=(offsets, image_index), mesh=mesh)
+    scores = score_batch(params, images, texts, step_config=step_config, mesh=mesh)
+    inputs = compute_loss_inputs(step_config.loss_needs, encoded)
+    return loss_from_scores(params["loss"], scores, image_index, **inputs)
 
 
 def row_keys(seed, epochs, caption_indices, views):

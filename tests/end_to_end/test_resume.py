@@ -25,7 +25,8 @@ def start_train(cache, workdir, *args):
 
 SFE = f"{SMOKE},model=sfe"  # a system with constants from the training data
 DROPOUT = ("--config.text.bert.dropout=0.1", "--config.image.vit.dropout=0.1")  # so that random keys matter
-LONG = ("--config.train.steps=24", "--config.train.save_every=2", "--config.train.eval_every=100", *DROPOUT)
+TEACHER = ("--config.loss.name=sel_distill", "--config.train.ema_decay=0.9")  # so that the average matters
+LONG = ("--config.train.steps=24", "--config.train.save_every=2", "--config.train.eval_every=100", *DROPOUT, *TEACHER)
 
 
 def test_killed_run_resumes_bit_identically(tmp_path, command, cache):

@@ -16,8 +16,9 @@ from systems import make_matcher
 
 from mefn_jax.features import Features, make_features, unit
 from mefn_jax.matching.mate import cosine_of_halves, fuse, score_fused
+from mefn_jax.scoring.ring import ring_scores
 
-D, H, LAYERS, I, T = 6, 10, 2, 3, 4
+D, H, LAYERS, I, T = 6, 10, 2, 3, 4  # noqa: E741 (the letters of the documentation)
 SHARE = 0.1
 
 
@@ -110,7 +111,9 @@ def test_fuse_equals_torch_transformer_encoder_over_one_key():
     import torch
 
     heads, width = 4, 2 * D
-    layer = torch.nn.TransformerEncoderLayer(width, heads, H, dropout=0.0)  # queries and keys stay random: they are dead
+    layer = torch.nn.TransformerEncoderLayer(
+        width, heads, H, dropout=0.0
+    )  # queries and keys stay random: they are dead
     encoder = torch.nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False).eval()
     rng, params = np.random.default_rng(5), {}
     with torch.no_grad():
@@ -125,7 +128,9 @@ def test_fuse_equals_torch_transformer_encoder_over_one_key():
             "back": (source.linear2.weight, source.linear2.bias),
         }
         norms = {"attention_norm": source.norm1, "mlp_norm": source.norm2}
-        tensors = {f"{n}_kernel": w.T for n, (w, _) in affine.items()} | {f"{n}_bias": b for n, (_, b) in affine.items()}
+        tensors = {f"{n}_kernel": w.T for n, (w, _) in affine.items()} | {
+            f"{n}_bias": b for n, (_, b) in affine.items()
+        }
         tensors |= {f"{n}_scale": x.weight for n, x in norms.items()} | {f"{n}_bias": x.bias for n, x in norms.items()}
         params[f"layer_{k}"] = {name: x.detach().numpy() for name, x in tensors.items()}
     v, t = rng.normal(size=(2, 5, D)).astype(np.float32)
@@ -179,6 +184,10 @@ def test_scores_of_sub_gallery_are_the_sub_matrix():
         found = score(take(images, rows, padding), take(texts, columns, padding))
         np.testing.assert_allclose(found[:4, :5], scores[np.ix_(rows, columns)], atol=1e-6)
         assert np.all(np.isfinite(found))
+    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
+    four = [jax.tree.map(lambda x: x[:4], features) for features in (images, texts)]
+    by_ring = ring_scores(lambda p, v, t: module.apply({"params": p}, v, t), params, *four, mesh)
+    np.testing.assert_allclose(by_ring, scores[:4, :4], atol=1e-6)
     for i in range(3):
         one = score(take(images, [i], 0), take(texts, [i], 0))
         np.testing.assert_allclose(one[0, 0], scores[i, i], atol=1e-6)

@@ -17,7 +17,7 @@ CAPTION = "a red circle is left of a blue square"
 NUM_IMAGES = 11  # in `folder`, besides the broken one
 
 
-@pytest.mark.parametrize("name", ["mefn", "vsepp"])
+@pytest.mark.parametrize("name", ["mefn", "vsepp", "mate"])
 def test_search_images_equals_scoring_all_images(name, runs, folder, tmp_path, capsys):
     workdir = runs[name]
     index.index_images(TrainedRun(workdir, "latest"), folder, tmp_path / "index")
@@ -39,8 +39,28 @@ def test_search_images_equals_scoring_all_images(name, runs, folder, tmp_path, c
     assert all(f"{names[k]}" in printed for k in order)
     with Image.open(tmp_path / "found.png") as picture:
         assert picture.width > 5 * 200
-    assert (tmp_path / "index" / "fragments.npy").is_file() == (name == "mefn")
+    assert (tmp_path / "index" / "fragments.npy").is_file() == (name != "vsepp")
     assert np.load(tmp_path / "index" / "embeddings.npy").shape[0] == NUM_IMAGES + 1
+
+
+def test_search_with_bound_scores_no_more_than_it_needs(runs, folder, tmp_path, monkeypatch, capsys):
+    """The results of all images, whatever the number of images that are scored first."""
+    run = TrainedRun(runs["mate"], "latest")
+    index.index_images(run, folder, tmp_path / "index")
+    whole = search.search_images(run, tmp_path / "index", CAPTION, 2)
+    assert f"{NUM_IMAGES} of them scored by the matcher, which cannot miss one" in capsys.readouterr().out
+    monkeypatch.setattr(search, "FIRST_CANDIDATES", 2)
+    monkeypatch.setattr(search.certificate, "MOST", 1.0)
+    for radius in (0.0, 0.1323):
+        monkeypatch.setattr("mefn_jax.model.Model.score_bound", lambda self, radius=radius: (0.81, radius))
+        found = search.search_images(run, tmp_path / "index", CAPTION, 2)
+        number = int(capsys.readouterr().out.split(" of them scored")[0].split()[-1])
+        assert 2 <= number <= NUM_IMAGES
+        if radius:
+            np.testing.assert_allclose([s for s, _ in found], [s for s, _ in whole], atol=1e-6)
+            assert [n for _, n in found] == [n for _, n in whole]
+        else:
+            assert number == 2  # so that the test sees when more are scored
 
 
 def test_search_images_reranks_as_many_candidates_as_asked(runs, folder, tmp_path, capsys):

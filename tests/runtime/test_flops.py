@@ -48,12 +48,13 @@ def test_step_flops_triple_forward_flops_except_of_frozen_towers(frozen, adapter
         encode_images=lambda p, x: x @ p["image"],
         encode_texts=lambda p, ids, mask: jax.nn.one_hot(ids, 9) @ p["text"],
         score=lambda p, v, t: jnp.einsum("ind,jmd->ij", v, t),
+        has_train_score=False,
     )
     multipliers = {kind: {"backbone": {"kernel": 0.0 if kind == frozen else 1.0}} for kind in ("image", "text")}
     if adapters:
         multipliers["lora"] = {frozen: {"up": 1.0, "down": 1.0}}
     passes = {"image": 3, "text": 3} | {frozen: 2 if adapters else 1}
-    step_config = SimpleNamespace(model=model, lr_multipliers=multipliers, negatives=negatives)
+    step_config = SimpleNamespace(model=model, lr_multipliers=multipliers, negatives=negatives, loss_needs=())
     mesh, batch = SimpleNamespace(size=devices), {"images": images, "text": ids, "text_mask": mask}
     step_flops = flops.step_flops(step_config, mesh, params, batch)
     scores = flops.count_flops(lambda v, t: model.score(None, v, t), jnp.zeros((b, n, d)), jnp.zeros((b, words, d)))

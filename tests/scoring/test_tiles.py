@@ -11,9 +11,10 @@ from random_features import length_mask, masks, random_features
 from systems import SCORES, make_matcher, projections_of
 
 from mefn_jax.runtime.sharding import make_mesh
-from mefn_jax.scoring.tiles import TiledScores, compile_tile_scorer, even_slices, plan_tiles
+from mefn_jax.scoring.tiles import TiledScores, compile_pair_scorer, compile_tile_scorer, even_slices, plan_tiles
 
 N, M, D = 4, 7, 6
+METHODS = ("score_tile", "prepare_images", "prepare_texts", "score_pairs")
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +26,15 @@ def scorers():
         module = make_matcher(name)
         params = module.init(jax.random.key(0), *examples)
 
-        tile = functools.partial(module.apply, method="score_tile")
-        scorer = compile_tile_scorer(tile, module.uses_pooled_products, mesh, 1.0, projections_of(module))
-        scorers[name] = params, scorer, jax.jit(module.apply)
+        apply = {name: functools.partial(module.apply, method=name) for name in METHODS}
+        if module.defines("score_pairs"):
+            few_pairs = 7 * 4 * module.floats_per_pair(*examples) / 2**20  # MiB
+            prepare = apply["prepare_images"], apply["prepare_texts"]
+            scorer = compile_pair_scorer(prepare, apply["score_pairs"], module.floats_per_pair, mesh, few_pairs)
+        else:
+            with_pooled, project = module.uses_pooled_products, projections_of(module)
+            scorer = compile_tile_scorer(apply["score_tile"], with_pooled, mesh, 1.0, project)
+        scorers[name] = params, scorer, jax.jit(module.apply), (3, 4) if module.defines("score_pairs") else None
     return mesh, scorers
 
 
@@ -37,8 +44,8 @@ def test_tiled_scores_equal_untiled_scores(scorers, seed, region_mask, word_mask
     mesh, scorers = scorers
     images = random_features(seed, 5, N, D, region_mask, repeat=repeat)
     texts = random_features(seed + 1, 9, M, D, word_mask, repeat=repeat)
-    for name, (params, score_tile, score_all) in scorers.items():
-        scores = TiledScores(lambda *x, s=score_tile, p=params: s(p, *x), images, texts, mesh)
+    for name, (params, score_tile, score_all, block) in scorers.items():
+        scores = TiledScores(lambda *x, s=score_tile, p=params: s(p, *x), images, texts, mesh, block)
         expected = np.asarray(score_all(params, images, texts))
         np.testing.assert_allclose(scores(slice(0, 5), slice(0, 9)), expected, atol=1e-5, err_msg=name)
         np.testing.assert_allclose(scores(slice(1, 4), slice(2, 9)), expected[1:4, 2:9], atol=1e-5, err_msg=name)
@@ -59,7 +66,7 @@ def test_scores_of_a_pair_do_not_depend_on_other_items(scorers):
         mixed = jax.tree.map(lambda a, b, kept=kept: np.concatenate([a[kept], b[len(kept) :]]), gallery, other)
         sides.append((gallery, mixed, kept))
     (images, mixed_images, rows), (texts, mixed_texts, columns) = sides
-    for name, (params, _, score_all) in scorers[1].items():
+    for name, (params, _, score_all, _) in scorers[1].items():
         expected = np.asarray(score_all(params, images, texts))[np.ix_(rows, columns)]
         found = np.asarray(score_all(params, mixed_images, mixed_texts))[: len(rows), : len(columns)]
         np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)

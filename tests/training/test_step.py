@@ -51,7 +51,7 @@ HYPER = Hyperparameters(
 )
 
 
-def make_linear_training(*rules, model=None, constant_rate=True, loss="triplet"):
+def make_linear_training(*rules, model=None, constant_rate=True, loss="triplet", devices=1):
     """Returns a function that makes the initial state, with a moving average, the compiled step with these rules of
     learning rates, a batch, and the initial parameters. With `constant_rate`, the learning rate does not depend on the
     step."""
@@ -71,7 +71,7 @@ def make_linear_training(*rules, model=None, constant_rate=True, loss="triplet")
             return optim.adamw(lambda _: hyper.learning_rate, hyper.weight_decay, hyper.clip_norm, multipliers)
 
         step_config = dataclasses.replace(step_config, make_optimizer=make_optimizer)
-    mesh = make_mesh(devices=jax.devices()[:1])
+    mesh = make_mesh(devices=jax.devices()[:devices])
 
     def init(seed):
         return jax.tree.map(jnp.asarray, params) | {"constants": {}}
