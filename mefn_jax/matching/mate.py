@@ -1,9 +1,9 @@
 """MATE's matcher (Zhou & Wang 2025) as read in docs/method.md, section 19: a fusion network on every pair of an image
 and a text.
 
-`fuse` is the network in its readable form. Scores of many pairs take `fuse_prepared`: the first layer begins with an
-affine map of [v; t], which is a sum of one for v and one for t, so both are made once for each item. Letters: I images,
-T texts, D dimensions, H the width of the MLP.
+`fuse_pairs` is the network in its readable form. Scores of many pairs take `fuse_prepared`: the first layer begins with
+an affine map of [v; t], which is a sum of one for v and one for t, so both are made once for each item. Letters:
+I images, T texts, D dimensions, H the width of the MLP.
 """
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mefn_jax.features import Features, safe_norm, unit
 from mefn_jax.matching.matcher import Matcher
 
-NORM_EPS = 1e-5  # of the norms, as in PyTorch's TransformerEncoder
+FUSION_EPS = 1e-5  # of the norms, as in PyTorch's TransformerEncoder
 
 
 @flax.struct.dataclass
@@ -39,7 +39,7 @@ class Norm:
     def __call__(self, x):
         """Returns vectors `(..., W)` of mean 0 and variance 1, scaled and shifted."""
         x = x - jnp.mean(x, -1, keepdims=True)
-        return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + NORM_EPS) * self.scale + self.bias
+        return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + FUSION_EPS) * self.scale + self.bias
 
 
 @flax.struct.dataclass
@@ -167,10 +167,10 @@ class MATE(Matcher, kw_only=True):
     def fused_similarity(self, image_vectors, text_vectors):
         """Returns the cosines of the fused halves of pairs of embeddings `(..., D)`, float32 `(...)` (docs/method.md,
         Eq. 100)."""
-        return cosine_of_halves(fuse(self._weights(image_vectors.shape[-1]), image_vectors, text_vectors))
+        return cosine_of_halves(fuse_pairs(self._weights(image_vectors.shape[-1]), image_vectors, text_vectors))
 
 
-def fuse(layers: list[FusionWeights], v, t):
+def fuse_pairs(layers: list[FusionWeights], v, t):
     """Returns the fused vectors of pairs of embeddings `(..., D)` before they are scaled to unit length, `(..., 2D)`
     (docs/method.md, Eqs. 95 to 97)."""
     x = jnp.concatenate([v, t], -1)
@@ -186,12 +186,12 @@ def prepare_items(first: FusionWeights, pooled, attended) -> PreparedItems:
 
 
 def fuse_prepared(layers: list[FusionWeights], images: PreparedItems, texts: PreparedItems):
-    """Returns `fuse` of pairs of prepared items, whose leading axes are broadcast, `(..., 2D)` (docs/method.md,
+    """Returns `fuse_pairs` of pairs of prepared items, whose leading axes are broadcast, `(..., 2D)` (docs/method.md,
     Eq. 102)."""
     first, *rest = layers
     norm = first.attention_norm
     attended = images.attended + texts.attended
-    inverse = jax.lax.rsqrt(jnp.mean(attended * attended, -1, keepdims=True) + NORM_EPS)  # (..., 1)
+    inverse = jax.lax.rsqrt(jnp.mean(attended * attended, -1, keepdims=True) + FUSION_EPS)  # (..., 1)
     hidden = inverse * (images.hidden + texts.hidden) + first.hidden(norm.bias)
     x = inverse * attended * norm.scale + norm.bias
     x = first.mlp_norm(x + first.back(nn.relu(hidden)))

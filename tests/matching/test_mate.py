@@ -15,7 +15,7 @@ from random_features import random_features
 from systems import make_matcher
 
 from mefn_jax.features import Features, make_features, unit
-from mefn_jax.matching.mate import cosine_of_halves, fuse, score_fused
+from mefn_jax.matching.mate import cosine_of_halves, fuse_pairs, score_fused
 from mefn_jax.scoring.ring import ring_scores
 
 D, H, LAYERS, I, T = 6, 10, 2, 3, 4  # noqa: E741 (the letters of the documentation)
@@ -98,7 +98,7 @@ def test_separable_first_layer_equals_fusion_of_each_pair(layers):
     images, texts = random_features(0, I, 1, D), random_features(1, T, 1, D)
     layers = module.apply({"params": params}, D, method="_weights")
     pairs = jnp.broadcast_arrays(images.pooled[:, None], texts.pooled[None])
-    expected = score_fused(*pairs, fuse(layers, *pairs), module.share)
+    expected = score_fused(*pairs, fuse_pairs(layers, *pairs), module.share)
     np.testing.assert_allclose(module.apply({"params": params}, images, texts), expected, atol=1e-5)
     found = module.apply({"params": params}, *pairs, method="fused_similarity")
     p, q = np.split(np.array([[naive_fuse(params, v, t) for t in texts.pooled] for v in images.pooled]), 2, -1)
@@ -137,7 +137,7 @@ def test_fuse_equals_torch_transformer_encoder_over_one_key():
     with torch.no_grad():
         expected = encoder(torch.from_numpy(np.concatenate([v, t], 1))[None]).numpy()[0]  # (1, batch, 2D): one position
     layers = make_mate()[0].apply({"params": params}, D, method="_weights")
-    np.testing.assert_allclose(fuse(layers, v, t), expected, atol=2e-5)
+    np.testing.assert_allclose(fuse_pairs(layers, v, t), expected, atol=2e-5)
 
 
 @settings(deadline=None, max_examples=60)

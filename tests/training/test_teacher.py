@@ -1,4 +1,4 @@
-"""The teacher in the train step: what it learns, that it is not trained, and that it is equal on any number of devices."""
+"""The teacher in the train step: what it learns, that it is not trained, and the same on any number of devices."""
 
 import types
 
