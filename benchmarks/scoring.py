@@ -17,7 +17,7 @@ first tile: the best of three runs (of one for PyTorch), without compilation.
 `--growth` doubles one quantity of the first size at a time, and prints the factors by which the time and the FLOPs of
 the program's products grow. `--certified` ranks the first ten of the first size by certificate, for mate with related
 random pairs of several numbers of directions, and prints the shares of the pairs that are scored and the time relative
-to all pairs. The last line is JSON: seconds by size, both factors by quantity and matcher, or the table of certificates.
+to all pairs. The last line is JSON: seconds by size, both factors by quantity and matcher, or that table.
 """
 
 import argparse

@@ -17,6 +17,7 @@ The last line is JSON: seconds by width and matcher; a row's `gemm` is the produ
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import sys
@@ -30,6 +31,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout that is not installed
 
 from benchmarks.scoring import make_matcher, random_unit_vectors
+from mefn_jax import losses
 from mefn_jax.features import Features
 from mefn_jax.model import Model
 from mefn_jax.scoring.chunks import make_block_scorer
@@ -44,6 +46,8 @@ SYSTEMS = {
     "visita": ("visita", {}),
     "sfe": ("sfe", {}),
     "vsepp": ("vsepp", {}),
+    "mate": ("mate", {}),
+    "mate 1 layer": ("mate", {"layers": 1, "mlp_width": 512}),
 }
 
 
@@ -90,9 +94,12 @@ def time_matcher(name: str, options: dict, images: Features, texts: Features, ti
     constants = {"constants": {"matcher": variables.get("constants", {})}}
 
     def loss(params, v, g, t, h):
-        return triplet_sum(
-            score(params | constants, images.replace(fragments=v, pooled=g), texts.replace(fragments=t, pooled=h))
-        )
+        features = images.replace(fragments=v, pooled=g), texts.replace(fragments=t, pooled=h)
+        scores = score(params | constants, *features)
+        if not matcher.defines("fused_similarity"):
+            return triplet_sum(scores)
+        fused_similarity = functools.partial(model.fused_similarity, params)
+        return triplet_sum(scores) + losses.hect(scores, jnp.eye(len(scores), dtype=bool), (g, h), fused_similarity)
 
     inputs = params, images.fragments, images.pooled, texts.fragments, texts.pooled
     train = jax.jit(jax.value_and_grad(loss, range(5))).lower(*inputs).compile()

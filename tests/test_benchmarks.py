@@ -21,9 +21,10 @@ def test_gpu_step_benchmark_runs(command):
 
 def test_scoring_benchmark_runs(command):
     sizes = "--sizes=6x20,300x40"
-    seconds = last_line(command("benchmarks/scoring.py", sizes, "--regions=4", "--width=16", "--skip_torch"))
+    models = "--models=scan,mefn,visita,sfe,mate"
+    seconds = last_line(command("benchmarks/scoring.py", sizes, models, "--regions=4", "--width=16", "--skip_torch"))
     assert set(seconds) == {"6x20", "300x40"}
-    assert all(seconds["300x40"][name] > 0 for name in ("gemm", "scan", "mefn", "visita", "sfe"))
+    assert all(seconds["300x40"][name] > 0 for name in ("gemm", "scan", "mefn", "visita", "sfe", "mate"))
 
 
 def test_training_benchmark_runs(command):
@@ -31,7 +32,7 @@ def test_training_benchmark_runs(command):
     result_of = last_line(command("benchmarks/training.py", *small))["D16"]
     assert result_of["gemm"] > 0
     assert all(
-        result_of[name]["train"] > 0 for name in ("mefn", "mefn uniform", "scan_t2i_lse", "visita", "sfe", "vsepp")
+        result_of[name]["train"] > 0 for name in ("mefn", "mefn uniform", "scan_t2i_lse", "visita", "sfe", "mate", "vsepp")
     )
 
 
@@ -40,6 +41,13 @@ def test_scoring_benchmark_reports_growth(command):
     assert result_of["mefn images"]["arithmetic"] == 2
     assert all(1 < factors["arithmetic"] < 5 for factors in result_of.values())
     assert all(factors["time"] > 0 for factors in result_of.values())
+
+
+def test_scoring_benchmark_certifies_first_results(command):
+    table = last_line(command("benchmarks/scoring.py", "--certified", "--sizes=200x1000", "--width=64"))
+    assert [row["directions"] for row in table] == [8, 16, 32, 64]
+    assert 0 < table[0]["captions"] + table[0]["images"] < 0.5
+    assert table[0]["spread"] > table[-1]["spread"] > 0
 
 
 def test_coco5k_benchmark_runs(command):

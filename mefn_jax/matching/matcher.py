@@ -89,9 +89,9 @@ class Matcher(nn.Module, kw_only=True):
 
     def score_pairs(self, images, texts):
         """Returns the scores, float32 `(...)`, of pairs of prepared items whose leading axes are broadcast: `(I, 1)`
-        and `(T,)` for all pairs, `(P,)` and `(P,)` for pairs of a list. A matcher that is dear to compute and has no
-        inner products alone defines it, with the two methods above: evaluation then prepares an item once, and can
-        score some of the pairs (`score_bound`)."""
+        and `(T,)` for all pairs, `(P,)` and `(P,)` for pairs of a list. A matcher defines it, with the two methods
+        above, if its scores do not follow from inner products and are dear to compute: evaluation then prepares an item
+        once, and can score some of the pairs alone (`score_bound`)."""
         raise NotImplementedError(f"{type(self).__name__} defines no score_pairs(images, texts)")
 
     def floats_per_pair(self, images: Features, texts: Features) -> int:

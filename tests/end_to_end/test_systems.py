@@ -14,7 +14,7 @@ from mefn_jax.evaluation.run import TrainedRun
 from mefn_jax.retrieval import index, search
 
 pytestmark = pytest.mark.slow
-SYSTEMS = ("visita", "sfe", "esa", "vse_infinity")
+SYSTEMS = ("visita", "sfe", "esa", "vse_infinity", "mate")
 STEPS = ("--config.train.steps=6", "--config.train.save_every=2", "--config.train.eval_every=6")
 EVERY_STEP = ("--config.train.log_every=1",)
 CAPTION = "a red circle is left of a blue square"

@@ -63,3 +63,26 @@ def test_step_flops_triple_forward_flops_except_of_frozen_towers(frozen, adapter
         "texts": 2 * b * words * 9 * d * passes["text"],
         "scores": 3 * scores / (devices if negatives == "local" else 1),
     }
+
+
+def test_step_flops_count_teacher_once_and_three_fused_pairs_a_row():
+    b, c, d = 6, 5, 7
+    params = {"image": jnp.zeros((c, d)), "text": jnp.zeros((9, d)), "fusion": jnp.zeros((2 * d, 3))}
+    model = SimpleNamespace(
+        encode_images=lambda p, x: x @ p["image"],
+        encode_texts=lambda p, ids, mask: jax.nn.one_hot(ids, 9)[:, 0] @ p["text"],
+        train_score=lambda p, v, t: v @ t.T,
+        has_train_score=True,
+        embed=lambda p, x: x,
+        fused_similarity=lambda p, v, t: (jnp.concatenate([v, t], 1) @ p["fusion"])[:, 0],
+    )
+    multipliers = {kind: {"backbone": {"kernel": 1.0}} for kind in ("image", "text")}
+    needs = ("fused_similarity", "teacher_scores")
+    step_config = SimpleNamespace(model=model, lr_multipliers=multipliers, negatives="global", loss_needs=needs)
+    batch = {"images": jnp.zeros((b, c)), "text": jnp.zeros((b, 1), int), "text_mask": jnp.ones((b, 1), bool)}
+    assert flops.step_flops(step_config, SimpleNamespace(size=1), params, batch) == {
+        "images": 4 * 2 * b * c * d,
+        "texts": 4 * 2 * b * 9 * d,
+        "scores": 4 * 2 * b * b * d,
+        "fusion": 3 * 3 * 2 * b * 2 * d * 3,
+    }
