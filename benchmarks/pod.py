@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout that is not installed
 
@@ -31,7 +32,7 @@ from mefn_jax.training.loss_inputs import EncodedBatch
 
 LARGE = {"width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096}
 SLICES = ("2x4", "8x8", "16x16")
-SYSTEMS = ("visita", "sfe", "esa")
+SYSTEMS = ("visita", "sfe", "esa", "mate")
 
 
 def make_config(batch, remat="none", large=False, model="mefn", **mesh):
@@ -60,18 +61,21 @@ def score_temporaries(config, target) -> int:
     )
     step_config, hyper = step.make_step_config(config, model, None), hyperparameters_from_config(config, steps=1000)
 
-    def loss_from_features(params, image_arrays, text_arrays, constants, images, texts, rows):
+    def loss_from_features(params, image_arrays, text_arrays, constants, images, texts, rows, teacher_scores):
         images = images.replace(fragments=image_arrays[0], pooled=image_arrays[1])
         texts = texts.replace(fragments=text_arrays[0], pooled=text_arrays[1])
-        encoded = EncodedBatch(model, params | {"constants": constants}, images, texts, rows)
+        encoded = EncodedBatch(model, params | {"constants": constants}, images, texts, rows, teacher_scores)
         return step.loss_from_features(encoded, hyper, 0, step_config=step_config, mesh=mesh)
 
     params, constants = split_constants(params)
     params = {name: params[name] for name in ("matcher", "hubness", "loss")}
     feature_arrays = [(x.fragments, x.pooled) for x in (images, texts)]
     rows = {name: batch[name] for name in ("image_index", "caption_index", "epoch", "view")}
+    pairs = config.train.batch_size
+    teacher_scores = jax.ShapeDtypeStruct((pairs, pairs), jnp.float32)
+    rows, teacher_scores = aot.with_batch_sharding((rows, teacher_scores), row_sharding)
     lowered = jax.jit(jax.grad(loss_from_features, (0, 1, 2))).lower(
-        params, *feature_arrays, constants, images, texts, aot.with_batch_sharding(rows, row_sharding)
+        params, *feature_arrays, constants, images, texts, rows, teacher_scores
     )
     return aot.compile_lowered(lowered).memory_analysis().temp_size_in_bytes
 

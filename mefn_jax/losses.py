@@ -238,36 +238,22 @@ def distill(scores, teacher_scores):
     return total / 2
 
 
-def make_mate_loss(fused=None):
-    """Returns the sum of SEL, of `fused(scores, positives, embeddings, fused_similarity)`, and of DISTILL_WEIGHT times
-    the distillation, as `Loss.compute`. Without `fused`, or if the train step gives no `teacher_scores`, the term is
-    missing."""
+def make_mate_loss(fused: Callable | None = None, has_teacher: bool = True) -> Loss:
+    """Returns the sum of SEL and, where asked for, of `fused(scores, positives, embeddings, fused_similarity)`, which
+    is `hect` or `contrast_hardest`, and of DISTILL_WEIGHT times the distillation (docs/method.md, section 19)."""
 
     def compute(
-        scores,
-        positives,
-        scale,
-        bias,
-        *,
-        embeddings=None,
-        fused_similarity=None,
-        teacher_scores=None,
-        **options,
+        scores, positives, scale, bias, *, embeddings=None, fused_similarity=None, teacher_scores=None, **options
     ):
         total = sel(scores, positives, scale, bias, **options)
         if fused is not None:
             total += fused(scores, positives, embeddings, fused_similarity)
-        if teacher_scores is not None:
+        if has_teacher:
             total += DISTILL_WEIGHT * distill(scores, teacher_scores)
         return total
 
-    return compute
-
-
-def mate_loss(fused=None, teacher: bool = True) -> Loss:
-    """Returns the record of `make_mate_loss`, with a teacher or without."""
-    needs = ("same_pair",) + ("embeddings", "fused_similarity") * (fused is not None) + ("teacher_scores",) * teacher
-    return Loss(make_mate_loss(fused), options=triplet_options, needs=needs)
+    needs = ("same_pair", *(("embeddings", "fused_similarity") if fused else ()))
+    return Loss(compute, options=triplet_options, needs=(*needs, "teacher_scores") if has_teacher else needs)
 
 
 LOSSES = {
@@ -276,10 +262,10 @@ LOSSES = {
     "info_nce_triplet": Loss(info_nce_triplet, CLIP, info_nce_triplet_options),
     "siglip": Loss(siglip, SIGLIP),
     "sel": Loss(sel, options=triplet_options, needs=("same_pair",)),
-    "sel_hect_distill": mate_loss(hect),
-    "sel_hect": mate_loss(hect, teacher=False),
-    "sel_contrast_distill": mate_loss(contrast_hardest),
-    "sel_distill": mate_loss(),
+    "sel_hect_distill": make_mate_loss(hect),
+    "sel_hect": make_mate_loss(hect, has_teacher=False),
+    "sel_contrast_distill": make_mate_loss(contrast_hardest),
+    "sel_distill": make_mate_loss(),
 }
 # The values that an option may have.
 LOSS_CHOICES = {
