@@ -126,7 +126,7 @@ def test_distill_equals_relative_entropies_of_scipy(seed, noise):
     scores = rng.uniform(-1, 1, (B, B)).astype(np.float32)
     teacher = (scores + noise * rng.uniform(-1, 1, (B, B))).astype(np.float32)
     p, q = ([softmax(x.astype(float) / 0.07, axis) for axis in (0, 1)] for x in (teacher, scores))
-    expected = np.mean([np.mean(entropy(a, b, axis)) for axis, a, b in zip((0, 1), p, q, strict=True)])
+    expected = np.mean([np.mean(entropy(a, b, axis=axis)) for axis, a, b in zip((0, 1), p, q, strict=True)])
     value, gradients = jax.jit(jax.value_and_grad(losses.distill, (0, 1)))(scores, teacher)
     assert float(value) == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert float(value) >= -1e-6

@@ -50,7 +50,7 @@ def test_step_distills_the_average_that_numpy_computes():
         decay = min(0.6, (1 + k) / (10 + k))
         ema = jax.tree.map(lambda a, b, d=decay: d * np.asarray(a) + (1 - d) * np.asarray(b), ema, state.params)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.ema, ema)
-    assert distilled[0] == 0  # the teacher is the student at the start
+    assert distilled[0] == pytest.approx(0, abs=1e-6)  # the teacher is the student at the start
     assert distilled[-1] > 1e-4
 
 
@@ -72,7 +72,7 @@ def test_teacher_is_encoded_without_dropout_and_frozen_parts_are_the_students():
     state, _ = run(state, batch, HYPER)
     assert seen[:2] == [("images", True), ("texts", True)]  # the teacher
     assert ("texts", False) in seen[2:]
-    assert "image" not in state.ema
+    assert not jax.tree.leaves(state.ema["image"])
     jax.tree.map(np.testing.assert_array_equal, state.params["image"], params["image"])
 
 
@@ -97,7 +97,7 @@ def test_step_with_hect_and_teacher_is_equal_on_eight_devices():
             values.append(float(metrics["loss"]))
         results.append((values, state.params, state.ema))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
-    assert len(set(results[0][0])) == 4
+    assert len(set(results[0][0])) == 3  # the first step has a learning rate of 0
 
 
 @pytest.mark.parametrize(
