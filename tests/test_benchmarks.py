@@ -32,7 +32,8 @@ def test_training_benchmark_runs(command):
     result_of = last_line(command("benchmarks/training.py", *small))["D16"]
     assert result_of["gemm"] > 0
     assert all(
-        result_of[name]["train"] > 0 for name in ("mefn", "mefn uniform", "scan_t2i_lse", "visita", "sfe", "mate", "vsepp")
+        result_of[name]["train"] > 0
+        for name in ("mefn", "mefn uniform", "scan_t2i_lse", "visita", "sfe", "mate", "vsepp")
     )
 
 
