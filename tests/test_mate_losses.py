@@ -174,8 +174,10 @@ def test_published_hect_has_no_negatives_but_ours_has():
     """Its positives are two unrelated images, its hardest negatives are the other view of the same item, and its
     triplet term is a pull on pairs alone. This is why `hect` differs."""
     rng, pairs, width = np.random.default_rng(0), 16, 32
-    hidden = np.repeat(rng.normal(size=(pairs, width)), 2, 0)  # rows 2k and 2k + 1 are views of pair k
-    v, t = (unit(hidden + noise * rng.normal(size=hidden.shape)) for noise in (0.3, 0.3))
+    hidden = rng.normal(size=(pairs, width))
+    sides = (hidden + 0.4 * rng.normal(size=hidden.shape) for _ in range(2))
+    # Rows 2k and 2k + 1 are views of pair k, which differ less than an image and its text.
+    v, t = (unit(np.repeat(side, 2, 0) + 0.1 * rng.normal(size=(2 * pairs, width))) for side in sides)
     positives, hardest, triplet, pair_distance = published_hect(v, t, pairs)
     np.testing.assert_allclose(positives, [v[k] @ v[k + pairs] for k in range(pairs)])
     np.testing.assert_array_equal(hardest, np.arange(4 * pairs) ^ 1)
