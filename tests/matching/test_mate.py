@@ -16,6 +16,7 @@ from systems import make_matcher
 
 from mefn_jax.features import Features, make_features, unit
 from mefn_jax.matching.mate import cosine_of_halves, fuse_pairs, score_fused
+from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.scoring.ring import ring_scores
 
 D, H, LAYERS, I, T = 6, 10, 2, 3, 4  # noqa: E741 (the letters of the documentation)
@@ -184,7 +185,7 @@ def test_scores_of_sub_gallery_are_the_sub_matrix():
         found = score(take(images, rows, padding), take(texts, columns, padding))
         np.testing.assert_allclose(found[:4, :5], scores[np.ix_(rows, columns)], atol=1e-6)
         assert np.all(np.isfinite(found))
-    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
+    mesh = make_mesh({"data": 2, "fsdp": 2}, jax.devices()[:4])
     four = [jax.tree.map(lambda x: x[:4], features) for features in (images, texts)]
     by_ring = ring_scores(lambda p, v, t: module.apply({"params": p}, v, t), params, *four, mesh)
     np.testing.assert_allclose(by_ring, scores[:4, :4], atol=1e-6)
