@@ -83,7 +83,7 @@ def test_unrelated_items_rank_at_chance(scorers):
         [jax.tree.map(lambda x, k=k, n=n: x[k : k + n], side) for k in range(0, size, n)]
         for side, n in ((images, rows), (texts, columns))
     ]
-    for name, (params, _, score_all) in scorers[1].items():
+    for name, (params, _, score_all, _) in scorers[1].items():
         scores = np.block([[np.asarray(score_all(params, v, t)) for t in parts[1]] for v in parts[0]])
         for matrix in (scores, scores.T):
             ranks = np.sum(matrix > np.diagonal(matrix)[:, None], 1)
