@@ -10,7 +10,8 @@ to the Features and the matcher's parameters. The best of several runs, in turns
 
     gemm            regions x words, one product
     mefn, ...       our matchers in chunks and tiles, as training uses them (docs/method.md, section 12)
-    mefn uniform    MEFN with uniform weights and the pooled global branch
+    mefn own lambda  MEFN whose evidence has an inverse temperature of its own
+    mefn uniform    MEFN without entropy, with the pooled global branch
     torch_scan      SCAN t2i LSE in PyTorch, a loop over captions with attended vectors, like the authors' code
 
 The last line is JSON: seconds by width and matcher; a row's `gemm` is the product of the same turns.
@@ -37,7 +38,9 @@ from mefn_jax.scoring.chunks import make_block_scorer
 MARGIN, REPEATS, CHUNK_MIB = 0.2, 20, 64.0
 SYSTEMS = {
     "mefn": ("mefn", {}),
-    "mefn uniform": ("mefn", {"entropy": "none", "global_input": "pooled"}),
+    "mefn_no_evidence": ("mefn_no_evidence", {}),
+    "mefn own lambda": ("mefn", {"init_evidence_lambda": 16.0}),
+    "mefn uniform": ("mefn_no_entropy", {"global_input": "pooled"}),
     "mefn_no_global": ("mefn_no_global", {}),
     "scan_t2i_lse": ("scan_t2i_lse", {}),
     "scan_i2t_lse": ("scan_i2t_lse", {}),

@@ -33,7 +33,6 @@ POSITIVE = (
     "data.threads",
     "eval.batch_size",
     "matcher.init_lambda",
-    "matcher.init_kappa",
     "matcher.init_hub_scale",
     "matcher.inverse_temperature",
     "matcher.lse_factor",
@@ -72,6 +71,9 @@ NOT_NEGATIVE = (
     "data.held_out_images",
     "matcher.hub_vectors",
     "train.lora.rank",
+    "matcher.init_kappa",
+    "matcher.init_evidence_weight",
+    "matcher.init_evidence_lambda",
     "train.steps",
     "train.epochs",
     "train.seed",
@@ -137,8 +139,8 @@ def check_config(config: ConfigDict, choices: dict) -> None:
         if key in options and not get_dotted(config, key) > 0:
             raise ConfigError(f"{key}: {get_dotted(config, key)!r} must be greater than 0")
     for key in NOT_NEGATIVE:
-        if get_dotted(config, key) < 0:
-            raise ConfigError(f"{key}: {get_dotted(config, key)!r} must not be negative")
+        if key in options and options[key] < 0:
+            raise ConfigError(f"{key}: {options[key]!r} must not be negative")
     if len(config.data.scenes) != 3 or min(config.data.scenes) < 1:
         raise ConfigError(f"data.scenes: {tuple(config.data.scenes)} must be three numbers: train, val, test")
     if config.data.held_out_images and not config.data.dir:

@@ -58,11 +58,21 @@ def _scan(direction: str, aggregate: str, inverse_temperature: float, lse_factor
     return System(SCAN, {"loss.hard_negative_ramp": 500} | constants, form)
 
 
+# The paper's method as it was read first: entropy weights in both branches, no evidence (docs/method.md, section 14).
+PAPER = {
+    "matcher.init_kappa": 4.0,
+    "matcher.init_evidence_weight": 0.0,
+    "matcher.global_input": "weighted",
+    "matcher.hub_vectors": 0,
+}
 MODELS = {
     "mefn": System(MEFN),
-    "mefn_no_entropy": System(MEFN, requires={"matcher.entropy": "none"}),
+    "mefn_no_entropy": System(MEFN, requires={"matcher.init_kappa": 0.0, "matcher.init_evidence_weight": 0.0}),
+    "mefn_no_weights": System(MEFN, requires={"matcher.init_kappa": 0.0}),
+    "mefn_no_evidence": System(MEFN, requires={"matcher.init_evidence_weight": 0.0}),
     "mefn_no_local": System(MEFN, requires={"matcher.branches": "global"}),
     "mefn_no_global": System(MEFN, requires={"matcher.branches": "local"}),
+    "mefn_paper": System(MEFN, requires=PAPER),
     "vsepp": System(PooledCosine, {"loss.hard_negative_ramp": 500}),
     "scan_t2i_lse": _scan("t2i", "lse", 9.0, 6.0),
     "scan_t2i_avg": _scan("t2i", "avg", 9.0),

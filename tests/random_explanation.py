@@ -15,6 +15,7 @@ def random_explanation(words, regions=9, side=(300, 360), boxes=True) -> Explana
     photo = rng.integers(0, 256, (*side, 3), np.uint8) if side else None
     weights = draw(regions), draw(len(words)), draw(regions, len(words))
     values = {"score": 0.5, "local": 0.4, "global": 0.6, "gate": 0.5, "MFE": 3.0, "lambda": 9.0, "kappa": 4.0}
+    values |= {"mean_entropy": 0.9, "evidence": -0.18, "evidence_weight": 0.2, "evidence_lambda": 12.0}
     return Explanation(
         " ".join(words), "test: image 1", words, photo, boxes, rng.random((regions, len(words))), *weights, values
     )

@@ -99,9 +99,10 @@ def test_note_contradictions_names_required_option(model, capsys):
     assert capsys.readouterr().out == ""
     config = load("default", f"model={model}")
     for key, value in MODELS[model].requires.items():
-        configuration.set_dotted(config, key, "other")
+        other = "other" if isinstance(value, str) else type(value)(7)
+        configuration.set_dotted(config, key, other)
         note_contradictions(config)
-        note = f"note: model={model} is defined by {key}={value}, but {key}=other is used\n"
+        note = f"note: model={model} is defined by {key}={value}, but {key}={other} is used\n"
         assert capsys.readouterr().out == note
         configuration.set_dotted(config, key, value)
 

@@ -20,10 +20,13 @@ from mefn_jax.training.setup import make_init
 
 HUBNESS = {"images", "texts", "log_scale", "weight"}
 LEARNED_SCALARS = {
-    "mefn": {"log_lambda", "log_kappa", "gate_logit"},
+    "mefn": {"log_lambda", "log_kappa", "log_evidence_weight", "gate_logit"},
     "mefn_no_entropy": {"log_lambda", "gate_logit"},
-    "mefn_no_local": {"log_lambda", "log_kappa"},
-    "mefn_no_global": {"log_lambda", "log_kappa"},
+    "mefn_no_weights": {"log_lambda", "log_evidence_weight", "gate_logit"},
+    "mefn_no_evidence": {"log_lambda", "log_kappa", "gate_logit"},
+    "mefn_no_local": {"log_lambda", "log_kappa", "log_evidence_weight"},
+    "mefn_no_global": {"log_lambda", "log_kappa", "log_evidence_weight"},
+    "mefn_paper": {"log_lambda", "log_kappa", "gate_logit"},
 }
 
 

@@ -44,7 +44,7 @@ def write_run(folder, model, seed, skill, split="val", **config):
 @pytest.fixture
 def runs(tmp_path):
     metrics_of = {}
-    for model, skill, options in (("mefn", 3.0, {}), ("mefn", 2.6, {"entropy": "none"}), ("vsepp", 2.0, {})):
+    for model, skill, options in (("mefn", 3.0, {}), ("mefn", 2.6, {"entropy": "gaussian"}), ("vsepp", 2.0, {})):
         name = model + options.get("entropy", "")
         metrics_of[name] = [write_run(tmp_path / name / str(s), model, s, skill, **options) for s in (0, 1, 2)]
     return tmp_path, metrics_of
@@ -57,10 +57,10 @@ def test_compare_groups_runs_by_seed(runs, capsys):
         rows = list(csv.DictReader(file))
     assert [row["model"] for row in rows] == [
         "mefn (matcher.entropy=shannon)",
-        "mefn (matcher.entropy=none)",
+        "mefn (matcher.entropy=gaussian)",
         "vsepp",
     ]
-    for row, name in zip(rows, ("mefn", "mefnnone", "vsepp"), strict=True):
+    for row, name in zip(rows, ("mefn", "mefngaussian", "vsepp"), strict=True):
         assert row["seeds"] == "0 1 2"
         for key, value in (("rsum", "rsum"), ("t2i.r1", ("t2i", "r1")), ("i2t.map", ("i2t", "map"))):
             found = [r[value] if key == "rsum" else r[value[0]][value[1]] for r in metrics_of[name]]
