@@ -414,7 +414,8 @@ def batch_shapes(config: ConfigDict) -> dict:
     if config.image.arch == "regions":
         images = jax.ShapeDtypeStruct((size, DEFAULT_NUM_REGIONS, images.shape[2]), images.dtype)
     text, text_mask = jax.eval_shape(lambda: dummy_texts(config, size))
-    shapes = {"images": images, "text": text, "text_mask": text_mask}
+    digest = jax.ShapeDtypeStruct((size, 2), jnp.int32)
+    shapes = {"images": images, "text": text, "text_mask": text_mask, "text_digest": digest}
     return shapes | {
         name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("image_index", "caption_index", "epoch")
     }

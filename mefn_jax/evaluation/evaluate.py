@@ -38,6 +38,7 @@ from mefn_jax.evaluation.run import (
     run_from_flags,
 )
 from mefn_jax.evaluation.table import describe_protocol, print_pointing, print_table
+from mefn_jax.evaluation.transductive import correct_scores, parse_transductive
 from mefn_jax.features import Features
 from mefn_jax.runtime.checkpoint import versions
 from mefn_jax.runtime.cli import define_path_flag, define_process_flags
@@ -92,11 +93,13 @@ def evaluate(
     save_scores: str = "",
     rerank: str = "",
     files: dict = RESULT_FILES,
+    transductive: str = "",
 ) -> EvaluationResult:
     """Evaluates a run's checkpoint on a gallery, prints the table, and writes `metrics.json` and `ranks.npz`.
 
     The files go into `run.output_dir`. `save_scores`: a file for all scores; `rerank`: if not empty, reranking is
-    evaluated too (see `rerank.parse_rerank`). `files`: names of the files that will be written into `out`, each with
+    evaluated too (see `rerank.parse_rerank`). `transductive`: corrections at test time that are evaluated too (see
+    `transductive.parse_transductive`). `files`: names of the files that will be written into `out`, each with
     the check that recognizes an own file (`own` of `outputs.check_output_directory`).
     """
     check_on_first_process(lambda: check_outputs(out, save_scores, gallery, files))
@@ -107,7 +110,7 @@ def evaluate(
         folder = run.output_dir(gallery.split, out, gallery.data_dir)
     model = evaluator.config.model
     name = f"{model} (step {step_number}{', averaged' if run.ema else ''})"
-    result = evaluate_split(evaluator, params, name, gallery, opened, save_scores, rerank)
+    result = evaluate_split(evaluator, params, name, gallery, opened, save_scores, rerank, transductive)
     # A comparison does not take averaged parameters for another seed, because `evaluated` differs.
     evaluated = f"{model}, averaged parameters" if run.ema else model
     result.report.update({"step": step_number, "evaluated": evaluated})
@@ -160,11 +163,13 @@ def evaluate_split(
     opened: OpenedGallery,
     save_scores: str = "",
     rerank: str = "",
+    transductive: str = "",
 ) -> EvaluationResult:
     """Scores an opened gallery and prints its results under `name` (see `rank_and_report`).
 
-    Drawn scenes get the pointing game too, and a `rerank` that is not empty compares reranking with scoring all pairs.
-    Raises ConfigError if the folds do not divide the images, or if reranking is not possible.
+    Drawn scenes get the pointing game too, a `rerank` that is not empty compares reranking with scoring all pairs, and
+    a `transductive` that is not empty corrects the scores with the gallery. Raises ConfigError if the folds do not
+    divide the images, or if reranking or a correction is not possible.
     """
     dataset, split, _ = opened
     folds = gallery.folds
@@ -177,6 +182,9 @@ def evaluate_split(
         )
     if num_candidates and 1 not in folds:
         raise ConfigError("--rerank needs the whole gallery: add 1 to --folds")
+    corrections = parse_transductive(transductive)
+    if corrections and 1 not in folds:
+        raise ConfigError("--transductive needs the whole gallery: add 1 to --folds")
     text = describe_text(evaluator, split)
     images, texts = evaluator.encode(params, split)
     scores = evaluator.scores(params, images, texts)
@@ -194,6 +202,12 @@ def evaluate_split(
             evaluator, params, images, texts, split, num_candidates, exhaustive
         )
         reranking.print_reranking(report["rerank"])
+    if corrections:
+        train = dataset.split("train")
+        results = correct_scores(evaluator, params, images, texts, split, train, corrections)
+        report["transductive"] = results
+        rows = {f"{key} {result['strength']:g} (transductive)": (result, None) for key, result in results.items()}
+        print_table(rows, describe_protocol(evaluator.config, split, 1), split, 1)
     return EvaluationResult(evaluator, params, split, images, texts, report, ranks)
 
 
@@ -350,6 +364,11 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "rerank", "", "Evaluate reranking too, with this number of candidates for a caption, or share of the images."
     )
+    flags.DEFINE_string(
+        "transductive",
+        "",
+        "Evaluate corrections by the gallery too: csls, dual_softmax, querybank, each with :STRENGTH if wanted.",
+    )
     define_scores_flag()
     define_path_flag("out", "", "Directory of the results; default: WORKDIR/eval/<split>, with --ema <split>_ema.")
     define_process_flags()
@@ -359,4 +378,4 @@ def main() -> None:
     """Runs the command."""
     f = flags.FLAGS
     initialize()
-    evaluate(run_from_flags(), gallery_from_flags(), f.out, f.save_scores, f.rerank)
+    evaluate(run_from_flags(), gallery_from_flags(), f.out, f.save_scores, f.rerank, transductive=f.transductive)

@@ -74,13 +74,14 @@ def _upgrade_2(meta: dict) -> dict:
 
 
 def _upgrade_3(meta: dict) -> dict:
-    """Adds the options of MEFN's evidence, which there was not, and writes "no entropy" as uniform weights."""
+    """Adds options: equal captions were negatives, and MEFN had no evidence; writes "no entropy" as uniform weights."""
     config, matcher = meta["config"], meta["config"]["matcher"]
+    loss = {"skip_equal_captions": False} | config["loss"]
     if "init_kappa" in matcher:
         matcher = matcher | {"init_evidence_weight": 0.0, "init_evidence_lambda": 0.0}
         if matcher["entropy"] == "none":
             matcher |= {"entropy": "shannon", "init_kappa": 0.0}
-    return meta | {"config": config | {"matcher": matcher}}
+    return meta | {"config": config | {"matcher": matcher, "loss": loss}}
 
 
 CHECKPOINT_FORMAT = Format(

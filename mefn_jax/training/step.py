@@ -32,6 +32,7 @@ class StepConfig:
         loss: the loss, `(params, scores, positives, hyperparameters, step) -> scalar` (`losses.make_loss`).
         score_chunk_mib, score_tile_mib: memory limits of scoring on a device (`scoring/chunks.py`); none by default.
         negatives: "global": all texts of the batch; "local": the texts on the same device.
+        skip_equal_captions: whether captions that are equal as text are no negatives of each other.
         grad_cache_chunks: number of chunks in which the encoders process the batch (`encode_in_chunks`).
     """
 
@@ -42,6 +43,7 @@ class StepConfig:
     score_chunk_mib: float = math.inf
     score_tile_mib: float = math.inf
     negatives: str = "global"
+    skip_equal_captions: bool = False
     grad_cache_chunks: int = 1
 
 
@@ -59,6 +61,7 @@ def make_step_config(config, model: Model, lr_multipliers) -> StepConfig:
         score_chunk_mib=config.train.score_chunk_mib,
         score_tile_mib=config.train.score_tile_mib,
         negatives=config.loss.negatives,
+        skip_equal_captions=config.loss.skip_equal_captions,
         grad_cache_chunks=config.train.grad_cache_chunks,
     )
 
@@ -87,7 +90,8 @@ def train_step(state: TrainState, batch: dict, hyper: Hyperparameters, *, step_c
             lambda key, ids, mask: encode_texts(ids, mask, key), keys["text"], (batch["text"], batch["text_mask"])
         )
         loss_of_features = functools.partial(loss_from_features, step_config=step_config, mesh=mesh)
-        return loss_of_features(params, images, texts, batch["image_index"], hyper, state.step)
+        digest = batch["text_digest"] if step_config.skip_equal_captions else None
+        return loss_of_features(params, images, texts, batch["image_index"], hyper, state.step, text_digest=digest)
 
     trained_params = optim.select_trainable(state.params, lr_multipliers)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `constrain_to_batch`
@@ -103,10 +107,20 @@ def train_step(state: TrainState, batch: dict, hyper: Hyperparameters, *, step_c
 
 
 def loss_from_features(
-    params, images, texts, image_index, hyper: Hyperparameters, step, *, step_config: StepConfig, mesh
+    params,
+    images,
+    texts,
+    image_index,
+    hyper: Hyperparameters,
+    step,
+    *,
+    step_config: StepConfig,
+    mesh,
+    text_digest=None,
 ):
     """Computes the loss of encoded pairs, a scalar, from Features of B images and of B texts and the image index `(B,)`
-    of each pair. The scores of all pairs are computed by the ring, or on each device alone (`negatives`)."""
+    of each pair. The scores of all pairs are computed by the ring, or on each device alone (`negatives`). With the
+    digests `(B, 2)` of the captions, equal captions are no negatives of each other."""
     model = step_config.model
     # Without the towers: the ring need not carry their parameters.
     score_params = {name: params[name] for name in ("matcher", "loss")}
@@ -116,15 +130,16 @@ def loss_from_features(
     score = make_block_scorer(model, step_config.score_chunk_mib, step_config.score_tile_mib)
     scoring = {"images": images, "texts": texts, "mesh": mesh}
 
-    def loss_from_scores(params, scores, offsets, image_index):
+    def loss_from_scores(params, scores, offsets, image_index, text_digest):
         image_offsets, text_offsets = offsets
         scores = scores - image_offsets[:, None] - text_offsets
-        return step_config.loss(params["loss"], scores, losses.positives_mask(image_index), hyper, step)
+        positives = losses.positives_mask(image_index, text_digest)
+        return step_config.loss(params["loss"], scores, positives, hyper, step)
 
+    items = offsets, image_index, text_digest
     if step_config.negatives == "local":
-        items = offsets, image_index
         return local_loss(score, loss_from_scores, score_params, items=items, **scoring)
-    return loss_from_scores(score_params, ring_scores(score, score_params, **scoring), offsets, image_index)
+    return loss_from_scores(score_params, ring_scores(score, score_params, **scoring), *items)
 
 
 def row_keys(seed, epochs, caption_indices):
