@@ -31,8 +31,7 @@ def get_config(arg=""):
     if c.text.arch != "gru":
         c.text.update(pooling="mean", channel_dropout=0.2)
         c.train.init = "cca"
-    if options["model"].startswith("mefn"):  # the other systems of docs/results.md were trained without it
-        c.matcher.hub_vectors = 1024
+    c.matcher.hub_vectors = 1024  # for every system alike; `mefn_paper` is without
     c.loss.name = "info_nce"
     c.train.update(epochs=4.0, batch_size=128, learning_rate=1e-3, weight_decay=0.0)
     c.train.update(log_every=50, eval_every=100_000, save_every=500, score_tile_mib=0.5)  # evaluates only at the end
