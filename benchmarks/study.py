@@ -33,12 +33,16 @@ HUBS = {"matcher.hub_vectors": 1024}
 NO_HUBS = {"matcher.hub_vectors": 0}
 POOLED = {"matcher.global_input": "pooled"}
 OWN = {"matcher.init_evidence_lambda": 20.0}
+REGIONS_9X9 = {"image.regions.grid": 0}
 ROWS = {
     "uniform": Row("mefn_no_entropy", HUBS | POOLED),
     "own": Row("mefn_no_weights", HUBS | POOLED | OWN),
     "vsepp": Row("vsepp", HUBS),
     "scan_i2t_lse": Row("scan_i2t_lse", HUBS | {"train.learning_rate": 2e-3}),
     "shared": Row("mefn_no_weights", HUBS | POOLED),
+    "uniform_9x9": Row("mefn_no_entropy", HUBS | POOLED | REGIONS_9X9),
+    "own_9x9": Row("mefn_no_weights", HUBS | POOLED | OWN | REGIONS_9X9),
+    "own_equal": Row("mefn_no_weights", HUBS | POOLED | OWN | {"loss.skip_equal_captions": True}),
     "own_weights": Row("mefn", HUBS | POOLED | OWN | {"matcher.init_kappa": 1.0}),
     "paper_hubs": Row("mefn_paper", HUBS),
     "uniform_no_hubs": Row("mefn_no_entropy", NO_HUBS | POOLED),
