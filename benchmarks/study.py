@@ -29,24 +29,29 @@ class Row:
     options: dict = dataclasses.field(default_factory=dict)
 
 
-HUBS = {"matcher.hub_vectors": 1024}
 NO_HUBS = {"matcher.hub_vectors": 0}
-POOLED = {"matcher.global_input": "pooled"}
-OWN = {"matcher.init_evidence_lambda": 20.0}
 REGIONS_9X9 = {"image.regions.grid": 0}
+# The learning rates of docs/results.md; the configuration's is MEFN's.
+VSEPP_RATE, SCAN_RATE = {"train.learning_rate": 5e-4}, {"train.learning_rate": 2e-3}
+ABLATIONS = "mefn_no_entropy", "mefn_no_evidence", "mefn_no_weights", "mefn_no_local", "mefn_no_global"
+SCAN_FORMS = "scan_i2t_lse", "scan_i2t_avg", "scan_t2i_lse", "scan_t2i_avg"
 ROWS = {
-    "uniform": Row("mefn_no_entropy", HUBS | POOLED),
-    "own": Row("mefn_no_weights", HUBS | POOLED | OWN),
-    "vsepp": Row("vsepp", HUBS),
-    "scan_i2t_lse": Row("scan_i2t_lse", HUBS | {"train.learning_rate": 2e-3}),
-    "shared": Row("mefn_no_weights", HUBS | POOLED),
-    "uniform_9x9": Row("mefn_no_entropy", HUBS | POOLED | REGIONS_9X9),
-    "own_9x9": Row("mefn_no_weights", HUBS | POOLED | OWN | REGIONS_9X9),
-    "own_equal": Row("mefn_no_weights", HUBS | POOLED | OWN | {"loss.skip_equal_captions": True}),
-    "own_weights": Row("mefn", HUBS | POOLED | OWN | {"matcher.init_kappa": 1.0}),
-    "paper_hubs": Row("mefn_paper", HUBS),
-    "uniform_no_hubs": Row("mefn_no_entropy", NO_HUBS | POOLED),
-    "own_no_hubs": Row("mefn_no_weights", NO_HUBS | POOLED | OWN),
+    "mefn": Row("mefn"),
+    **{name: Row(name) for name in ABLATIONS},
+    "vsepp": Row("vsepp", VSEPP_RATE),
+    **{name: Row(name, SCAN_RATE) for name in SCAN_FORMS},
+    "mefn_no_hubs": Row("mefn", NO_HUBS),
+    "mefn_no_entropy_no_hubs": Row("mefn_no_entropy", NO_HUBS),
+    "vsepp_no_hubs": Row("vsepp", VSEPP_RATE | NO_HUBS),
+    "scan_i2t_lse_no_hubs": Row("scan_i2t_lse", SCAN_RATE | NO_HUBS),
+    "mefn_shared": Row("mefn", {"matcher.init_evidence_lambda": 0.0}),
+    "mefn_gaussian": Row("mefn", {"matcher.entropy": "gaussian", "matcher.init_evidence_lambda": 0.0}),
+    "mefn_bernoulli": Row("mefn", {"matcher.entropy": "bernoulli"}),
+    "mefn_equal": Row("mefn", {"loss.skip_equal_captions": True}),
+    "mefn_9x9": Row("mefn", REGIONS_9X9),
+    "mefn_no_entropy_9x9": Row("mefn_no_entropy", REGIONS_9X9),
+    "mefn_paper": Row("mefn_paper"),
+    "mefn_paper_hubs": Row("mefn_paper", {"matcher.hub_vectors": 1024}),
 }
 
 

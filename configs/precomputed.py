@@ -6,7 +6,7 @@
 
 Other text towers: `:text=bert --config.text.pretrained=BERT` trains BERT, or freezes it with
 `--config.train.lr_multipliers='("text/backbone:0",)'`; `:text=gru` is SCAN's, from random initialization. The learning
-rate was chosen for MEFN and VSE++; SCAN is better with 2e-3. Numbers to expect: docs/results.md.
+rate was chosen for MEFN; VSE++ is better with 5e-4, SCAN with 2e-3. Numbers to expect: docs/results.md.
 """
 
 from configs import default

@@ -62,6 +62,7 @@ def _scan(direction: str, aggregate: str, inverse_temperature: float, lse_factor
 PAPER = {
     "matcher.init_kappa": 4.0,
     "matcher.init_evidence_weight": 0.0,
+    "matcher.init_evidence_lambda": 0.0,
     "matcher.global_input": "weighted",
     "matcher.hub_vectors": 0,
 }

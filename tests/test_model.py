@@ -18,14 +18,15 @@ from mefn_jax.training import state, step
 from mefn_jax.training.hyperparameters import hyperparameters_from_config
 from mefn_jax.training.setup import make_init
 
+EVIDENCE = {"log_evidence_weight", "log_evidence_lambda"}
 HUBNESS = {"images", "texts", "log_scale", "weight"}
 LEARNED_SCALARS = {
-    "mefn": {"log_lambda", "log_kappa", "log_evidence_weight", "gate_logit"},
+    "mefn": {"log_lambda", "log_kappa", "gate_logit", *EVIDENCE},
     "mefn_no_entropy": {"log_lambda", "gate_logit"},
-    "mefn_no_weights": {"log_lambda", "log_evidence_weight", "gate_logit"},
+    "mefn_no_weights": {"log_lambda", "gate_logit", *EVIDENCE},
     "mefn_no_evidence": {"log_lambda", "log_kappa", "gate_logit"},
-    "mefn_no_local": {"log_lambda", "log_kappa", "log_evidence_weight"},
-    "mefn_no_global": {"log_lambda", "log_kappa", "log_evidence_weight"},
+    "mefn_no_local": {"log_lambda", "log_kappa", *EVIDENCE},
+    "mefn_no_global": {"log_lambda", "log_kappa", *EVIDENCE},
     "mefn_paper": {"log_lambda", "log_kappa", "gate_logit"},
 }
 

@@ -102,13 +102,15 @@ def fuse(local_score, global_score, mean_entropy, gate, evidence_weight):
     return score if isinstance(evidence_weight, int) else score - evidence_weight * mean_entropy
 
 
-def unified_embeddings(image: Features, text: Features, terms: dict, gate, local="both"):
+def unified_embeddings(image: Features, text: Features, terms: dict, gate, local="both", global_input="pooled"):
     """Computes f(v|t) and f(t|v) of one pair, the weighted concatenations of docs/method.md, Eq. 26. Both have the same
     size and length, and their squared distance is `2 - 2 score` (Eq. 28); `terms` is the result of `score_pair`."""
     v, t = image.fragments, text.fragments
     w, u = terms["region_weights"], terms["word_weights"]
     a, b = unit(terms["word_attention"].T @ v), unit(terms["region_attention"] @ t)
-    z_v, z_t = unit(image.pooled + w @ v), unit(text.pooled + u @ t)
+    z_v, z_t = image.pooled, text.pooled
+    if global_input == "weighted":
+        z_v, z_t = unit(z_v + w @ v), unit(z_t + u @ t)
     share = gate / 2 if local == "both" else gate
     word_factors, region_factors = jnp.sqrt(share * u)[:, None], jnp.sqrt(share * w)[:, None]
     image_blocks, text_blocks = [jnp.sqrt(1 - gate) * z_v], [jnp.sqrt(1 - gate) * z_t]
@@ -141,12 +143,12 @@ class MEFN(Matcher, kw_only=True):
 
     entropy: str = "shannon"
     local: str = "both"
-    global_input: str = "weighted"
+    global_input: str = "pooled"
     branches: str = "both"
     init_lambda: float = 9.0
-    init_kappa: float = 4.0
+    init_kappa: float = 1.0
     init_evidence_weight: float = 0.2
-    init_evidence_lambda: float = 0.0
+    init_evidence_lambda: float = 20.0
 
     def setup(self):
         """Creates the learned scalars."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from random_features import masks, random_features
 from systems import make_matcher
 
-from mefn_jax.matching.mefn import DIRECTIONS, MEFN, unified_embeddings
+from mefn_jax.matching.mefn import MEFN, unified_embeddings
 
 N, M, D = 4, 5, 6
 
@@ -40,7 +40,7 @@ def naive_entropies(S, scale):
     return tuple(np.array([shannon(softmax(scale * row)) for row in x]) for x in (S, S.T))
 
 
-def naive_score(image, text, scale, kappa, gate, evidence_weight, evidence_scale):
+def naive_score(image, text, scale, kappa, gate, evidence_weight, evidence_scale, global_input):
     """The score of one pair without masked fragments, with Shannon entropy and both directions, by float64 loops
     (docs/method.md)."""
     v, t, v_g, t_g = (np.asarray(x, np.float64) for x in (image[0], text[0], image[1], text[1]))
@@ -51,7 +51,7 @@ def naive_score(image, text, scale, kappa, gate, evidence_weight, evidence_scale
     b = [sum(p * x for p, x in zip(softmax(scale * S[i] - kappa * H_t), t, strict=True)) for i in range(len(v))]
     local = 0.5 * sum(u[j] * unit(a[j]) @ unit(t[j]) for j in range(len(t)))
     local += 0.5 * sum(w[i] * unit(b[i]) @ unit(v[i]) for i in range(len(v)))
-    whole = unit(v_g + w @ v) @ unit(t_g + u @ t)
+    whole = unit(v_g + w @ v) @ unit(t_g + u @ t) if global_input == "weighted" else v_g @ t_g
     mean_entropy = sum(np.mean(h) for h in naive_entropies(S, evidence_scale)) / 2
     return (1 - gate) * whole + gate * local - evidence_weight * mean_entropy
 
@@ -64,34 +64,42 @@ def compiled_mefn(**options):
     return params, jax.jit(module.apply), jax.jit(functools.partial(module.apply, method="explain"))
 
 
-VARIANTS = [(4.0, 0.2, 0.0), (4.0, 0.0, 0.0), (0.0, 0.3, 0.0), (0.0, 0.3, 16.0), (2.0, 0.4, 16.0)]
+VARIANTS = [
+    *((4.0, 0.2, 0.0, "weighted"), (4.0, 0.0, 0.0, "weighted"), (0.0, 0.3, 0.0, "pooled")),
+    *((0.0, 0.3, 16.0, "weighted"), (1.0, 0.2, 20.0, "pooled"), (2.0, 0.4, 16.0, "pooled")),
+]
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**31), masks(3, N), masks(3, M), st.sampled_from(VARIANTS))
 def test_mefn_scores_and_explain_equal_naive_loops(seed, region_mask, word_mask, variant):
-    kappa, evidence_weight, own_scale = variant
+    kappa, evidence_weight, own_scale, global_input = variant
     images, texts = random_features(seed, 3, N, D, region_mask), random_features(seed + 1, 3, M, D, word_mask)
     params, apply, explain = compiled_mefn(
-        init_kappa=kappa, init_evidence_weight=evidence_weight, init_evidence_lambda=own_scale
+        init_kappa=kappa,
+        init_evidence_weight=evidence_weight,
+        init_evidence_lambda=own_scale,
+        global_input=global_input,
     )
     scores = np.asarray(apply(params, images, texts))
     for i, t in itertools.product(range(3), repeat=2):
         existing = [(f.fragments[k][f.mask[k]], f.pooled[k]) for f, k in ((images, i), (texts, t))]
-        expected = naive_score(*existing, 9.0, kappa, 0.5, evidence_weight, own_scale or 9.0)
+        expected = naive_score(*existing, 9.0, kappa, 0.5, evidence_weight, own_scale or 9.0, global_input)
         assert scores[i, t] == pytest.approx(expected, abs=1e-5)
         image, text = jax.tree.map(lambda x, i=i: x[i], images), jax.tree.map(lambda x, t=t: x[t], texts)
         assert float(explain(params, image, text)["score"]) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("local", DIRECTIONS)
-def test_mefn_score_is_distance_of_unified_embeddings(local):
+@pytest.mark.parametrize(
+    ("local", "global_input"), [("both", "weighted"), ("both", "pooled"), ("t2i", "pooled"), ("i2t", "weighted")]
+)
+def test_mefn_score_is_distance_of_unified_embeddings(local, global_input):
     word_mask = np.array([[1, 1, 1, 0, 0]], bool)
     images, texts = random_features(4, 1, N, D), random_features(5, 1, M, D, word_mask)
     image, text = (jax.tree.map(lambda x: x[0], f) for f in (images, texts))
-    params, _, explain = compiled_mefn(local=local)
+    params, _, explain = compiled_mefn(local=local, global_input=global_input)
     terms = explain(params, image, text)
-    f_v, f_t = unified_embeddings(image, text, terms, terms["gate"], local)
+    f_v, f_t = unified_embeddings(image, text, terms, terms["gate"], local, global_input)
     squared_length = 1 - float(terms["evidence"])
     assert float(f_v @ f_v) == pytest.approx(squared_length, abs=1e-5)
     assert float(f_t @ f_t) == pytest.approx(squared_length, abs=1e-5)
