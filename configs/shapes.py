@@ -28,7 +28,7 @@ def get_config(arg=""):
     # all negatives, none did (50 %).
     c.loss.name = "info_nce"
     if "init_evidence_weight" in c.matcher:  # chosen on val (docs/results.md)
-        c.matcher.update(init_evidence_weight=0.4, init_evidence_lambda=0.0)
+        c.matcher.init_evidence_weight = 0.4
     c.text.bert.update(width=128, layers=2, heads=4, mlp_width=256, max_positions=64, dropout=0.0)
     c.train.update(steps=1500, epochs=0.0, batch_size=64, learning_rate=1e-3, log_every=100)
     c.train.update(eval_every=500, save_every=500, score_tile_mib=0.5)
