@@ -38,6 +38,7 @@ from mefn_jax.scoring.chunks import make_block_scorer
 MARGIN, REPEATS, CHUNK_MIB = 0.2, 20, 64.0
 SYSTEMS = {
     "mefn": ("mefn", {}),
+    "mefn_paper": ("mefn_paper", {}),
     "mefn_no_evidence": ("mefn_no_evidence", {}),
     "mefn shared lambda": ("mefn", {"init_evidence_lambda": 0.0}),
     "mefn_no_entropy": ("mefn_no_entropy", {}),
