@@ -207,7 +207,7 @@ def evaluate_split(
         results = correct_scores(evaluator, params, images, texts, split, train, corrections)
         report["transductive"] = results
         rows = {f"{key} {result['strength']:g} (transductive)": (result, None) for key, result in results.items()}
-        print_table(rows, describe_protocol(evaluator.config, split, 1), split, 1)
+        print_table(rows, describe_protocol(evaluator.config, split, 1, evaluator.tokenizer), split, 1)
     return EvaluationResult(evaluator, params, split, images, texts, report, ranks)
 
 
