@@ -10,7 +10,8 @@ to the Features and the matcher's parameters. The best of several runs, in turns
 
     gemm            regions x words, one product
     mefn, ...       our matchers in chunks and tiles, as training uses them (docs/method.md, section 12)
-    mefn uniform    MEFN with uniform weights and the pooled global branch
+    mefn shared lambda  MEFN whose evidence has the inverse temperature of the attention
+    mefn_no_entropy     MEFN without entropy
     torch_scan      SCAN t2i LSE in PyTorch, a loop over captions with attended vectors, like the authors' code
 
 The last line is JSON: seconds by width and matcher; a row's `gemm` is the product of the same turns.
@@ -39,7 +40,10 @@ from mefn_jax.scoring.chunks import make_block_scorer
 MARGIN, REPEATS, CHUNK_MIB = 0.2, 20, 64.0
 SYSTEMS = {
     "mefn": ("mefn", {}),
-    "mefn uniform": ("mefn", {"entropy": "none", "global_input": "pooled"}),
+    "mefn_paper": ("mefn_paper", {}),
+    "mefn_no_evidence": ("mefn_no_evidence", {}),
+    "mefn shared lambda": ("mefn", {"init_evidence_lambda": 0.0}),
+    "mefn_no_entropy": ("mefn_no_entropy", {}),
     "mefn_no_global": ("mefn_no_global", {}),
     "scan_t2i_lse": ("scan_t2i_lse", {}),
     "scan_i2t_lse": ("scan_i2t_lse", {}),

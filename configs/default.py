@@ -153,6 +153,7 @@ def base(model="mefn"):
     c.loss.margin = 0.2  # triplet, sel: margin in score units (alpha of the paper's Eq. 2 is twice this)
     c.loss.anchors = "both"  # triplet, sel: both, image (the paper's Eq. 2 as printed) or text
     c.loss.hard_negative_ramp = -1  # triplet, sel: steps until the hardest negative alone; 0: at once, -1: never
+    c.loss.skip_equal_captions = False  # captions that are equal as text are no negatives of each other
     c.loss.negatives = "global"  # negatives come from: global (all devices) or local (the same device)
 
     c.mesh = ConfigDict()  # device mesh; one size may be -1: the remaining devices (runtime/sharding.py)

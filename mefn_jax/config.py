@@ -34,7 +34,6 @@ POSITIVE = (
     "data.views",
     "eval.batch_size",
     "matcher.init_lambda",
-    "matcher.init_kappa",
     "matcher.init_hub_scale",
     "matcher.inverse_temperature",
     "matcher.lse_factor",
@@ -87,6 +86,9 @@ NOT_NEGATIVE = (
     "data.held_out_images",
     "matcher.hub_vectors",
     "train.lora.rank",
+    "matcher.init_kappa",
+    "matcher.init_evidence_weight",
+    "matcher.init_evidence_lambda",
     "train.steps",
     "train.epochs",
     "train.seed",
@@ -160,8 +162,8 @@ def check_config(config: ConfigDict, choices: dict) -> None:
             if not value > 0:
                 raise ConfigError(f"{key}: {value!r} must be greater than 0")
     for key in NOT_NEGATIVE:
-        if get_dotted(config, key) < 0:
-            raise ConfigError(f"{key}: {get_dotted(config, key)!r} must not be negative")
+        if key in options and options[key] < 0:
+            raise ConfigError(f"{key}: {options[key]!r} must not be negative")
     if len(config.data.scenes) != 3 or min(config.data.scenes) < 1:
         raise ConfigError(f"data.scenes: {tuple(config.data.scenes)} must be three numbers: train, val, test")
     if config.data.held_out_images and not config.data.dir:

@@ -70,10 +70,14 @@ def check_loss(config) -> None:
         )
 
 
-def positives_mask(image_index):
+def positives_mask(image_index, text_digest=None):
     """Returns the mask of the true pairs of a batch, bool `(B, B)`, from the image index `(B,)` of each pair
-    (docs/method.md, Eq. 41)."""
-    return image_index[:, None] == image_index[None, :]
+    (docs/method.md, Eq. 41). With the digests `(B, 2)` of the captions, equal captions are true of each other's images
+    too."""
+    positives = image_index[:, None] == image_index[None, :]
+    if text_digest is None:
+        return positives
+    return positives | jnp.all(text_digest[:, None] == text_digest[None, :], -1)
 
 
 def triplet(scores, positives, scale, bias, *, margin, hardest, anchors):

@@ -62,6 +62,14 @@ def _scan(direction: str, aggregate: str, inverse_temperature: float, lse_factor
     return System(SCAN, {"loss.hard_negative_ramp": 500} | constants, form)
 
 
+# The paper's method as it was read first: entropy weights in both branches, no evidence (docs/method.md, section 14).
+PAPER = {
+    "matcher.init_kappa": 4.0,
+    "matcher.init_evidence_weight": 0.0,
+    "matcher.init_evidence_lambda": 0.0,
+    "matcher.global_input": "weighted",
+    "matcher.hub_vectors": 0,
+}
 # Chen et al. 2021: the hardest negative, regions and words left out in training, an MLP on precomputed regions.
 VSE_INFINITY = {
     "loss.hard_negative_ramp": 500,
@@ -95,9 +103,12 @@ def _sfe(**form) -> System:
 
 MODELS = {
     "mefn": System(MEFN),
-    "mefn_no_entropy": System(MEFN, requires={"matcher.entropy": "none"}),
+    "mefn_no_entropy": System(MEFN, requires={"matcher.init_kappa": 0.0, "matcher.init_evidence_weight": 0.0}),
+    "mefn_no_weights": System(MEFN, requires={"matcher.init_kappa": 0.0}),
+    "mefn_no_evidence": System(MEFN, requires={"matcher.init_evidence_weight": 0.0}),
     "mefn_no_local": System(MEFN, requires={"matcher.branches": "global"}),
     "mefn_no_global": System(MEFN, requires={"matcher.branches": "local"}),
+    "mefn_paper": System(MEFN, requires=PAPER),
     "vsepp": System(PooledCosine, {"loss.hard_negative_ramp": 500}),
     "scan_t2i_lse": _scan("t2i", "lse", 9.0, 6.0),
     "scan_t2i_avg": _scan("t2i", "avg", 9.0),
@@ -516,7 +527,8 @@ def batch_shapes(config: ConfigDict) -> dict:
     if config.image.arch == "regions":
         images = jax.ShapeDtypeStruct((size, DEFAULT_NUM_REGIONS, images.shape[2]), images.dtype)
     text, text_mask = jax.eval_shape(lambda: dummy_texts(config, size))
-    shapes = {"images": images, "text": text, "text_mask": text_mask}
+    digest = jax.ShapeDtypeStruct((size, 2), jnp.int32)
+    shapes = {"images": images, "text": text, "text_mask": text_mask, "text_digest": digest}
     return shapes | {
         name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("image_index", "caption_index", "epoch", "view")
     }

@@ -18,4 +18,5 @@ def random_explanation(words, regions=9, side=(300, 360), boxes=True, entropies=
     if not entropies:
         return Explanation(*pair, {"score": 0.5})
     values = {"score": 0.5, "local": 0.4, "global": 0.6, "gate": 0.5, "MFE": 3.0, "lambda": 9.0, "kappa": 4.0}
+    values |= {"mean_entropy": 0.9, "evidence": -0.18, "evidence_weight": 0.2, "evidence_lambda": 12.0}
     return Explanation(*pair, values, rng.random((regions, len(words))), region_weights, word_weights)

@@ -33,7 +33,7 @@ def test_training_benchmark_runs(command):
     assert result_of["gemm"] > 0
     assert all(
         result_of[name]["train"] > 0
-        for name in ("mefn", "mefn uniform", "scan_t2i_lse", "visita", "sfe", "mate", "vsepp")
+        for name in ("mefn", "mefn_no_entropy", "scan_t2i_lse", "visita", "sfe", "mate", "vsepp")
     )
 
 

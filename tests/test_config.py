@@ -100,7 +100,7 @@ def test_note_contradictions_names_required_option(model, capsys):
     assert capsys.readouterr().out == ""
     config = load("default", f"model={model}")
     for key, value in MODELS[model].requires.items():
-        other = {str: "other", tuple: ("other",), bool: True, int: 9}[type(value)]
+        other = {str: "other", tuple: ("other",), bool: True, int: 9, float: 7.0}[type(value)]
         configuration.set_dotted(config, key, other)
         note_contradictions(config)
         note = f"note: model={model} is defined by {key}={value}, but {key}={other} is used\n"

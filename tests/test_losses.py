@@ -13,6 +13,7 @@ from systems import make_matcher
 
 from configs import default
 from mefn_jax import losses
+from mefn_jax.data.pipeline import digest_captions
 from mefn_jax.errors import ConfigError
 from mefn_jax.features import make_features
 from mefn_jax.training.hyperparameters import hyperparameters_from_config
@@ -46,6 +47,15 @@ def test_triplet_equals_naive_loop(seed, ids, hardest, anchors):
     positives = np.asarray(losses.positives_mask(np.array(ids)))
     ours = triplet(scores, positives, None, None, margin=0.2, hardest=hardest, anchors=anchors)
     assert float(ours) == pytest.approx(naive_triplet(scores, positives, 0.2, hardest, anchors), abs=1e-5)
+
+
+def test_positives_mask_includes_equal_captions():
+    ids, captions = [0, 0, 1, 2, 3], ["a dog", "a cat", "a dog", "two men", "A  cat"]
+    mask = np.asarray(losses.positives_mask(np.array(ids), digest_captions(captions)))
+    for a in range(5):
+        for b in range(5):
+            equal = captions[a].lower().split() == captions[b].lower().split()
+            assert mask[a, b] == (ids[a] == ids[b] or equal)
 
 
 @pytest.mark.parametrize("hardest", [0.0, 1.0])

@@ -21,6 +21,7 @@ from mefn_jax.training import state, step
 from mefn_jax.training.hyperparameters import hyperparameters_from_config
 from mefn_jax.training.setup import make_init
 
+EVIDENCE = {"log_evidence_weight", "log_evidence_lambda"}
 HUBNESS = {"images", "texts", "log_scale", "weight"}
 SFE_EXTERNAL = {"visual_nodes", "textual_nodes", "image_step", "text_step"}
 VISITA_GROUPS = {"log_eta", "region_prototypes", "word_prototypes"}
@@ -32,11 +33,14 @@ LEARNED_PARAMETERS = {
     "sfe_no_external": {"log_lambda", "gate_logit"},
     "sfe_no_internal": SFE_EXTERNAL,
     "visita_linear": VISITA_GROUPS | {"log_lambda", "term_logits"},
-    "mefn": {"log_lambda", "log_kappa", "gate_logit"},
+    "mefn": {"log_lambda", "log_kappa", "gate_logit", *EVIDENCE},
     **{name: {"layer_0"} for name in ("mate", "mate_no_momentum", "mate_no_hect")},
     "mefn_no_entropy": {"log_lambda", "gate_logit"},
-    "mefn_no_local": {"log_lambda", "log_kappa"},
-    "mefn_no_global": {"log_lambda", "log_kappa"},
+    "mefn_no_weights": {"log_lambda", "gate_logit", *EVIDENCE},
+    "mefn_no_evidence": {"log_lambda", "log_kappa", "gate_logit"},
+    "mefn_no_local": {"log_lambda", "log_kappa", *EVIDENCE},
+    "mefn_no_global": {"log_lambda", "log_kappa", *EVIDENCE},
+    "mefn_paper": {"log_lambda", "log_kappa", "gate_logit"},
 }
 LEARNED_PARAMETERS["visita_one_step"] = LEARNED_PARAMETERS["visita"]
 LEARNED_PARAMETERS |= {f"sfe_no_{cue}": LEARNED_PARAMETERS["sfe"] for cue in CUES}

@@ -43,8 +43,8 @@ def test_parse_grid_refuses_malformed_values(text):
 
 
 def test_parse_grid_reads_values_by_key():
-    grid = sweep.parse_grid(["train.learning_rate=1e-3,5e-4", "matcher.entropy=none"])
-    assert grid == {"train.learning_rate": ["1e-3", "5e-4"], "matcher.entropy": ["none"]}
+    grid = sweep.parse_grid(["train.learning_rate=1e-3,5e-4", "matcher.entropy=gaussian"])
+    assert grid == {"train.learning_rate": ["1e-3", "5e-4"], "matcher.entropy": ["gaussian"]}
 
 
 @pytest.mark.parametrize("seeds", [(0,), pytest.param((0, 1, 2), marks=pytest.mark.slow)], ids=["2 runs", "6 runs"])

@@ -8,6 +8,7 @@ A batch is a dict of NumPy arrays (docs/data.md, The batch):
     text_mask      bool (B, L) or (B, M), the tokens or words that exist
     image_index    int32 (B,), position of the image in the split; rows with equal values are positives of each other
     caption_index  int32 (B,), position of the caption in the split
+    text_digest    int32 (B, 2), equal for captions that are equal as text, but for upper case and spaces
     epoch          int32 (B,), number of earlier passes over the data
     view           int32 (B,), number of the view: with n views, rows n k to n k + n - 1 are views 0 to n - 1 of a pair
 
@@ -16,6 +17,7 @@ Random numbers of a row follow from (seed, epoch, caption, view) alone.
 
 import dataclasses
 import functools
+import hashlib
 
 import grain
 import numpy as np
@@ -60,7 +62,9 @@ class LoadBatch(grain.transforms.Map):
         epoch = (positions // len(self.order)).astype(np.int32)
         image_index = self.split.caption_image[caption_index]
         records = [self.split.record(image) for image in image_index]
-        text, text_mask = self._load_text(records, image_index, epoch, caption_index)
+        caption_in_image = caption_index - self.split.caption_offsets[image_index]
+        captions = [record["captions"][k] for record, k in zip(records, caption_in_image, strict=True)]
+        text, text_mask = self._load_text(captions, epoch, caption_index)
         pixels = self._load_images(records, image_index, epoch, caption_index)
         return {
             "images": pixels,
@@ -68,16 +72,15 @@ class LoadBatch(grain.transforms.Map):
             "text_mask": text_mask,
             "image_index": image_index,
             "caption_index": caption_index,
+            "text_digest": digest_captions(captions),
             "epoch": epoch,
             "view": self.view,
         }
 
-    def _load_text(self, records, image_index, epoch, caption_index) -> tuple[np.ndarray, np.ndarray]:
+    def _load_text(self, captions, epoch, caption_index) -> tuple[np.ndarray, np.ndarray]:
         """Returns `text` and `text_mask` of a batch, with word noise."""
         if self.split.cached_text:
             return self.split.cached_text.read(caption_index)
-        caption_in_image = caption_index - self.split.caption_offsets[image_index]
-        captions = [record["captions"][k] for record, k in zip(records, caption_in_image, strict=True)]
         ids, mask, word_index = self.encoded(caption_index, captions)
         if not self.augment.word_noise:
             return ids, mask
@@ -109,6 +112,12 @@ class LoadBatch(grain.transforms.Map):
             _make_rng(2 * self.seed + stream, (epoch << 32) + caption, view=view)
             for epoch, caption, view in zip(epochs.tolist(), captions.tolist(), self.view.tolist(), strict=True)
         ]
+
+
+def digest_captions(captions: list[str]) -> np.ndarray:
+    """Returns the first 64 bits of the SHA-256 of each caption, lower case and with single spaces, int32 `(B, 2)`."""
+    digests = [hashlib.sha256(" ".join(caption.lower().split()).encode()).digest()[:8] for caption in captions]
+    return np.frombuffer(b"".join(digests), "<i4").reshape(-1, 2).astype(np.int32)
 
 
 def _make_rng(*key: int, view: int = 0) -> np.random.Generator:

@@ -38,6 +38,7 @@ from mefn_jax.evaluation.run import (
     run_from_flags,
 )
 from mefn_jax.evaluation.table import describe_protocol, print_pointing, print_table
+from mefn_jax.evaluation.transductive import correct_scores, parse_transductive
 from mefn_jax.features import Features
 from mefn_jax.runtime.checkpoint import versions
 from mefn_jax.runtime.cli import define_path_flag, define_process_flags
@@ -93,11 +94,13 @@ def evaluate(
     rerank: str = "",
     files: dict = RESULT_FILES,
     certified: bool = False,
+    transductive: str = "",
 ) -> EvaluationResult:
     """Evaluates a run's checkpoint on a gallery, prints the table, and writes `metrics.json` and `ranks.npz`.
 
     The files go into `run.output_dir`. `save_scores`: a file for all scores; `rerank`: if not empty, reranking is
-    evaluated too (see `rerank.parse_rerank`). `files`: names of the files that will be written into `out`, each with
+    evaluated too (see `rerank.parse_rerank`). `transductive`: corrections at test time that are evaluated too (see
+    `transductive.parse_transductive`). `files`: names of the files that will be written into `out`, each with
     the check that recognizes an own file (`own` of `outputs.check_output_directory`). `certified`: see
     `rank_certified`.
     """
@@ -109,7 +112,7 @@ def evaluate(
         folder = run.output_dir(gallery.split, out, gallery.data_dir)
     model = evaluator.config.model
     name = f"{model} (step {step_number}{', averaged' if run.ema else ''})"
-    result = evaluate_split(evaluator, params, name, gallery, opened, save_scores, rerank, certified)
+    result = evaluate_split(evaluator, params, name, gallery, opened, save_scores, rerank, certified, transductive)
     # A comparison does not take averaged parameters for another seed, because `evaluated` differs.
     evaluated = f"{model}, averaged parameters" if run.ema else model
     result.report.update({"step": step_number, "evaluated": evaluated})
@@ -163,11 +166,13 @@ def evaluate_split(
     save_scores: str = "",
     rerank: str = "",
     certified: bool = False,
+    transductive: str = "",
 ) -> EvaluationResult:
     """Scores an opened gallery and prints its results under `name` (see `rank_and_report`).
 
-    Drawn scenes get the pointing game too, and a `rerank` that is not empty compares reranking with scoring all pairs.
-    Raises ConfigError if the folds do not divide the images, or if reranking is not possible.
+    Drawn scenes get the pointing game too, a `rerank` that is not empty compares reranking with scoring all pairs, and
+    a `transductive` that is not empty corrects the scores with the gallery. Raises ConfigError if the folds do not
+    divide the images, or if reranking or a correction is not possible.
     """
     dataset, split, _ = opened
     folds = gallery.folds
@@ -182,6 +187,9 @@ def evaluate_split(
         raise ConfigError("--rerank needs the whole gallery: add 1 to --folds")
     if certified:
         check_certified(evaluator, folds, save_scores, num_candidates)
+    corrections = parse_transductive(transductive)
+    if corrections and 1 not in folds:
+        raise ConfigError("--transductive needs the whole gallery: add 1 to --folds")
     text = describe_text(evaluator, split)
     images, texts = evaluator.encode(params, split)
     scores = evaluator.scores(params, images, texts)
@@ -200,6 +208,12 @@ def evaluate_split(
             evaluator, params, images, texts, split, num_candidates, exhaustive
         )
         reranking.print_reranking(report["rerank"])
+    if corrections:
+        train = dataset.split("train")
+        results = correct_scores(evaluator, params, images, texts, split, train, corrections)
+        report["transductive"] = results
+        rows = {f"{key} {result['strength']:g} (transductive)": (result, None) for key, result in results.items()}
+        print_table(rows, describe_protocol(evaluator.config, split, 1, evaluator.tokenizer), split, 1)
     return EvaluationResult(evaluator, params, split, images, texts, report, ranks)
 
 
@@ -404,6 +418,11 @@ def define_flags() -> None:
         False,
         "Score only pairs that can be among a query's first ten: R@1, 5 and 10 are those of all pairs.",
     )
+    flags.DEFINE_string(
+        "transductive",
+        "",
+        "Evaluate corrections by the gallery too: csls, dual_softmax, querybank, each with :STRENGTH if wanted.",
+    )
     define_scores_flag()
     define_path_flag("out", "", "Directory of the results; default: WORKDIR/eval/<split>, with --ema <split>_ema.")
     define_process_flags()
@@ -413,4 +432,5 @@ def main() -> None:
     """Runs the command."""
     f = flags.FLAGS
     initialize()
-    evaluate(run_from_flags(), gallery_from_flags(), f.out, f.save_scores, f.rerank, certified=f.certified)
+    options = {"certified": f.certified, "transductive": f.transductive}
+    evaluate(run_from_flags(), gallery_from_flags(), f.out, f.save_scores, f.rerank, **options)

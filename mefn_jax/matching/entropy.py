@@ -4,10 +4,11 @@ Every entropy is one pure function of one pair:
 
     entropy(S, region_mask, word_mask, lam) -> (H [N, M], h_i [N], h_j [M])
 
-S holds the cosines of N regions and M words, `lam` is the inverse temperature lambda. H is the entropy map. `h_i`
-(regions) and `h_j` (words) lie in [0, 1], are low where a fragment has few partners, and make the weights of Eqs. 17
-and 18. Masked entries are 0. To add an entropy, write the function and add a line to
-`ENTROPIES`; a form for all pairs is optional and faster. Letters and word axes W are those of `scoring/layouts.py`.
+S holds the cosines of N regions and M words, `lam` is the inverse temperature lambda. H is the entropy map, 0 where
+masked. `h_i` (regions) and `h_j` (words) lie in [0, 1] and are low where a fragment singles out few partners; those of
+masked fragments are not used. They make the weights of Eqs. 17 and 18, and their mean is the evidence for a match
+(Eqs. 12 and 25). To add an entropy, write the function and add a line to `ENTROPIES`; a form for all pairs is optional
+and faster. Letters and word axes W are those of `scoring/layouts.py`.
 """
 
 import dataclasses
@@ -29,12 +30,9 @@ def masked_log_softmax(logits, mask, axis):
 
 
 def _normalize_shannon(log_p, mask, axis):
-    """Returns the Shannon entropy along `axis`, divided by the logarithm of the number of entries; 0 for one entry."""
+    """Returns the Shannon entropy along `axis`, divided by the logarithm of the number of entries; 1 for one entry."""
     p = jnp.where(mask, jnp.exp(log_p), 0.0)
-    count = jnp.sum(mask, axis=axis)
-    # ln 1 = 0 would divide by zero; a fragment with a single partner has no entropy.
-    max_entropy = jnp.log(jnp.maximum(count, 2))
-    return jnp.where(count > 1, -jnp.sum(p * log_p, axis=axis) / max_entropy, 0.0)
+    return _divide_by_largest(-jnp.sum(p * log_p, axis=axis), jnp.sum(mask, axis=axis))
 
 
 def shannon(S, region_mask, word_mask, lam):
@@ -79,24 +77,30 @@ def _rescale_bernoulli(S, lam):
     return (jax.nn.softplus(logit) - jax.nn.sigmoid(logit) * logit) / jnp.log(2.0)
 
 
-def no_entropy(S, region_mask, word_mask, lam):
-    """Returns zeros, hence uniform weights: the paper's ablation without MFE (docs/method.md, section 3)."""
-    return jnp.zeros_like(S), jnp.zeros_like(S[:, 0]), jnp.zeros_like(S[0])
-
-
 def _average_cells(cells, mask):
-    """Returns each region's mean over its words `(N,)` and each word's mean over the regions `(M,)`; masked cells do
-    not count."""
+    """Returns each region's mean over its words `(N,)` and each word's mean over the regions `(M,)`, both of cells that
+    exist; 1 for a fragment without a partner."""
     cells = jnp.where(mask, cells, 0.0)
-    return (
-        jnp.sum(cells, 1) / jnp.maximum(jnp.sum(mask, 1), 1),
-        jnp.sum(cells, 0) / jnp.maximum(jnp.sum(mask, 0), 1),
-    )
+    return tuple(_divide_by_count(jnp.sum(cells, axis), jnp.sum(mask, axis)) for axis in (1, 0))
+
+
+def average_fragments(h_v, h_t, region_mask, word_mask):
+    """Returns MFE of one pair as the mean entropy of its fragments, a scalar in [0, 1], from `h_v (N,)` and
+    `h_t (M,)` (docs/method.md, Eq. 12); 1 if there are none."""
+    sides = (h_v, region_mask), (h_t, word_mask)
+    return sum(_divide_by_count(jnp.sum(jnp.where(mask, h, 0.0)), jnp.sum(mask)) for h, mask in sides) / 2
+
+
+def average_fragments_all_pairs(h_v, h_t, regions: RegionBlock, words: PaddedTexts | PackedTexts):
+    """Returns `average_fragments` of all pairs, `(I, T)`, from `h_v (I, N, T)` and `h_t (I, W)`."""
+    mask = regions.mask[..., None]
+    region_mean = _divide_by_count(jnp.sum(jnp.where(mask, h_v, 0.0), 1), jnp.sum(mask, 1))
+    return (region_mean + _divide_by_count(words.sum(h_t), words.lengths())) / 2
 
 
 def shannon_all_pairs(S, attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
     """Computes the fragment entropies of `shannon` for all pairs: regions `(I, N, T)`, words `(I, W)`. Each is
-    `-sum p ln p = ln Z - (sum E l) / Z`, divided by the logarithm of the number of partners, and 0 for a single partner
+    `-sum p ln p = ln Z - (sum E l) / Z`, divided by the logarithm of the number of partners, and 1 for a single partner
     (docs/method.md, Eqs. 13, 14 and 32)."""
     Z = replace_zeros(words.sum(attention.over_words))  # (I, N, T)
     h_v = jnp.log(Z) - words.sum(attention.over_words * attention.over_words_logits) / Z
@@ -111,15 +115,10 @@ def average_all_pairs(rescale):
 
     def compute(S, attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
         cells = jnp.where(regions.mask_for(words), rescale(S, lam), 0.0)
-        h_t = jnp.sum(cells, 1) / jnp.maximum(_count_regions(regions, words), 1)
-        return words.sum(cells) / jnp.maximum(words.lengths(), 1), h_t
+        h_t = _divide_by_count(jnp.sum(cells, 1), _count_regions(regions, words))
+        return _divide_by_count(words.sum(cells), words.lengths()), h_t
 
     return compute
-
-
-def no_entropy_all_pairs(S, attention, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam):
-    """Returns zeros, regions `(I, N, T)` and words `(I, W)`: the ablation without MFE."""
-    return jnp.zeros((*S.shape[:2], *words.lengths().shape)), jnp.zeros((len(S), *S.shape[2:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +153,14 @@ class Entropy:
 
 
 def _divide_by_largest(entropy, count):
-    """Returns an entropy divided by its largest value for `count` partners, and 0 for a single partner."""
-    return jnp.where(count > 1, entropy / jnp.log(jnp.maximum(count, 2)), 0.0)
+    """Returns an entropy divided by its largest value for `count` partners, and 1 for a single partner: a fragment
+    without a choice is no evidence for a match."""
+    return jnp.where(count > 1, entropy / jnp.log(jnp.maximum(count, 2)), 1.0)
+
+
+def _divide_by_count(total, count):
+    """Returns the mean of `count` entropies with the sum `total`, and 1 for none."""
+    return jnp.where(count > 0, total / jnp.maximum(count, 1), 1.0)
 
 
 def _count_regions(regions: RegionBlock, words: PaddedTexts | PackedTexts):
@@ -167,5 +172,4 @@ ENTROPIES = {
     "shannon": Entropy(shannon, shannon_all_pairs),
     "gaussian": Entropy(gaussian, average_all_pairs(_rescale_gaussian)),
     "bernoulli": Entropy(bernoulli, average_all_pairs(_rescale_bernoulli)),
-    "none": Entropy(no_entropy, no_entropy_all_pairs),
 }

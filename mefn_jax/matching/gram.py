@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mefn_jax.matching.entropy import average_fragments_all_pairs
 from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, Products, RegionBlock, replace_zeros
 
 # Up to this lambda, exp(lambda S) and its square fit into float32, so that the softmax need not subtract a maximum.
@@ -41,22 +42,21 @@ def score_all_pairs(
     *,
     lam,
     kappa,
+    evidence_lam,
     entropy,
     local,
     global_input,
     stabilized: bool,
 ):
-    """Computes the local and the global scores of all pairs, float32 `(I, T)` each (docs/method.md, Eqs. 22 to 24,
-    computed by Eqs. 29 to 31). Arguments are those of `score_pair` in `mefn.py`. `stabilized=False` is right only for
-    `lam` up to MAX_PLAIN_SCALE; then one exponential serves both directions."""
+    """Computes the local scores, the global scores and the mean entropies of all pairs, float32 `(I, T)` each
+    (docs/method.md, Eqs. 12 and 22 to 24, computed by Eqs. 29 to 32). Arguments are those of `score_pair` in `mefn.py`.
+    `stabilized=False` is right only for inverse temperatures up to MAX_PLAIN_SCALE; then one exponential serves both
+    directions."""
     S = products.S  # (I, N, W)
     attention = compute_attention(S, regions, words, lam, stabilized)
     h_v, h_t = entropy.compute_all_pairs(S, attention, regions, words, lam)
     # h_v (I, N, T) and h_t (I, W) are h_i and h_j of Eqs. 13 and 14, or of 15 and 16.
-    # Softmaxes of -kappa h without their denominators; no maximum is subtracted, since h lies in [0, 1].
-    # Only w is masked here: sums over regions are plain sums, but words.sum leaves out masked words, and so masks u.
-    w = jnp.exp(jnp.maximum(-kappa * h_v, MIN_LOG_WEIGHT)) * regions.mask[..., None]  # (I, N, T)
-    u = jnp.exp(jnp.maximum(-kappa * h_t, MIN_LOG_WEIGHT))  # (I, W)
+    w, u = _compute_weights(h_v, h_t, regions, kappa)  # (I, N, T), (I, W)
     w_sum, u_sum = replace_zeros(jnp.sum(w, 1)), replace_zeros(words.sum(u))  # (I, T)
 
     directions = []
@@ -76,7 +76,21 @@ def score_all_pairs(
         # Unused columns of packed words belong to no text: words.broadcast gives them 0, which is replaced.
         w, u = w / w_sum[:, None], u / replace_zeros(words.broadcast(u_sum))
         global_score = _compute_weighted_cosine(products, regions, words, w, u, cross)
-    return sum(directions) / len(directions), global_score
+    if evidence_lam is not None:
+        attention = compute_attention(S, regions, words, evidence_lam, stabilized)
+        h_v, h_t = entropy.compute_all_pairs(S, attention, regions, words, evidence_lam)
+    return sum(directions) / len(directions), global_score, average_fragments_all_pairs(h_v, h_t, regions, words)
+
+
+def _compute_weights(h_v, h_t, regions: RegionBlock, kappa):
+    """Returns the weights of regions `(I, N, T)` and words `(I, W)` without their denominators (docs/method.md, Eqs. 17
+    and 18). Only those of regions are masked: sums over regions are plain sums, but `words.sum` leaves out masked
+    words."""
+    if kappa is None:
+        return jnp.broadcast_to(1.0 * regions.mask[..., None], h_v.shape), jnp.ones_like(h_t)
+    # No maximum is subtracted, since h lies in [0, 1].
+    w, u = (jnp.exp(jnp.maximum(-kappa * h, MIN_LOG_WEIGHT)) for h in (h_v, h_t))
+    return w * regions.mask[..., None], u
 
 
 def compute_attention(S, regions: RegionBlock, words: PaddedTexts | PackedTexts, lam, stabilized: bool) -> Attention:

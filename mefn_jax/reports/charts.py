@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from mefn_jax.reports.figures import BLUE, DPI, GRAY, INK, WIDTH
 
 ORANGE, GREEN = "#c8702a", "#2a8f3c"
+LEARNED_SCALARS = tuple(f"matcher.{name}" for name in ("lambda", "kappa", "gate", "evidence_weight", "evidence_lambda"))
 # Panels of the training curves: a title, and names in metrics.jsonl; names that the file lacks are left out.
 PANELS = (
     ("loss", ("loss",)),
@@ -18,11 +19,11 @@ PANELS = (
     ("learning rate", ("learning_rate",)),
     ("R@1 on {val}, %", ("{val}.i2t.r1", "{val}.t2i.r1")),
     ("rSum on {val}", ("{val}.rsum", "ema.rsum")),
-    ("learned scalars of the matcher", ("matcher.lambda", "matcher.kappa", "matcher.gate")),
+    ("learned scalars of the matcher", LEARNED_SCALARS),
     ("mean entropies of 16 pairs of {val}, 0 to 1", ("pairs.region_entropy", "pairs.word_entropy")),
 )
 LABELS = {"i2t.r1": "image to text", "t2i.r1": "text to image", "ema.rsum": "averaged parameters", "rsum": "as trained"}
-SERIES_COLORS = (BLUE, ORANGE, GREEN)
+SERIES_COLORS = (BLUE, ORANGE, GREEN, "#8a5aa8", "#a83a5a")
 
 
 def find_panels(lines: list[dict]) -> list[tuple[str, list[str]]]:

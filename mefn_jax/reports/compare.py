@@ -3,8 +3,9 @@
     python eval.py compare DIR DIR 'runs/*/0' --out=DIR [--split=test]
 
 Runs whose configurations differ only in the seed share a row: mean and standard deviation over seeds. The difference of
-each row to the first has a paired bootstrap interval from the runs' `ranks.npz` (docs/method.md, Eq. 66): images are
-resampled with their captions, and within a resample a row is the average of its seeds. I images, R resamples.
+each row to the first has two bootstrap intervals from the runs' `ranks.npz` (docs/method.md, Eq. 66): images are
+resampled with their captions, and within a resample a row is the average of its seeds; in the second interval, of seeds
+that are resampled too. I images, R resamples, S seeds.
 """
 
 import csv
@@ -13,6 +14,7 @@ import glob
 import io
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import flags
@@ -33,6 +35,7 @@ SIDES = ("i2t", "t2i")
 RECALL_COLUMNS = [f"{side}.r{k}" for side in SIDES for k in RECALLS] + ["rsum"]  # layout of the field's tables
 PAPER_COLUMNS = [f"{side}.{m}" for side in SIDES for m in ("r1", "r5", "map")]  # layout of the MEFN paper's Tables 1-3
 TITLES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map": "mAP", "rsum": "rSum"}
+DIFFERENCES = "rSum minus the first row", "over images and seeds"  # columns of intervals
 # Characters with which a spreadsheet begins a formula, also in their full-width forms.
 FORMULA_STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 # Runs that differ only in these options share a row: the seed, and options that do not change the result.
@@ -79,6 +82,14 @@ class Row:
         """Returns the sample standard deviation of a metric over the seeds; NaN for one seed."""
         values = [run.metrics[key] for run in self.runs]
         return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+class Intervals(NamedTuple):
+    """95 % intervals of a row's difference to the first row, `{metric: (low, high)}` for the metrics RECALL_COLUMNS:
+    over resampled images, and over resampled images and seeds."""
+
+    images: dict
+    seeds: dict
 
 
 def compare(patterns: list[str], split: str, out: str) -> str:
@@ -214,32 +225,41 @@ def row_names(firsts: list[Evaluation]) -> list[str]:
     return names
 
 
-def bootstrap_intervals(rows: list[Row], resamples: int = RESAMPLES, seed: int = 0) -> list[dict]:
-    """Returns each row's 95 % intervals of the difference to the first row, `{metric: (low, high)}`.
+def bootstrap_intervals(rows: list[Row], resamples: int = RESAMPLES, seed: int = 0) -> list[Intervals]:
+    """Returns each row's 95 % intervals of the difference to the first row.
 
-    The metrics are RECALL_COLUMNS. All rows see the same resamples (paired bootstrap; docs/method.md, Eq. 66).
+    All rows see the same resamples of the images (paired bootstrap), while each draws from its own seeds
+    (docs/method.md, Eq. 66).
     """
     captions = rows[0].runs[0].captions
-    rng = np.random.default_rng(seed)
+    rng, seed_rng = (np.random.default_rng(key) for key in (seed, (seed, 1)))
     # How often each image is drawn in each resample, (R, I).
     draws = rng.multinomial(len(captions), np.full(len(captions), 1 / len(captions)), resamples).astype(float)
     queries = np.stack([draws.sum(1)] * 3 + [draws @ captions] * 3, 1)  # images, then captions of a resample: (R, 6)
 
-    def resample_recalls(row: Row) -> np.ndarray:  # (R, 7)
-        recalls = 100 * np.mean([draws @ run.hits for run in row.runs], 0) / queries
-        return np.concatenate([recalls, recalls.sum(1, keepdims=True)], 1)
+    def resample_recalls(row: Row) -> tuple[np.ndarray, np.ndarray]:  # (R, 7): of all seeds, and of drawn seeds
+        number = len(row.runs)
+        of_seeds = np.stack([100 * (draws @ run.hits) / queries for run in row.runs])  # (S, R, 6)
+        shares = seed_rng.multinomial(number, np.full(number, 1 / number), resamples) / number  # (R, S)
+        both = of_seeds.mean(0), np.einsum("rs,srk->rk", shares, of_seeds)
+        return tuple(np.concatenate([recalls, recalls.sum(1, keepdims=True)], 1) for recalls in both)
 
-    first = resample_recalls(rows[0])
-    intervals = [np.percentile(resample_recalls(row) - first, (2.5, 97.5), axis=0) for row in rows]
-    return [dict(zip(RECALL_COLUMNS, zip(*i.tolist(), strict=True), strict=True)) for i in intervals]
+    first, result = resample_recalls(rows[0]), []
+    for row in rows:
+        recalls = first if row is rows[0] else resample_recalls(row)
+        bounds = (np.percentile(x - y, (2.5, 97.5), axis=0) for x, y in zip(recalls, first, strict=True))
+        result.append(
+            Intervals(*(dict(zip(RECALL_COLUMNS, zip(*b.tolist(), strict=True), strict=True)) for b in bounds))
+        )
+    return result
 
 
-def to_html(rows: list[Row], intervals: list[dict]) -> str:
+def to_html(rows: list[Row], intervals: list[Intervals]) -> str:
     """Returns the comparison as a page that needs no other file: a chart and the table."""
     from mefn_jax.reports import charts, figures, pages  # imports matplotlib and jinja2, which only this needs
 
     chart_rows = [
-        {"name": row.name, "interval": interval["rsum"] if row is not rows[0] else None}
+        {"name": row.name, "interval": interval.images["rsum"] if row is not rows[0] else None}
         | {"means": {k: row.mean(k) for k in RECALL_COLUMNS}, "spreads": {k: row.spread(k) for k in RECALL_COLUMNS}}
         for row, interval in zip(rows, intervals, strict=True)
     ]
@@ -249,27 +269,27 @@ def to_html(rows: list[Row], intervals: list[dict]) -> str:
             row.name,
             str(len(row.runs)),
             *(_format_cell(row, k) for k in RECALL_COLUMNS),
-            _format_difference(row, rows[0], interval),
+            *_format_difference(row, rows[0], interval),
         ]
         for row, interval in zip(rows, intervals, strict=True)
     ]
-    titles = ["model", "seeds", *([TITLES[f"r{k}"] for k in RECALLS] * 2), TITLES["rsum"], "rSum minus the first row"]
+    titles = ["model", "seeds", *([TITLES[f"r{k}"] for k in RECALLS] * 2), TITLES["rsum"], *DIFFERENCES]
     return pages.template("compare.html").render(protocol=protocol_line(rows), chart=chart, titles=titles, cells=cells)
 
 
-def to_markdown(rows: list[Row], intervals: list[dict]) -> str:
+def to_markdown(rows: list[Row], intervals: list[Intervals]) -> str:
     """Returns the tables in both layouts as Markdown, below a line with the protocol."""
     lines = [protocol_line(rows), ""]
     for keys, with_difference in ((RECALL_COLUMNS, True), (PAPER_COLUMNS, False)):
         titles = [
             f"{ {'i2t': 'i2t ', 't2i': 't2i '}.get(k.split('.')[0], '') }{TITLES[k.split('.')[-1]]}" for k in keys
         ]
-        header = ["model", "seeds", *titles, *(["rSum minus the first row"] if with_difference else [])]
+        header = ["model", "seeds", *titles, *(DIFFERENCES if with_difference else [])]
         lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
         for row, interval in zip(rows, intervals, strict=True):
             cells = [row.name.replace("|", "\\|"), str(len(row.runs)), *(_format_cell(row, k) for k in keys)]
             if with_difference:
-                cells.append(_format_difference(row, rows[0], interval))
+                cells += _format_difference(row, rows[0], interval)
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
@@ -281,32 +301,38 @@ def protocol_line(rows: list[Row]) -> str:
     folds = f"{p['folds']} folds, averaged" if p["folds"] > 1 else "one gallery"
     return printable(
         f"{p['split']}: {p['images']} images, {p['captions']} captions ({p['captions_per_image']} per image), {folds}; "
-        f"ties {p['ties']}. Mean ± standard deviation over seeds; in brackets the 95 % interval of the difference in "
-        f"rSum to the first row (paired bootstrap, {RESAMPLES:,} resamples of the images)."
+        f"ties {p['ties']}. Mean ± standard deviation over seeds; in brackets 95 % intervals of the difference in rSum "
+        f"to the first row (paired bootstrap, {RESAMPLES:,} resamples of the images; then of the images and of each "
+        "row's seeds)."
     )
 
 
-def _format_difference(row: Row, first: Row, interval: dict) -> str:
-    """Returns the difference in rSum to the first row with its interval; empty for the first row."""
-    low, high = interval["rsum"]
-    return "" if row is first else f"{row.mean('rsum') - first.mean('rsum'):+.1f} [{low:+.1f}, {high:+.1f}]"
+def _format_difference(row: Row, first: Row, intervals: Intervals) -> list[str]:
+    """Returns the cells of DIFFERENCES: the difference in rSum to the first row with its interval over images, and the
+    interval over images and seeds, which needs several seeds; empty for the first row."""
+    if row is first:
+        return ["", ""]
+    images, seeds = (f"[{low:+.1f}, {high:+.1f}]" for low, high in (i["rsum"] for i in intervals))
+    has_seeds = min(len(row.runs), len(first.runs)) > 1
+    return [f"{row.mean('rsum') - first.mean('rsum'):+.1f} {images}", seeds if has_seeds else ""]
 
 
 def _format_cell(row: Row, key: str) -> str:
     return f"{row.mean(key):.1f}" + (f" ± {row.spread(key):.1f}" if len(row.runs) > 1 else "")
 
 
-def to_csv(rows: list[Row], intervals: list[dict]) -> str:
+def to_csv(rows: list[Row], intervals: list[Intervals]) -> str:
     """Returns all numbers as CSV: means, standard deviations, and the intervals of the differences to the first row."""
     keys = list(rows[0].runs[0].metrics)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    bound_columns = [f"{k}.{end}" for k in RECALL_COLUMNS for end in ("low", "high")]
+    ends = "low", "high", "seeds.low", "seeds.high"
+    bound_columns = [f"{k}.{end}" for k in RECALL_COLUMNS for end in ends]
     metric_columns = [f"{k}.{statistic}" for k in keys for statistic in ("mean", "std")]
     writer.writerow(["model", "seeds", "runs", *metric_columns, *bound_columns])
     for row, interval in zip(rows, intervals, strict=True):
         numbers = [f"{value:.6g}" for k in keys for value in (row.mean(k), row.spread(k))]
-        bounds = [f"{bound:.6g}" for k in RECALL_COLUMNS for bound in interval[k]]
+        bounds = [f"{bound:.6g}" for k in RECALL_COLUMNS for kind in interval for bound in kind[k]]
         seeds = " ".join(str(run.config.get("train.seed", "")) for run in row.runs)
         texts = [escape_formula(text) for text in (row.name, seeds, " ".join(str(run.path) for run in row.runs))]
         writer.writerow([*texts, *numbers, *bounds])

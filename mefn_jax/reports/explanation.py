@@ -33,8 +33,8 @@ class Explanation:
         photo: uint8 `(H, W, 3)`, resized and cropped as the model sees it; None for precomputed regions.
         boxes: `(N, 4)`, x0, y0, x1, y1 as fractions of the photo's width and height; None if they are not known.
         attention: `(N, W)`, each word's distribution over the regions; columns sum to 1 (Eq. 19).
-        values: scalars by name: score and the two hubness offsets; of MEFN also local, global, gate, MFE, lambda, kappa
-            (unless the entropy is none), and with a hubness correction its learned scalars.
+        values: scalars by name: score and the two hubness offsets; of MEFN also local, global, evidence (its term in
+            the score), mean_entropy, MFE, and the learned scalars of the matcher.
         H: the entropy map `(N, W)` in nats (section 3); this and the weights are None for a matcher without entropies.
         region_weights, word_weights: `(N,)` and `(W,)`, each with sum 1 (Eqs. 17, 18).
         photo_title: the title of the photo in a figure.
@@ -69,14 +69,14 @@ def check_can_explain(evaluator: Evaluator) -> None:
 def mean_statistics(evaluator: Evaluator, params, split: Split, images: Features, texts: Features) -> dict[str, float]:
     """Returns means over PAIRS evenly spaced captions of a split with their own images; for a matcher with entropies.
 
-    They are `local` and `global` (scores), `MFE` (nats), `region_entropy` and `word_entropy` (in [0, 1], over the
-    regions and words that exist). `images`, `texts`: all of the split, encoded.
+    They are `local` and `global` (scores), `MFE` (nats), `mean_entropy` (in [0, 1]), `region_entropy` and
+    `word_entropy` (in [0, 1], over the regions and words that exist). `images`, `texts`: all of the split, encoded.
     """
     captions = evenly_spaced(PAIRS, split.num_captions)
     image_index = split.caption_image[captions]
     pairs = (_take_rows(x, rows) for x, rows in ((images, image_index), (texts, captions)))
     terms = explain_features(evaluator, params, *pairs)
-    means = {name: float(terms[name].mean()) for name in ("local", "global", "MFE")}
+    means = {name: float(terms[name].mean()) for name in ("local", "global", "MFE", "mean_entropy")}
     for kind in ("region", "word"):
         means[f"{kind}_entropy"] = float(terms[f"{kind}_entropy"][terms[f"{kind}_mask"]].mean())
     return means

@@ -200,8 +200,11 @@ def _draw_summary(axes, x: Explanation, panels: int) -> None:
     if v.get("image_hub_offset") or v.get("text_hub_offset"):
         lines.append(f"hubness offsets {v['image_hub_offset'] + v['text_hub_offset']:.3f}")
     if x.H is not None:
-        kappa = f"   kappa {v['kappa']:.2f}" if "kappa" in v else ""
-        lines.append(f"MFE {v['MFE']:.3f} nats   lambda {v['lambda']:.2f}{kappa}")
+        mean_entropy = f"MFE {v['MFE']:.3f} nats   mean entropy {v['mean_entropy']:.3f}"
+        if "evidence_weight" in v:
+            mean_entropy += f"   evidence {v['evidence']:.3f} (weight {v['evidence_weight']:.2f})"
+        kappa = f"   kappa {v['kappa']:.2f}" if "kappa" in v else "   uniform weights"
+        lines += [mean_entropy, f"lambda {v['lambda']:.2f}{kappa}"]
     if panels < len(x.words):
         lines.append(f"below: the attention of {panels} of {len(x.words)} words")
     caption = textwrap.fill(x.caption, 46, max_lines=9, placeholder=" …")
@@ -215,7 +218,11 @@ def _draw_word_weights(axes, x: Explanation) -> None:
     axes.tick_params(labelbottom=False, bottom=False, labelsize=7)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.set_title("word weights u, and the entropy map H in nats", fontsize=10, color=INK, loc="left")
+    # With an inverse temperature of its own, the evidence has a map of its own, and that one is drawn.
+    own_lambda = x.values.get("evidence_lambda")
+    whose = f" of the evidence, inverse temperature {own_lambda:.2f}," if own_lambda else ""
+    title = f"word weights u, and the entropy map H{whose} in nats"
+    axes.set_title(title, fontsize=10, color=INK, loc="left")
 
 
 def _draw_entropy_map(figure, axes, x: Explanation, regions: np.ndarray) -> None:

@@ -73,8 +73,19 @@ def _upgrade_2(meta: dict) -> dict:
     return meta | {"config": config}
 
 
+def _upgrade_3(meta: dict) -> dict:
+    """Adds options: equal captions were negatives, and MEFN had no evidence; writes "no entropy" as uniform weights."""
+    config, matcher = meta["config"], meta["config"]["matcher"]
+    loss = {"skip_equal_captions": False} | config["loss"]
+    if "init_kappa" in matcher:
+        matcher = matcher | {"init_evidence_weight": 0.0, "init_evidence_lambda": 0.0}
+        if matcher["entropy"] == "none":
+            matcher |= {"entropy": "shannon", "init_kappa": 0.0}
+    return meta | {"config": config | {"matcher": matcher, "loss": loss}}
+
+
 CHECKPOINT_FORMAT = Format(
-    3, CheckpointError, "use it with that version, or train again", {1: _upgrade_1, 2: _upgrade_2}
+    4, CheckpointError, "use it with that version, or train again", {1: _upgrade_1, 2: _upgrade_2, 3: _upgrade_3}
 )
 GONE = "is gone: a training that goes on removes old checkpoints; run the command again"
 PACKAGES = (

@@ -34,6 +34,7 @@ class StepConfig:
         loss_needs: names of the loss's further inputs (`loss_inputs.LOSS_INPUTS`).
         score_chunk_mib, score_tile_mib: memory limits of scoring on a device (`scoring/chunks.py`); none by default.
         negatives: "global": all texts of the batch; "local": the texts on the same device.
+        skip_equal_captions: whether captions that are equal as text are no negatives of each other.
         grad_cache_chunks: number of chunks in which the encoders process the batch (`encode_in_chunks`).
     """
 
@@ -44,6 +45,7 @@ class StepConfig:
     score_chunk_mib: float = math.inf
     score_tile_mib: float = math.inf
     negatives: str = "global"
+    skip_equal_captions: bool = False
     grad_cache_chunks: int = 1
     loss_needs: tuple[str, ...] = ()
 
@@ -62,6 +64,7 @@ def make_step_config(config, model: Model, lr_multipliers) -> StepConfig:
         score_chunk_mib=config.train.score_chunk_mib,
         score_tile_mib=config.train.score_tile_mib,
         negatives=config.loss.negatives,
+        skip_equal_captions=config.loss.skip_equal_captions,
         grad_cache_chunks=config.train.grad_cache_chunks,
         loss_needs=losses.LOSSES[config.loss.name].needs,
     )
@@ -138,23 +141,28 @@ def _prepare_scoring(params, images, texts, step_config: StepConfig):
 
 def loss_from_features(encoded: EncodedBatch, hyper: Hyperparameters, step, *, step_config: StepConfig, mesh):
     """Computes the loss of an encoded batch, a scalar. The scores of all pairs are computed by the ring, or on each
-    device alone (`negatives`), for a loss without `loss_needs`."""
+    device alone (`negatives`), for a loss without `loss_needs`. With `skip_equal_captions`, equal captions are no
+    negatives of each other."""
     params, images, texts, image_index = encoded.params, encoded.images, encoded.texts, encoded.batch["image_index"]
+    text_digest = encoded.batch["text_digest"] if step_config.skip_equal_captions else None
 
-    def loss_from_scores(loss_params, scores, image_index, **inputs):
-        return step_config.loss(loss_params, scores, losses.positives_mask(image_index), hyper, step, **inputs)
+    def loss_from_scores(loss_params, scores, image_index, text_digest, **inputs):
+        positives = losses.positives_mask(image_index, text_digest)
+        return step_config.loss(loss_params, scores, positives, hyper, step, **inputs)
 
     if step_config.negatives == "local":
         score, score_params, offsets = _prepare_scoring(params, images, texts, step_config)
 
-        def loss_on_device(params, scores, offsets, image_index):
+        def loss_on_device(params, scores, offsets, image_index, text_digest):
             image_offsets, text_offsets = offsets
-            return loss_from_scores(params["loss"], scores - image_offsets[:, None] - text_offsets, image_index)
+            scores = scores - image_offsets[:, None] - text_offsets
+            return loss_from_scores(params["loss"], scores, image_index, text_digest)
 
-        return local_loss(score, loss_on_device, score_params, images, texts, items=(offsets, image_index), mesh=mesh)
+        items = offsets, image_index, text_digest
+        return local_loss(score, loss_on_device, score_params, images, texts, items=items, mesh=mesh)
     scores = score_batch(params, images, texts, step_config=step_config, mesh=mesh)
     inputs = compute_loss_inputs(step_config.loss_needs, encoded)
-    return loss_from_scores(params["loss"], scores, image_index, **inputs)
+    return loss_from_scores(params["loss"], scores, image_index, text_digest, **inputs)
 
 
 def row_keys(seed, epochs, caption_indices, views):

@@ -178,6 +178,7 @@ def test_training_batch_rows_match_their_indices(split_and_tokenizer):
         record = split.record(int(batch["image_index"][k]))
         text = record["captions"][batch["caption_index"][k] - 5 * batch["image_index"][k]]
         np.testing.assert_array_equal(batch["text"][k], tokenizer([text])[0][0])
+        np.testing.assert_array_equal(batch["text_digest"][k], pipeline.digest_captions([text])[0])
         np.testing.assert_array_equal(batch["images"][k], images.decode(record["image"], images.Resize(16), ""))
 
 

@@ -5,7 +5,8 @@ commit of format K wrote them. For a new format, first add the archive of the fo
 
     python train.py --config=configs/shapes.py:smoke --workdir=run --config.train.ema_decay=0.5 --config.embed_dim=8 ...
 
-with one layer of width 8 in both encoders, images of 24 pixels in patches of 8, and `text.vocab_size=100`.
+with one layer of width 8 in both encoders, images of 24 pixels in patches of 8, and `text.vocab_size=100`. Formats 1
+to 3 have one run, in three layouts.
 """
 
 import tarfile
@@ -23,6 +24,14 @@ from mefn_jax.reports.compare import read_evaluation
 from mefn_jax.retrieval.search import search_images
 from mefn_jax.runtime import checkpoint
 
+# What a search for "a red circle" found in the index of each format: images and scores.
+FIRST_RUN = ["2.png", "0.png", "1.png", "3.png"], [0.0994, 0.0798, -0.0124, -0.1768]
+FOUND = {
+    "format_1": FIRST_RUN,
+    "format_2": FIRST_RUN,
+    "format_3": FIRST_RUN,
+    "format_4": (["0.png", "2.png", "1.png", "3.png"], [-0.1532, -0.1609, -0.1763, -0.1822]),
+}
 ARCHIVES = sorted((ROOT / "tests" / "fixtures").glob("format_*.tar.gz"))
 
 
@@ -33,8 +42,9 @@ def test_every_format_has_an_archive():
 
 @pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: path.name.removesuffix(".tar.gz"))
 def test_run_of_earlier_format_is_read_to_the_same_results(archive, tmp_path, monkeypatch):
-    # Format 1 was evaluated on images resized at a reduced scale, which only training may use now.
-    monkeypatch.setattr(images, "_resize_whole", images._resize_reduced)
+    if "format_4" not in archive.name:
+        # The first run was evaluated on images resized at a reduced scale, which only training may use now.
+        monkeypatch.setattr(images, "_resize_whole", images._resize_reduced)
     with tarfile.open(archive) as file:
         file.extractall(tmp_path, filter="data")
     run = TrainedRun(tmp_path / "run", "latest")
@@ -49,5 +59,6 @@ def test_run_of_earlier_format_is_read_to_the_same_results(archive, tmp_path, mo
     _, averaged, _ = TrainedRun(tmp_path / "run", "latest", ema=True).load()
     assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (averaged, result.params)), strict=True))
     found = search_images(run, str(tmp_path / "index"), "a red circle")
-    assert [name for _, name in found] == ["2.png", "0.png", "1.png", "3.png"]
-    np.testing.assert_allclose([score for score, _ in found], [0.0994, 0.0798, -0.0124, -0.1768], atol=2e-4)
+    names, scores = FOUND[archive.name.removesuffix(".tar.gz")]
+    assert [name for _, name in found] == names
+    np.testing.assert_allclose([score for score, _ in found], scores, atol=2e-4)

@@ -41,7 +41,8 @@ def test_eval_prints_and_writes_metrics_and_baselines(trained, command):
 
 def test_eval_averages_consecutive_folds_and_reranks(trained, command):
     workdir, _ = trained
-    text = command("eval.py", f"--workdir={workdir}", "--folds=4,1", "--step=latest", "--rerank=0.5").stdout
+    extra = ("--transductive=csls:3,querybank",)
+    text = command("eval.py", f"--workdir={workdir}", "--folds=4,1", "--step=latest", "--rerank=0.5", *extra).stdout
     assert "4 consecutive folds of 6 images, averaged" in text
     ranks = np.load(workdir / "eval" / "test" / "ranks.npz")
     assert ranks["t2i"].max() <= 6
@@ -49,6 +50,8 @@ def test_eval_averages_consecutive_folds_and_reranks(trained, command):
     assert report["t2i"]["r1"] == pytest.approx(np.mean(100 * (ranks["t2i"].reshape(4, 30) == 1)))
     assert "12 images for each caption, 50.0 % of all pairs" in text
     assert report["rerank"]["embedding"]["rsum"] > 0
+    assert {name: result["strength"] for name, result in report["transductive"].items()} == {"csls": 3, "querybank": 20}
+    assert "csls 3 (transductive)" in text
     assert report["rerank"]["exhaustive"]["rsum"] == report["other_folds"]["1"]["rsum"]
     result = command("eval.py", f"--workdir={workdir}", "--folds=5", check=False)
     assert "--folds=5: does not divide the 24 images" in result.stderr

@@ -31,11 +31,11 @@ def naive_shannon(S, regions, words, scale):
         for j in words:
             p = np.exp(scale * S[i, j]) / z
             H[i, j] = -p * np.log(p)
-        H_v[i] = sum(H[i]) / np.log(len(words)) if len(words) > 1 else 0.0
+        H_v[i] = sum(H[i]) / np.log(len(words)) if len(words) > 1 else 1.0
     for j in words:
         q = np.array([np.exp(scale * S[k, j]) for k in regions])
         q /= q.sum()
-        H_t[j] = -sum(q * np.log(q)) / np.log(len(regions)) if len(regions) > 1 else 0.0
+        H_t[j] = -sum(q * np.log(q)) / np.log(len(regions)) if len(regions) > 1 else 1.0
     return H, H_v, H_t
 
 

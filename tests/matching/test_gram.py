@@ -19,8 +19,14 @@ from mefn_jax.scoring.layouts import pack_group, region_block, separate_vectors
 from mefn_jax.scoring.packing import gather_groups, plan_groups
 
 N, M, D = 4, 5, 6
-OPTIONS = list(itertools.product(sorted(ENTROPIES), DIRECTIONS, GLOBAL_INPUTS))
-DEFAULT_OPTIONS = "shannon", "both", "weighted"
+NAMES = "entropy", "local", "global_input", "init_kappa", "init_evidence_weight", "init_evidence_lambda"
+DEFAULT_OPTIONS = "shannon", "both", "weighted", 4.0, 0.2, 0.0
+OPTIONS = [
+    *((*chosen, 4.0, 0.2, 0.0) for chosen in itertools.product(sorted(ENTROPIES), DIRECTIONS, GLOBAL_INPUTS)),
+    ("shannon", "both", "pooled", 0.0, 0.0, 0.0),
+    ("shannon", "both", "weighted", 0.0, 0.3, 16.0),
+    *((entropy, "both", "pooled", 1.0, 0.4, 16.0) for entropy in sorted(ENTROPIES)),
+]
 
 
 def explain_all_pairs(module, params, images, texts):
@@ -36,7 +42,7 @@ def explain_all_pairs(module, params, images, texts):
 def both_forms(*options):
     """`(params, regions, words, images, texts) -> gradients, scores` of the Gram form and of `MEFN.explain`, compiled;
     and parameters."""
-    module = MEFN(**dict(zip(("entropy", "local", "global_input"), options, strict=True)))
+    module = MEFN(**dict(zip(NAMES, options, strict=True)))
 
     def compiled(form):
         def total(params, v, t, images, texts):
@@ -64,7 +70,7 @@ def check_forms(options, images, texts):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(largest, 1.0))
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids="-".join)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options)))
 def test_gram_form_equals_explain_with_gradients_for_all_options(options):
     mask = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [0, 1, 0, 1, 1]], bool)
     for repeat in ("", "fragments"):
@@ -96,9 +102,11 @@ def score_tile(module, params, images, packed, slots):
     return module.apply(params, *inputs, method="score_tile")[:, slots]
 
 
+@pytest.mark.parametrize("scalar", ["lambda", "evidence_lambda"])
 @pytest.mark.parametrize("entropy", sorted(ENTROPIES))
-def test_gram_form_equals_explain_at_any_inverse_temperature(entropy):
-    module, (images, texts, packed, slots) = MEFN(entropy=entropy), three_by_three()
+def test_gram_form_equals_explain_at_any_inverse_temperature(entropy, scalar):
+    images, texts, packed, slots = three_by_three()
+    module = MEFN(entropy=entropy, init_evidence_lambda=12.0 if scalar == "evidence_lambda" else 0.0)
     params = jax.jit(module.init)(jax.random.key(0), images, texts)
 
     @jax.jit
@@ -107,7 +115,7 @@ def test_gram_form_equals_explain_at_any_inverse_temperature(entropy):
         return tile, module.apply(params, images, texts), explain_all_pairs(module, params, images, texts)
 
     for inverse_temperature in (1.0, 9.0, 31.0, 33.0, 200.0):
-        params["params"]["log_lambda"] = jnp.log(inverse_temperature)
+        params["params"][f"log_{scalar}"] = jnp.log(inverse_temperature)
         tile, plain, expected = all_forms(params)
         np.testing.assert_allclose(tile, expected, atol=2e-5, err_msg=inverse_temperature)
         np.testing.assert_allclose(plain, expected, atol=2e-5, err_msg=inverse_temperature)

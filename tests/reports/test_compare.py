@@ -1,6 +1,7 @@
 """The table of many runs: grouping, means, the bootstrap, and evaluations that cannot be compared."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -44,7 +45,7 @@ def write_run(folder, model, seed, skill, split="val", **config):
 @pytest.fixture
 def runs(tmp_path):
     metrics_of = {}
-    for model, skill, options in (("mefn", 3.0, {}), ("mefn", 2.6, {"entropy": "none"}), ("vsepp", 2.0, {})):
+    for model, skill, options in (("mefn", 3.0, {}), ("mefn", 2.6, {"entropy": "gaussian"}), ("vsepp", 2.0, {})):
         name = model + options.get("entropy", "")
         metrics_of[name] = [write_run(tmp_path / name / str(s), model, s, skill, **options) for s in (0, 1, 2)]
     return tmp_path, metrics_of
@@ -57,10 +58,10 @@ def test_compare_groups_runs_by_seed(runs, capsys):
         rows = list(csv.DictReader(file))
     assert [row["model"] for row in rows] == [
         "mefn (matcher.entropy=shannon)",
-        "mefn (matcher.entropy=none)",
+        "mefn (matcher.entropy=gaussian)",
         "vsepp",
     ]
-    for row, name in zip(rows, ("mefn", "mefnnone", "vsepp"), strict=True):
+    for row, name in zip(rows, ("mefn", "mefngaussian", "vsepp"), strict=True):
         assert row["seeds"] == "0 1 2"
         for key, value in (("rsum", "rsum"), ("t2i.r1", ("t2i", "r1")), ("i2t.map", ("i2t", "map"))):
             found = [r[value] if key == "rsum" else r[value[0]][value[1]] for r in metrics_of[name]]
@@ -74,31 +75,51 @@ def test_compare_groups_runs_by_seed(runs, capsys):
     assert "95 % interval" in text
     difference = np.mean([r["rsum"] for r in metrics_of["vsepp"]]) - np.mean([r["rsum"] for r in metrics_of["mefn"]])
     assert f"| {difference:+.1f} [" in field.splitlines()[-1]
+    assert field.splitlines()[-1].count("[") == 2
 
 
 def test_bootstrap_intervals_equal_plain_bootstrap(runs):
-    """Images are drawn one by one with their captions, and the seeds of a row are averaged within a resample."""
+    """Images are drawn one by one with their captions, and the seeds of a row, or drawn ones, are averaged."""
     root, _ = runs
     rows = compare.group_by_seed(
         [compare.read_evaluation(p, "val") for p in compare.expand_patterns([f"{root}/mefn/*", f"{root}/vsepp/*"])]
     )
-    low, high = compare.bootstrap_intervals(rows, resamples=4000)[1]["rsum"]
+    intervals = compare.bootstrap_intervals(rows, resamples=4000)
     rng = np.random.default_rng(1)
+    ranks_of = {run.path: dict(np.load(run.path / "eval" / "val" / "ranks.npz")) for row in rows for run in row.runs}
 
-    def rsum(row, drawn):
-        totals = []
-        for run in row.runs:
-            with np.load(run.path / "eval" / "val" / "ranks.npz") as file:
-                i2t = file["i2t"][drawn]
-                t2i = np.concatenate([file["t2i"][k == IMAGE_INDEX] for k in drawn])
-            totals.append(sum(100 * np.mean(ranks <= k) for ranks in (i2t, t2i) for k in (1, 5, 10)))
-        return np.mean(totals)
+    def rsum(run, drawn):
+        ranks = ranks_of[run.path]
+        t2i = np.concatenate([ranks["t2i"][k == IMAGE_INDEX] for k in drawn])
+        return sum(100 * np.mean(x <= k) for x in (ranks["i2t"][drawn], t2i) for k in (1, 5, 10))
 
-    drawn = [rng.integers(0, IMAGES, IMAGES) for _ in range(400)]
-    plain = np.percentile([rsum(rows[1], d) - rsum(rows[0], d) for d in drawn], (2.5, 97.5))
-    assert (low, high) == pytest.approx(tuple(plain), abs=8.0)
-    assert low < rows[1].mean("rsum") - rows[0].mean("rsum") < high < 0
-    assert compare.bootstrap_intervals(rows)[0]["rsum"] == (0.0, 0.0)
+    differences = {"images": [], "seeds": []}
+    for _ in range(400):
+        drawn = rng.integers(0, IMAGES, IMAGES)
+        of_seeds = [[rsum(run, drawn) for run in row.runs] for row in rows]
+        differences["images"].append(np.mean(of_seeds[1]) - np.mean(of_seeds[0]))
+        chosen = [np.mean([x[rng.integers(len(x))] for _ in x]) for x in of_seeds]
+        differences["seeds"].append(chosen[1] - chosen[0])
+    for kind, values in differences.items():
+        low, high = getattr(intervals[1], kind)["rsum"]
+        assert (low, high) == pytest.approx(tuple(np.percentile(values, (2.5, 97.5))), abs=8.0)
+        assert low < rows[1].mean("rsum") - rows[0].mean("rsum") < high < 0
+    assert intervals[0].images["rsum"] == intervals[0].seeds["rsum"] == (0.0, 0.0)
+
+
+def test_bootstrap_interval_over_seeds_equals_enumeration(runs):
+    """All images are alike here, so that the seeds alone vary: of the 27 draws of three seeds, one takes the lowest
+    three times and one the highest, each with a chance above 2.5 %."""
+    root, _ = runs
+    run = compare.read_evaluation(root / "vsepp" / "0", "val")
+    alike = np.stack([np.ones(len(run.captions))] * 3 + [run.captions] * 3, 1)
+    seeds = [dataclasses.replace(run, hits=factor * alike) for factor in (0.5, 0.7, 0.8)]
+    first, second = compare.bootstrap_intervals([compare.Row("a", seeds[1:2]), compare.Row("b", seeds)])
+    assert first.seeds == first.images
+    mean = 600 * (np.mean([0.5, 0.7, 0.8]) - 0.7)
+    assert second.images["rsum"] == pytest.approx((mean, mean))
+    assert second.seeds["rsum"] == pytest.approx((600 * (0.5 - 0.7), 600 * (0.8 - 0.7)))
+    assert second.seeds["t2i.r5"] == pytest.approx((-20, 10))
 
 
 def test_compare_reads_evaluation_folder_as_row(runs):

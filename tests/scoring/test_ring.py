@@ -171,20 +171,21 @@ def test_local_loss_uses_negatives_of_its_device():
 
 
 @pytest.mark.parametrize("negatives", losses.LOSS_CHOICES["loss.negatives"])
-def test_loss_from_features_subtracts_hub_offsets_of_sharded_batch(negatives):
+def test_loss_from_features_subtracts_hub_offsets_and_skips_equal_captions_of_sharded_batch(negatives):
     images, texts = pairs(4, [1, 2, 3, 4, 4, 3, 2, 1])
     image_index = jnp.array([0, 0, 1, 2, 3, 4, 5, 5])
+    text_digest = jnp.array([[k, k % 3] for k in (1, 2, 3, 3, 4, 5, 1, 7)])  # 2 equals 3, and 0 equals 6
     hubness = HubnessCorrection(num_vectors=4, init_scale=20.0)
     model = Model(image=None, text=None, matcher=make_matcher("vsepp"), hubness=hubness, loss={})
     hubs = hubness.init(jax.random.key(0), images.pooled, texts.pooled)["params"]
     params = {"matcher": {}, "hubness": hubs, "loss": {"scale": jnp.float32(2)}, "constants": {}}
     loss = losses.make_loss(types.SimpleNamespace(name="info_nce"))
-    step_config = step.StepConfig(model, None, {}, loss, CHUNK_MIB, TILE_MIB, negatives)
+    step_config = step.StepConfig(model, None, {}, loss, CHUNK_MIB, TILE_MIB, negatives, skip_equal_captions=True)
 
     def sharded(params, vectors):
         features = with_vectors(vectors, images, texts)
         options = {"step_config": step_config, "mesh": four_devices()}
-        encoded = EncodedBatch(model, params, *features, {"image_index": image_index})
+        encoded = EncodedBatch(model, params, *features, {"image_index": image_index, "text_digest": text_digest})
         return step.loss_from_features(encoded, None, 0, **options), ()
 
     def plain(params, vectors):
@@ -194,7 +195,8 @@ def test_loss_from_features_subtracts_hub_offsets_of_sharded_batch(negatives):
         size = B if negatives == "global" else B // DEVICES
         shards = [slice(k, k + size) for k in range(0, B, size)]
         scale = params["loss"]["scale"]
-        parts = [losses.info_nce(scores[s, s], losses.positives_mask(image_index[s]), scale, None) for s in shards]
+        masks = [losses.positives_mask(image_index[s], text_digest[s]) for s in shards]
+        parts = [losses.info_nce(scores[s, s], mask, scale, None) for s, mask in zip(shards, masks, strict=True)]
         return sum(parts) / len(parts), ()
 
     inputs = params, vectors(images, texts)
