@@ -13,7 +13,8 @@ from mefn_jax.training.logs import MetricsWriter, StepLog
 def test_step_log_reports_mfu(capsys):
     lines = []
     writer = SimpleNamespace(write=lambda step, values: lines.append(values))
-    config = SimpleNamespace(train=SimpleNamespace(log_every=1, batch_size=8))
+    train = SimpleNamespace(log_every=1, batch_size=8)
+    config = SimpleNamespace(train=train, data=SimpleNamespace(views=1))
     log = StepLog(config, lambda step: 0.1, 2, ideal_seconds=1e-3)
     for done in (1, 2):
         log.add(done, {"loss": 1.0, "grad_norm": 1.0}, None)
