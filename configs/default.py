@@ -152,8 +152,8 @@ def base(model="mefn"):
     c.loss.triplet_weight = 1.0  # info_nce_triplet: weight of the triplet loss in the sum of both
     c.loss.margin = 0.2  # triplet, sel: margin in score units (alpha of the paper's Eq. 2 is twice this)
     c.loss.anchors = "both"  # triplet, sel: both, image (the paper's Eq. 2 as printed) or text
-    c.loss.hard_negative_ramp = -1  # triplet, sel: steps until the hardest negative alone; 0: at once, -1: never
-    c.loss.skip_equal_captions = False  # captions that are equal as text are no negatives of each other
+    c.loss.hard_negative_ramp = -1  # triplet, sel: steps from all negatives to the hardest; 0: at once, -1: never
+    c.loss.skip_equal_captions = False  # captions with the same text are not negatives of each other
     c.loss.negatives = "global"  # negatives come from: global (all devices) or local (the same device)
 
     c.mesh = ConfigDict()  # device mesh; one size may be -1: the remaining devices (runtime/sharding.py)
@@ -173,8 +173,8 @@ def base(model="mefn"):
     c.train.clip_norm = 2.0  # largest global norm of the gradient
     # Rules "regex:factor": the first that matches a parameter's path scales its learning rate; 0 freezes the parameter.
     c.train.lr_multipliers = ()  # for example ("image/backbone:0.1", "text/backbone:0")
-    c.train.lora = ConfigDict()  # adapters of the towers' matrices (encoders/lora.py); an adapted tower is else frozen
-    c.train.lora.rank = 0  # of the adapters; 0: none
+    c.train.lora = ConfigDict()  # adapters of the towers' matrices (encoders/lora.py); the rest of the tower is frozen
+    c.train.lora.rank = 0  # rank of the adapters; 0: no adapters
     c.train.lora.alpha = 16.0  # scale of the adapters, divided by the rank
     c.train.lora.matrices = "attention/(query|value)/kernel$"  # regex of paths; "^image/.*kernel$": one tower
     c.train.dtype = "float32"  # of the towers, but not of the GRU: float32 or bfloat16; parameters stay float32

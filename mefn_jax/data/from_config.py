@@ -48,7 +48,8 @@ def make_tokenizer(config, json: str) -> Tokenizer:
     tokenizer = Tokenizer(json, c.max_tokens, c.lower_case, c.punctuation)
     if c.arch != "cached" and tokenizer.start_token != c.start_token:
         raise ConfigError(
-            f"text.start_token={c.start_token}, but the tokenizer says {tokenizer.start_token}; set it accordingly"
+            f"text.start_token={c.start_token}, but the tokenizer puts {'a' if tokenizer.start_token else 'no'} start "
+            f"token before captions; set --config.text.start_token={tokenizer.start_token}"
         )
     return tokenizer
 

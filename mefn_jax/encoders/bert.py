@@ -48,7 +48,8 @@ class BERT(Transformer, kw_only=True):
         if self.type_vocab_size:
             # A caption is a single segment, but BERT adds its embedding all the same, and pretrained ones are not zero.
             x = x + embed(self.type_vocab_size, nn.initializers.normal(0.02), "segments")(jnp.zeros_like(ids))
-        # The name says that the norm precedes the layers. With segments it is "norm", as stored runs have it.
+        # Named "norm" where there are segments, because stored runs have that name; layer decay (`optim.py`) tells by
+        # the segments that this norm comes before the layers.
         x = nn.LayerNorm(self.eps, dtype=self.dtype, name="norm" if self.type_vocab_size else "embed_norm")(x)
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
         bias = None

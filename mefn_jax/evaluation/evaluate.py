@@ -38,7 +38,7 @@ from mefn_jax.evaluation.run import (
     run_from_flags,
 )
 from mefn_jax.evaluation.table import describe_protocol, print_pointing, print_table
-from mefn_jax.evaluation.transductive import correct_scores, parse_transductive
+from mefn_jax.evaluation.transductive import correct_scores, needs_bank, parse_transductive
 from mefn_jax.features import Features
 from mefn_jax.runtime.checkpoint import versions
 from mefn_jax.runtime.cli import define_path_flag, define_process_flags
@@ -172,7 +172,8 @@ def evaluate_split(
 
     Drawn scenes get the pointing game too, a `rerank` that is not empty compares reranking with scoring all pairs, and
     a `transductive` that is not empty corrects the scores with the gallery. Raises ConfigError if the folds do not
-    divide the images, or if reranking or a correction is not possible.
+    divide the images, or if reranking or a correction is not possible, and DataError if a correction needs training
+    images that the data set lacks.
     """
     dataset, split, _ = opened
     folds = gallery.folds
@@ -190,6 +191,7 @@ def evaluate_split(
     corrections = parse_transductive(transductive)
     if corrections and 1 not in folds:
         raise ConfigError("--transductive needs the whole gallery: add 1 to --folds")
+    train = dataset.split("train") if needs_bank(corrections) else None
     text = describe_text(evaluator, split)
     images, texts = evaluator.encode(params, split)
     scores = evaluator.scores(params, images, texts)
@@ -209,7 +211,6 @@ def evaluate_split(
         )
         reranking.print_reranking(report["rerank"])
     if corrections:
-        train = dataset.split("train")
         results = correct_scores(evaluator, params, images, texts, split, train, corrections)
         report["transductive"] = results
         rows = {f"{key} {result['strength']:g} (transductive)": (result, None) for key, result in results.items()}

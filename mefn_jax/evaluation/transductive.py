@@ -105,13 +105,18 @@ def parse_transductive(text: str) -> dict[str, float]:
     return chosen
 
 
+def needs_bank(chosen: dict[str, float]) -> bool:
+    """Returns whether one of the chosen methods takes training images and captions as a bank."""
+    return any(METHODS[name].needs_bank for name in chosen)
+
+
 def correct_scores(
     evaluator: Evaluator, params, images: Features, texts: Features, split: Split, train: Split | None, chosen: dict
 ) -> dict[str, dict]:
     """Returns the `metrics.retrieval_metrics` of an encoded split after each method of `chosen` (name to strength),
-    with its `strength`. `train`: the training split, for a method that takes a bank."""
+    with its `strength`. `train`: the training split; None if no method takes a bank."""
     scores, bank = score_all(evaluator, params, images, texts), None
-    if any(METHODS[name].needs_bank for name in chosen):
+    if needs_bank(chosen):
         bank_images, bank_texts = evaluator.encode(params, train.first_images(BANK_IMAGES))
         bank = Bank(score_all(evaluator, params, bank_images, texts), score_all(evaluator, params, images, bank_texts))
     results = {}

@@ -120,7 +120,8 @@ def unified_embeddings(image: Features, text: Features, terms: dict, gate, local
     if local in ("both", "i2t"):
         image_blocks.append((region_factors * v).ravel())
         text_blocks.append((region_factors * b).ravel())
-    # One coordinate of its own in each: they leave the product as it is and add to the distance.
+    # Two more coordinates; where one embedding has a length, the other has 0. So the inner product stays as it is, and
+    # the distance grows.
     length = jnp.sqrt(jnp.maximum(-terms["evidence"], 0.0))
     image_blocks.append(jnp.stack([length, 0.0]))
     text_blocks.append(jnp.stack([0.0, length]))

@@ -113,8 +113,8 @@ CLIP_BLOCK = {
 
 
 def find_prefix(tensors: dict, name: str, *prefixes: str) -> str:
-    """Returns the first of `prefixes` that the file's names have, "" if none fits. In models with a head, the tower's
-    name stands in front."""
+    """Returns the first of `prefixes` with which the tensor `name` is in the file, "" if there is none: a checkpoint
+    with a head on its tower puts the tower's name before each tensor's."""
     return next((p for p in prefixes if p + name in tensors), "")
 
 

@@ -98,7 +98,7 @@ def map_distilbert(c: dict, tensors: dict) -> Mapping:
 
 
 def map_mpnet(c: dict, tensors: dict) -> Mapping:
-    """Maps MPNet, which counts positions from 1 on and adds a bias by distance to attention."""
+    """Maps MPNet, whose positions count from the padding on, and whose attention has a bias for each distance."""
     p = find_prefix(tensors, "embeddings.word_embeddings.weight", "", "mpnet.")
     buckets = read_bounded(c, "relative_attention_num_buckets", MPNET_BUCKETS, MPNET_BUCKETS)
     pooler = p + "pooler.dense.weight" in tensors

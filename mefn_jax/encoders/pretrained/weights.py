@@ -171,8 +171,8 @@ def unwrap(headers: dict) -> dict:
 
 
 def select_tower(config: dict, kind: str) -> dict:
-    """Returns the part of config.json that describes the tower of `kind` "image" or "text", with the keys' usual
-    names."""
+    """Returns the part of config.json that describes the tower of `kind` "image" or "text", with unusual names of keys
+    replaced (USUAL_KEYS)."""
     section = {"image": "vision_config", "text": "text_config"}[kind]
     values = config[section] if config.get("model_type") in PAIRED else config
     return {USUAL_KEYS.get(key, key): value for key, value in values.items()}
