@@ -11,6 +11,7 @@
     python eval.py compare   DIR DIR 'runs/*/0' --out=DIR           puts evaluated runs into one table
     python eval.py ensemble  DIR DIR --out=DIR                      evaluates the mean of several runs' scores
     python eval.py zero_shot --config=FILE.py:model=clip,...        evaluates a pretrained CLIP or SigLIP
+    python eval.py benchmark NAME --workdir=DIR --data_dir=DIR      scores a published benchmark, such as eccv
     python eval.py compile   --config=FILE.py --target=v5e:2x4      compiles the scoring step for a TPU slice
 
 `python eval.py VERB --help` lists the flags of a verb, `python eval.py --help` those without a verb.
@@ -30,6 +31,7 @@ VERBS = {
     "compare": "mefn_jax.reports.compare",
     "ensemble": "mefn_jax.evaluation.ensemble",
     "zero_shot": "mefn_jax.evaluation.zero_shot",
+    "benchmark": "mefn_jax.benchmarks.command",
     "compile": "mefn_jax.aot",
 }
 

@@ -17,6 +17,7 @@ ROOMS = (
     ("training",),
     ("retrieval",),
     ("reports",),
+    ("benchmarks",),
     ("evaluation",),
     ("resolve",),
     ("model",),
@@ -33,7 +34,7 @@ FLOOR = {name: number for number, names in enumerate(ROOMS) for name in names}
 SHARED_NAMES = {
     "main": "runs a command",
     "define_flags": "defines the flags of a command",
-    "read": "reads a source of images and captions",
+    "read": "reads a source of images and captions, or a benchmark's published files",
     "load": "loads a trained model (the package's is that of retrieval/api.py)",
 }
 # Names of functions that begin like a participle, and why they may.

@@ -252,12 +252,17 @@ def describe_text(evaluator: Evaluator, split: Split) -> dict:
     """
     if split.cached_text:
         return {"tokenizer": None, "unknown_wordpieces": None}
-    tokenizer = evaluator.tokenizer
     captions = [caption for _, of_image in split.ids_and_captions for caption in of_image]
+    return describe_captions(evaluator, captions, split.name)
+
+
+def describe_captions(evaluator: Evaluator, captions: list[str], name: str) -> dict:
+    """Returns what `describe_text` returns, of captions that are called `name`."""
+    tokenizer = evaluator.tokenizer
     lengths, unknown = statistics.count_wordpieces(captions, tokenizer)
     percent = 100 * float(unknown.sum() / max(1, lengths.sum()))
     mark = "warning: " if percent >= UNKNOWN_WARNING else ""
-    print0(f"{mark}{percent:.1f} % of the wordpieces of {split.name} are unknown to the model")
+    print0(f"{mark}{percent:.1f} % of the wordpieces of {name} are unknown to the model")
     return {"tokenizer": digest_text(tokenizer.json), "unknown_wordpieces": percent}
 
 

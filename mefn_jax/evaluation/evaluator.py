@@ -141,17 +141,21 @@ class Evaluator:
 
     def encode(self, params, split: Split) -> tuple[Features, Features]:
         """Returns the Features of all images and of all captions of a split, as NumPy arrays in source order."""
+        images = self.encode_images(params, split)
+        size = round_up(self.config.eval.batch_size, self.mesh.size)
+        return images, self._encode_text_batches(params, pipeline.caption_batches(split, self.tokenizer, size))
+
+    def encode_images(self, params, split: Split) -> Features:
+        """Returns the Features of all images of a split, as NumPy arrays in source order."""
         encode_images = self._programs.encode_images
         c = self.config
         size = round_up(c.eval.batch_size, self.mesh.size)
-        image_batches = [
-            _to_host(encode_images(params, from_local_rows(self.mesh, images)), number)
-            for images, number in pipeline.image_batches(
-                split, resize_from_config(c.image), size, c.data.threads, rows=local_rows(self.mesh, size)
-            )
-        ]
-        text_batches = pipeline.caption_batches(split, self.tokenizer, size)
-        return concatenate(image_batches), self._encode_text_batches(params, text_batches)
+        batches = pipeline.image_batches(
+            split, resize_from_config(c.image), size, c.data.threads, rows=local_rows(self.mesh, size)
+        )
+        return concatenate(
+            [_to_host(encode_images(params, from_local_rows(self.mesh, images)), number) for images, number in batches]
+        )
 
     def _encode_text_batches(self, params, batches) -> Features:
         encode_texts = self._programs.encode_texts

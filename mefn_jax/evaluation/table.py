@@ -19,9 +19,13 @@ def describe_protocol(config, split: Split, folds: int, tokenizer: Tokenizer | N
         "folds": folds,
         "captions_per_image": captions_per_image,
         "ties": "against the model",
-        "text": _describe_text(config.text, tokenizer),
-        "pixels": _describe_pixels(config.image),
+        **describe_reading(config, tokenizer),
     }
+
+
+def describe_reading(config, tokenizer: Tokenizer | None) -> dict:
+    """Returns how a model reads captions and images: `{text, pixels}`."""
+    return {"text": _describe_text(config.text, tokenizer), "pixels": _describe_pixels(config.image)}
 
 
 def _describe_text(t, tokenizer: Tokenizer | None) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mefn_jax.data.scenes import grammar
 from mefn_jax.data.split import Split
-from mefn_jax.scoring.tiles import TILE_CAPTIONS, TILE_IMAGES
+from mefn_jax.scoring.listed import score_listed_pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,35 +59,7 @@ def twin_accuracy(twins: Twins, scores) -> dict[str, float]:
     In percent, a tie counting one half: `{"all", "color", "texture", "place"}`, without kinds that do not occur.
     `scores` is a `tiles.Scores`.
     """
-    correct = np.empty(len(twins.captions))
-    for part in _cut_into_runs(twins):
-        captions, own, other = twins.captions[part], twins.own[part], twins.other[part]
-        rows, columns = _find_range(own, other), _find_range(captions)
-        tile, column = scores(rows, columns), captions - columns.start
-        difference = tile[own - rows.start, column] - tile[other - rows.start, column]
-        correct[part] = (difference > 0) + 0.5 * (difference == 0)
+    own, other = (score_listed_pairs(scores, x, twins.captions) for x in (twins.own, twins.other))
+    correct = (own > other) + 0.5 * (own == other)
     kinds = {"all": np.ones(len(correct), bool)} | {k: twins.kinds == k for k in sorted(set(twins.kinds))}
     return {kind: 100.0 * float(np.mean(correct[is_kind])) for kind, is_kind in kinds.items()}
-
-
-def _cut_into_runs(twins: Twins):
-    """Yields slices of consecutive captions that fit into a tile.
-
-    The runs are long because twins are neighbors and captions stand in the order of their images.
-    """
-    start = 0
-    while start < len(twins.captions):
-        stop = start + 1
-        while stop < len(twins.captions):
-            part = slice(start, stop + 1)
-            rows, columns = _find_range(twins.own[part], twins.other[part]), _find_range(twins.captions[part])
-            if rows.stop - rows.start > TILE_IMAGES or columns.stop - columns.start > TILE_CAPTIONS:
-                break
-            stop += 1
-        yield slice(start, stop)
-        start = stop
-
-
-def _find_range(*positions) -> slice:
-    """Returns the smallest slice that contains all positions."""
-    return slice(int(min(p.min() for p in positions)), int(max(p.max() for p in positions)) + 1)

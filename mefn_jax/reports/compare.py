@@ -21,6 +21,7 @@ from absl import flags
 
 from mefn_jax import config as configuration
 from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.evaluation.bootstrap import RESAMPLES, draw_resamples, draw_shares, percentile_bounds
 from mefn_jax.evaluation.results import METRIC_NAMES, read_results
 from mefn_jax.evaluation.run import define_split_flag, split_from_flags
 from mefn_jax.metrics import RECALLS
@@ -30,7 +31,6 @@ from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.outputs import check_output_directory
 from mefn_jax.runtime.storage import write_atomic
 
-RESAMPLES = 10_000
 SIDES = ("i2t", "t2i")
 RECALL_COLUMNS = [f"{side}.r{k}" for side in SIDES for k in RECALLS] + ["rsum"]  # layout of the field's tables
 PAPER_COLUMNS = [f"{side}.{m}" for side in SIDES for m in ("r1", "r5", "map")]  # layout of the MEFN paper's Tables 1-3
@@ -232,22 +232,20 @@ def bootstrap_intervals(rows: list[Row], resamples: int = RESAMPLES, seed: int =
     (docs/method.md, Eq. 66).
     """
     captions = rows[0].runs[0].captions
-    rng, seed_rng = (np.random.default_rng(key) for key in (seed, (seed, 1)))
-    # How often each image is drawn in each resample, (R, I).
-    draws = rng.multinomial(len(captions), np.full(len(captions), 1 / len(captions)), resamples).astype(float)
+    seed_rng = np.random.default_rng((seed, 1))
+    draws = next(draw_resamples(len(captions), resamples, seed))  # (R, I)
     queries = np.stack([draws.sum(1)] * 3 + [draws @ captions] * 3, 1)  # images, then captions of a resample: (R, 6)
 
     def resample_recalls(row: Row) -> tuple[np.ndarray, np.ndarray]:  # (R, 7): of all seeds, and of drawn seeds
-        number = len(row.runs)
         of_seeds = np.stack([100 * (draws @ run.hits) / queries for run in row.runs])  # (S, R, 6)
-        shares = seed_rng.multinomial(number, np.full(number, 1 / number), resamples) / number  # (R, S)
+        shares = draw_shares(len(row.runs), seed_rng, resamples)  # (R, S)
         both = of_seeds.mean(0), np.einsum("rs,srk->rk", shares, of_seeds)
         return tuple(np.concatenate([recalls, recalls.sum(1, keepdims=True)], 1) for recalls in both)
 
     first, result = resample_recalls(rows[0]), []
     for row in rows:
         recalls = first if row is rows[0] else resample_recalls(row)
-        bounds = (np.percentile(x - y, (2.5, 97.5), axis=0) for x, y in zip(recalls, first, strict=True))
+        bounds = (percentile_bounds(x - y) for x, y in zip(recalls, first, strict=True))
         result.append(
             Intervals(*(dict(zip(RECALL_COLUMNS, zip(*b.tolist(), strict=True), strict=True)) for b in bounds))
         )
