@@ -18,8 +18,14 @@ from mefn_jax.runtime.storage import write_atomic
 
 BENCHMARK_FORMAT = Format(1, DataError, "run the benchmark again")
 REPORT_KEYS = {
-    "benchmark": str, "evaluated": str, "config": dict, "protocol": dict, "data": dict,
-    "measures": list, "units": int, "unit": str,
+    "benchmark": str,
+    "evaluated": str,
+    "config": dict,
+    "protocol": dict,
+    "data": dict,
+    "measures": list,
+    "units": int,
+    "unit": str,
 }
 MEASURE_KEYS = {"row": str, "column": str, "statistic": str, "queries": int}
 

@@ -22,7 +22,8 @@ COLUMN_TITLES = {
 
 def column_title(column: str) -> str:
     """Returns how a table names a column."""
-    return COLUMN_TITLES.get(column, column)
+    side, _, name = column.rpartition(".")
+    return f"{side} {COLUMN_TITLES.get(name, name)}".strip()
 
 
 def format_measure(entry: dict) -> str:

@@ -26,7 +26,9 @@ def read(request: Request) -> Cases:
     folder = request.image_folder("images")
     images, captions, cases = ImagePool(), CaptionPool(), []
     for piece in PIECES:
-        paths = [p for p in (request.folder / f"{piece}.json", request.folder / "data" / f"{piece}.json") if p.is_file()]
+        paths = [
+            p for p in (request.folder / f"{piece}.json", request.folder / "data" / f"{piece}.json") if p.is_file()
+        ]
         for path in paths[:1]:
             entries = read_json(path)
             if not isinstance(entries, dict) or not entries:

@@ -23,9 +23,7 @@ def read(request: Request) -> Cases:
         ids.append(require(entry, "id", int, where))
         names = [f"{require(entry, f'image_{k}', str, where).removesuffix('.png')}.png" for k in range(2)]
         pair = tuple(images.add(request.find_image(folder, name, where), name) for name in names)
-        texts = tuple(
-            captions.add(clean_caption(require(entry, f"caption_{k}", str, where), where)) for k in range(2)
-        )
+        texts = tuple(captions.add(clean_caption(require(entry, f"caption_{k}", str, where), where)) for k in range(2))
         if pair[0] == pair[1] or texts[0] == texts[1]:
             raise DataError(f"{where}: two images or two captions are the same; restore the published file")
         cases.append(Pairing(pair, texts, str(entry.get("collapsed_tag") or NO_TAG)))

@@ -30,7 +30,7 @@ def read(path, images) -> tuple[dict[str, list[dict]], list[str]]:
     split_of_image: dict[str, str] = {}
     image_files = ImageFiles()
     for split, file in files:
-        for where, row in _read_rows(file):
+        for where, row in read_rows(file):
             name, text = require(row, "image", str, where), require(row, "caption", str, where)
             row_split = split or require(row, "split", str, where)
             row_split = SPLIT_ALIASES.get(row_split, row_split)
@@ -62,7 +62,7 @@ def _list_files(folder: Path) -> list[tuple[str, Path]]:
     return files
 
 
-def _read_rows(path: Path) -> Iterator[tuple[str, dict]]:
+def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
     """Yields the place of each row, `file:line`, and the row."""
     text = read_text(path)
     if path.suffix == ".jsonl":
