@@ -6,18 +6,16 @@
 The benchmarks, with their sizes, licences and what a number above chance means: docs/evaluation.md.
 """
 
-import dataclasses
 import time
 
 from absl import flags
 
-from mefn_jax.benchmarks.measures import compute_interval, compute_value
 from mefn_jax.benchmarks.outcome import Outcome
 from mefn_jax.benchmarks.registry import BENCHMARKS
 from mefn_jax.benchmarks.request import Request
 from mefn_jax.benchmarks.results import BENCHMARK_FILES, write_benchmark
 from mefn_jax.benchmarks.scorer import Scorer
-from mefn_jax.benchmarks.table import print_benchmark
+from mefn_jax.benchmarks.table import make_entries, print_benchmark
 from mefn_jax.config import require_local, suggest
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluation.evaluator import load_zero_shot
@@ -54,19 +52,13 @@ def run_benchmark(name: str, scorer: Scorer, evaluated: str, folder, **options) 
 
 def make_report(name: str, scorer: Scorer, evaluated: str, outcome: Outcome) -> dict:
     """Returns the content of `metrics.json`. Raises DataError for a measure that is undefined."""
-    entries = []
-    for measure in outcome.measures:
-        value = compute_value(measure, outcome.units)
-        low, high = compute_interval(measure, outcome.units)
-        fields = {k: v for k, v in dataclasses.asdict(dataclasses.replace(measure, arrays={})).items() if k != "arrays"}
-        entries.append(fields | {"value": value, "low": low, "high": high})
     config = scorer.evaluator.config
     return {
         "benchmark": name,
         "evaluated": evaluated,
         "config": config.to_dict(),
         "protocol": outcome.protocol | describe_reading(config, scorer.tokenizer),
-        "measures": entries,
+        "measures": make_entries(outcome.measures, outcome.units),
         "units": outcome.units,
         "unit": outcome.unit,
         "data": {"digest": outcome.digest},

@@ -11,6 +11,7 @@ from mefn_jax.benchmarks.readers import (
     flickr8k_judgements,
     foil,
     languages,
+    own_split,
     sugar_crepe,
     twins,
     valse,
@@ -18,6 +19,7 @@ from mefn_jax.benchmarks.readers import (
 )
 from mefn_jax.benchmarks.tasks.choose import measure_cases
 from mefn_jax.benchmarks.tasks.classify import measure_classes
+from mefn_jax.benchmarks.tasks.diagnose import measure_split
 from mefn_jax.benchmarks.tasks.judge import measure_judgements
 from mefn_jax.benchmarks.tasks.languages import measure_languages
 from mefn_jax.benchmarks.tasks.many_positives import measure_gallery
@@ -94,5 +96,6 @@ BENCHMARKS = {
         measure_languages,
         "captions.csv or captions.jsonl is a file of your own (docs/evaluation.md)",
     ),
+    "diagnosis": Benchmark(own_split.read, measure_split, "the data are those of the run, or any data set"),
     "classes": Benchmark(class_folder.read, measure_classes, "the images are your own (docs/evaluation.md)"),
 }

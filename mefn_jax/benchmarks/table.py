@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 
+from mefn_jax.benchmarks.measures import Measure, compute_interval, compute_value
 from mefn_jax.runtime.console import print0, printable
 
 COLUMN_TITLES = {
-    "accuracy": "accuracy",
+    "hubs": "first answer is common",
     "r1": "R@1",
     "r5": "R@5",
     "r10": "R@10",
@@ -18,6 +19,17 @@ COLUMN_TITLES = {
     "top5": "top-5",
     "per_class": "per class",
 }
+
+
+def make_entries(measures: list[Measure], units: int) -> list[dict]:
+    """Returns measures as `metrics.json` has them, with value and interval. Raises DataError for a measure that is
+    undefined."""
+    entries = []
+    for measure in measures:
+        value, (low, high) = compute_value(measure, units), compute_interval(measure, units)
+        fields = {key: getattr(measure, key) for key in ("row", "column", "statistic", "queries", "chance")}
+        entries.append(fields | {"value": value, "low": low, "high": high})
+    return entries
 
 
 def column_title(column: str) -> str:

@@ -1,6 +1,7 @@
 """Compares evaluated runs in one table (docs/evaluation.md).
 
     python eval.py compare DIR DIR 'runs/*/0' --out=DIR [--split=test]
+    python eval.py compare DIR DIR 'runs/*/0' --out=DIR --benchmark=NAME     results of eval.py benchmark NAME
 
 Runs whose configurations differ only in the seed share a row: mean and standard deviation over seeds. The difference of
 each row to the first has two bootstrap intervals from the runs' `ranks.npz` (docs/method.md, Eq. 66): images are
@@ -10,9 +11,7 @@ that are resampled too. I images, R resamples, S seeds.
 
 import csv
 import dataclasses
-import glob
 import io
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +24,8 @@ from mefn_jax.evaluation.bootstrap import RESAMPLES, draw_resamples, draw_shares
 from mefn_jax.evaluation.results import METRIC_NAMES, read_results
 from mefn_jax.evaluation.run import define_split_flag, split_from_flags
 from mefn_jax.metrics import RECALLS
-from mefn_jax.reports.pages import is_page
+from mefn_jax.reports.compare_benchmarks import compare_benchmarks, find_benchmark
+from mefn_jax.reports.rows import COMPARISON_FILES, Row, escape_formula, expand_patterns, group_by_seed
 from mefn_jax.runtime.cli import define_path_flag
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.outputs import check_output_directory
@@ -36,10 +36,6 @@ RECALL_COLUMNS = [f"{side}.r{k}" for side in SIDES for k in RECALLS] + ["rsum"] 
 PAPER_COLUMNS = [f"{side}.{m}" for side in SIDES for m in ("r1", "r5", "map")]  # layout of the MEFN paper's Tables 1-3
 TITLES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map": "mAP", "rsum": "rSum"}
 DIFFERENCES = "rSum minus the first row", "over images and seeds"  # columns of intervals
-# Characters with which a spreadsheet begins a formula, also in their full-width forms.
-FORMULA_STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-# Runs that differ only in these options share a row: the seed, and options that do not change the result.
-IGNORED_KEYS = ("train.seed", "data.threads", "data.workers", "train.log_every", "train.save_every", "eval.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,23 +63,6 @@ class Evaluation:
     captions: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """Runs that differ only in their seeds, under one name."""
-
-    name: str
-    runs: list[Evaluation]
-
-    def mean(self, key: str) -> float:
-        """Returns the mean of a metric over the seeds."""
-        return float(np.mean([run.metrics[key] for run in self.runs]))
-
-    def spread(self, key: str) -> float:
-        """Returns the sample standard deviation of a metric over the seeds; NaN for one seed."""
-        values = [run.metrics[key] for run in self.runs]
-        return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-
-
 class Intervals(NamedTuple):
     """95 % intervals of a row's difference to the first row, `{metric: (low, high)}` for the metrics RECALL_COLUMNS:
     over resampled images, and over resampled images and seeds."""
@@ -92,49 +71,38 @@ class Intervals(NamedTuple):
     seeds: dict
 
 
-def compare(patterns: list[str], split: str, out: str) -> str:
+def compare(patterns: list[str], split: str, out: str, benchmark: str = "") -> str:
     """Compares evaluated runs, prints the tables, and writes `compare.md`, `compare.csv` and `compare.html` into `out`.
 
     `patterns` are workdirs, directories with a `metrics.json`, or globs of these. The others are compared with the row
-    of the first. Returns the tables as Markdown. Raises ConfigError or DataError if there is nothing to compare, or if
-    the evaluations have different protocols.
+    of the first, on a split, or on the benchmark of this name (by default that of the first directory, if it has the
+    result of one). Returns the tables as Markdown. Raises ConfigError or DataError if there is nothing to compare, or
+    if the evaluations have different protocols.
     """
     folder = check_output_directory("--out", out, COMPARISON_FILES)
+    if benchmark := benchmark or find_benchmark(patterns):
+        tables = compare_benchmarks(patterns, benchmark)
+    else:
+        tables = compare_evaluations(patterns, split)
+    try:
+        for ending, text in tables.items():
+            write_atomic(folder / f"compare.{ending}", text.encode())
+    except OSError as e:
+        raise DataError(f"{folder}: cannot be written ({e})") from e
+    print0(tables["md"])
+    print0(f"wrote {folder}/compare.md, compare.csv and compare.html")
+    return tables["md"]
+
+
+def compare_evaluations(patterns: list[str], split: str) -> dict[str, str]:
+    """Compares evaluations of a split; returns the tables by the ending of their file: md, csv, html. Raises as
+    `compare` does."""
     runs = [read_evaluation(path, split) for path in expand_patterns(patterns)]
     check_protocols(runs)
     rows = group_by_seed(runs)
     intervals = bootstrap_intervals(rows)
-    text = to_markdown(rows, intervals)
-    try:
-        write_atomic(folder / "compare.md", text.encode())
-        write_atomic(folder / "compare.csv", to_csv(rows, intervals).encode())
-        write_atomic(folder / "compare.html", to_html(rows, intervals).encode())
-    except OSError as e:
-        raise DataError(f"{folder}: cannot be written ({e})") from e
-    print0(text)
-    print0(f"wrote {folder}/compare.md, compare.csv and compare.html")
-    return text
-
-
-def is_table(path: Path) -> bool:
-    """Returns whether a file is a `compare.md` or `compare.csv` of a comparison."""
-    with path.open(encoding="utf-8") as file:
-        line = file.readline(2000)
-    return line.startswith("model,seeds,runs,") or "(paired bootstrap" in line
-
-
-COMPARISON_FILES = {"compare.md": is_table, "compare.csv": is_table, "compare.html": is_page}
-
-
-def expand_patterns(patterns: list[str]) -> list[Path]:
-    """Returns the directories that match the patterns, in the order of the patterns, each once. Raises ConfigError."""
-    paths = []
-    for pattern in patterns:
-        matches = [Path(p) for p in sorted(glob.glob(pattern)) if Path(p).is_dir()]
-        if not matches:
-            raise ConfigError(f"{pattern}: no such directory")
-        paths += [path for path in matches if path not in paths]
-    return paths
+    makers = {"md": to_markdown, "csv": to_csv, "html": to_html}
+    return {ending: make(rows, intervals) for ending, make in makers.items()}
 
 
 def read_evaluation(path: Path, split: str) -> Evaluation:
@@ -195,34 +163,6 @@ def check_protocols(runs: list[Evaluation]) -> None:
             f"note: {unknown[0].path}{' and others' * (len(unknown) > 1)}: evaluated by an earlier version, which did "
             "not keep on which images and captions; evaluate again to have them compared"
         )
-
-
-def group_by_seed(runs: list[Evaluation]) -> list[Row]:
-    """Groups runs whose configurations differ only in the seed into rows, in the order of each row's first run."""
-    groups = {}
-    for run in runs:
-        groups.setdefault((run.evaluated, json.dumps(config_without_seed(run), sort_keys=True)), []).append(run)
-    groups = list(groups.values())
-    return [Row(name, group) for name, group in zip(row_names([g[0] for g in groups]), groups, strict=True)]
-
-
-def config_without_seed(run: Evaluation) -> dict:
-    """Returns the configuration without the seed and without options that do not change the result."""
-    return {k: v for k, v in run.config.items() if not k.startswith(IGNORED_KEYS)}
-
-
-def row_names(firsts: list[Evaluation]) -> list[str]:
-    """Returns the names of rows, given the first run of each: the system, and options if several rows are of one.
-
-    The options are those in which the rows of this system differ.
-    """
-    names = []
-    for run in firsts:
-        configs = [config_without_seed(other) for other in firsts if other.evaluated == run.evaluated]
-        keys = sorted({k for c in configs for k in c | configs[0] if c.get(k) != configs[0].get(k)})
-        options = ", ".join(f"{k}={run.config.get(k)}" for k in keys)
-        names.append(printable(f"{run.evaluated} ({options})" if options else run.evaluated))
-    return names
 
 
 def bootstrap_intervals(rows: list[Row], resamples: int = RESAMPLES, seed: int = 0) -> list[Intervals]:
@@ -337,18 +277,10 @@ def to_csv(rows: list[Row], intervals: list[Intervals]) -> str:
     return out.getvalue()
 
 
-def escape_formula(text: str) -> str:
-    """Returns a text on one line that no spreadsheet takes for a formula: with an apostrophe before a first character
-    that begins one (as OWASP advises against CSV injection)."""
-    text = printable(text)
-    return (
-        f"'{text}" if text.lstrip(" \N{REPLACEMENT CHARACTER}\N{NO-BREAK SPACE}").startswith(FORMULA_STARTS) else text
-    )
-
-
 def define_flags() -> None:
     """Defines the flags of the command."""
     define_split_flag()
+    flags.DEFINE_string("benchmark", "", "Compare results on this benchmark, such as eccv, instead of a split.")
     define_path_flag("out", None, "Directory for compare.md, compare.csv and compare.html.", required=True)
 
 
@@ -356,4 +288,4 @@ def main(patterns: list[str]) -> None:
     """Runs the command, which needs no device."""
     if not patterns:
         raise ConfigError("no runs are named: python eval.py compare DIR DIR --out=DIR")
-    compare(patterns, split_from_flags(), flags.FLAGS.out)
+    compare(patterns, split_from_flags(), flags.FLAGS.out, flags.FLAGS.benchmark)

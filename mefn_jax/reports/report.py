@@ -7,7 +7,6 @@ I images, C captions.
 
 import io
 import json
-import re
 
 import jax
 import numpy as np
@@ -17,6 +16,10 @@ from PIL import Image, ImageOps
 
 from mefn_jax import config as configuration
 from mefn_jax import metrics
+from mefn_jax.benchmarks.caption_groups import group_by_length
+from mefn_jax.benchmarks.scorer import Scorer
+from mefn_jax.benchmarks.table import make_entries, make_table
+from mefn_jax.benchmarks.tasks.diagnose import Answers, Diagnosis, diagnose, embed_items
 from mefn_jax.data.images import to_rgb
 from mefn_jax.data.split import Split
 from mefn_jax.errors import ConfigError, reason
@@ -34,7 +37,6 @@ QUERIES_SHOWN = 4  # best queries, and worst queries, of each direction
 RESULTS_SHOWN = 5  # results of each query
 PAIRS_EXPLAINED = 3  # pairs of which the page has an explanation
 THUMBNAIL_PIXELS = 150  # pixels of a photograph's longer side
-LENGTH_GROUPS = 5  # groups of captions by length, of about the same size
 
 
 _FIGURES = ("curves", "scores", "lengths", *(f"explained_{k}" for k in range(1, PAIRS_EXPLAINED + 1)))
@@ -56,17 +58,19 @@ def write_report(
     if len(gallery.folds) > 1 and gallery.folds[0] != 1:
         raise ConfigError("the report is about the first of --folds: put 1 first, or give one number")
     result = evaluate.evaluate(run, gallery, out, save_scores, rerank, REPORT_FILES)
-    folder, pairs = result.folder, explain_examples(result)
+    folder, pairs, diagnosis = result.folder, explain_examples(result), diagnose_result(result)
     if jax.process_index():
         return folder / "report.html"
     figure_files = draw_figures(result, pairs, read_metrics_log(run.directory))
-    page = render(result, figure_files, str(run.workdir))
+    page = render(result, figure_files, str(run.workdir), diagnosis)
     try:
         for name, data in figure_files.items():
             write_atomic(folder / "report" / f"{name}.png", data)
         write_atomic(folder / "report.html", page.encode())
     except OSError as e:
         raise ConfigError(f"{folder}: cannot be written ({e})") from None
+    for sentence in diagnosis.sentences:
+        print0(sentence)
     print0(f"wrote {folder}/report.html ({len(page) / 1e6:.1f} MB) and its pictures in {folder}/report/")
     return folder / "report.html"
 
@@ -104,6 +108,13 @@ def parse_log_line(text: bytes) -> dict | None:
     if not isinstance(line, dict) or type(line.get("step")) is not int or not 0 <= line["step"] < 2**53:
         return None
     return {name: value for name, value in line.items() if is_number(value)}
+
+
+def diagnose_result(e: EvaluationResult) -> Diagnosis:
+    """Returns the diagnosis of an evaluated model. All processes compute it."""
+    top = e.ranks["t2i_top"], e.ranks["i2t_top"]
+    vectors = embed_items(Scorer(e.evaluator, e.params), e.images, e.texts)
+    return diagnose(e.split, Answers(e.ranks["t2i"], *top, *vectors), e.evaluator.config)
 
 
 def explain_examples(e: EvaluationResult) -> list[explanation.Explanation]:
@@ -149,12 +160,8 @@ def recall_by_caption_length(
 
     `ranks (C,)` are those of the captions' images; recalls are `{"R@1", "R@5", "R@10"}`, a value for each group.
     """
-    lengths = np.array([len(re.findall(r"\w+", caption)) for caption in captions])
-    ends = np.unique(np.quantile(lengths, np.linspace(0, 1, LENGTH_GROUPS + 1)[1:], method="higher"))
-    group = np.searchsorted(ends, lengths)
-    group_ranks = [ranks[group == k] for k in range(len(ends))]
-    ranges = [(lengths[group == k].min(), lengths[group == k].max()) for k in range(len(ends))]
-    names = [str(low) if low == high else f"{low} to {high}" for low, high in ranges]
+    group, names = group_by_length(captions)
+    group_ranks = [ranks[group == k] for k in range(len(names))]
     recalls = {f"R@{k}": [100 * float(np.mean(r <= k)) for r in group_ranks] for k in metrics.RECALLS}
     return names, [len(r) for r in group_ranks], recalls
 
@@ -245,7 +252,7 @@ def image_entry(split: Split, image: int, score: float | None, positive: bool) -
     return {"name": name, "uri": uri, "score": score, "positive": positive}
 
 
-def render(e: EvaluationResult, figure_files: dict[str, bytes], workdir: str) -> str:
+def render(e: EvaluationResult, figure_files: dict[str, bytes], workdir: str, diagnosis: Diagnosis) -> str:
     """Returns the page. jinja2 escapes every value."""
     rows = {e.report["evaluated"]: e.report} | e.report.get("baselines", {})
     uris = {name: pages.data_uri("webp", to_webp(data)) for name, data in figure_files.items()}
@@ -258,6 +265,8 @@ def render(e: EvaluationResult, figure_files: dict[str, bytes], workdir: str) ->
         images=image_queries(e),
         figures=uris,
         explanations=[uri for name, uri in uris.items() if name.startswith("explained")],
+        sentences=diagnosis.sentences,
+        groups=make_table(make_entries(diagnosis.measures, e.split.num_images)),
         config=configuration.flatten(e.report["config"]),
     )
 

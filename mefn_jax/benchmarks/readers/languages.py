@@ -18,9 +18,11 @@ TABLE_FILES = ("captions.csv", "captions.jsonl")
 
 
 def read_xm3600(request: Request) -> LanguageTable:
-    """Reads Crossmodal-3600 (Thapliyal et al. 2022): `captions.jsonl`, a line a photograph with its key, and for each
-    of 36 languages an object with the list `caption`. Photographs are `images/<key>.jpg`. Raises DataError that names the
-    malformed line."""
+    """Reads Crossmodal-3600 (Thapliyal et al. 2022): `captions.jsonl`, a line a photograph with its key and, for each
+    of 36 languages, an object with the list `caption`. Photographs are `images/<key>.jpg`.
+
+    Raises DataError that names the malformed line.
+    """
     path, folder = request.find_file(XM3600_FILE), request.image_folder("images")
     rows, seen = [], {}
     for number, line in enumerate(read_text(path).split("\n"), 1):

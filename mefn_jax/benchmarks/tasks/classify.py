@@ -16,7 +16,7 @@ from mefn_jax.data.digests import digest_text
 from mefn_jax.scoring.ranking import check_finite
 from mefn_jax.scoring.tiles import TILE_CAPTIONS, TILE_IMAGES, Scores, even_slices
 
-FIRST = (1, 5)  # top-1, top-5
+TOP_CLASSES = (1, 5)  # top-1, top-5
 
 
 def measure_classes(scorer: Scorer, classes: ClassFolder) -> Outcome:
@@ -58,7 +58,7 @@ def measure_ranks(ranks: np.ndarray, label: np.ndarray, classes: int) -> list[Me
     unit, images = np.arange(len(ranks)), len(ranks)
     measures = [
         mean_measure("all", f"top{k}", (ranks <= k).astype(float), unit, images, 100 * k / classes)
-        for k in FIRST
+        for k in TOP_CLASSES
         if k < classes
     ]
     arrays = {"values": 100.0 * (ranks <= 1), "group": label}
@@ -68,12 +68,11 @@ def measure_ranks(ranks: np.ndarray, label: np.ndarray, classes: int) -> list[Me
 def note_short_prompts(prompts: list[str]) -> list[str]:
     """Returns a note if prompts are a single word: scores of captions of other lengths are not on one scale."""
     short = sum(len(prompt.split()) == 1 for prompt in prompts)
-    if not short:
-        return []
-    return [
+    text = (
         f"note: {short} of {len(prompts)} prompts are a single word. A score may depend on the number of words, and "
         "classes with long names then win or lose by it; use templates of several words"
-    ]
+    )
+    return [text] if short else []
 
 
 def digest_classes(classes: ClassFolder) -> str:
