@@ -47,7 +47,7 @@ def has_word_of(captions: list[str], words: tuple[str, ...]) -> np.ndarray:
 def count_things(caption: str) -> int:
     """Counts the things that a caption names, at least 1."""
     words = [*read_words(caption), ""]
-    no_things = frozenset(RELATION_WORDS + PICTURE_WORDS)
+    no_things = frozenset(RELATION_WORDS + PICTURE_WORDS + THING_WORDS)
     starts = [word in THING_WORDS and after not in no_things for word, after in itertools.pairwise(words)]
     return max(1, sum(starts))
 

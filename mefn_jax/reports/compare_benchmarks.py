@@ -64,7 +64,7 @@ def compare_benchmarks(patterns: list[str], name: str) -> dict[str, str]:
     or DataError if there is nothing to compare, or if the runs were scored on other data.
     """
     runs = [read_run(path, name) for path in expand_patterns(patterns)]
-    check_same_data(runs)
+    check_same_cases(runs)
     rows = group_by_seed(runs)
     differences = resample_differences(rows)
     return {
@@ -91,7 +91,7 @@ def read_run(path: Path, name: str) -> BenchmarkRun:
     return BenchmarkRun(path, report["evaluated"], config, metrics, report, {m.name: m for m in measures})
 
 
-def check_same_data(runs: list[BenchmarkRun]) -> None:
+def check_same_cases(runs: list[BenchmarkRun]) -> None:
     """Raises DataError unless all runs have the same measures of the same images, captions and cases."""
     first = runs[0]
     for run in runs[1:]:
@@ -144,10 +144,11 @@ def describe_comparison(rows: list[Row]) -> str:
     p = report["protocol"]
     sizes = ", ".join(f"{value:,} {key}" for key, value in p.items() if type(value) is int)
     ties = f"; ties {p['ties']}" if "ties" in p else ""
+    units = f"{report['units']:,} {report['unit']}"
     return printable(
         f"{report['benchmark']}: {sizes}{ties}. Mean ± standard deviation over seeds; in brackets 95 % intervals of "
-        f"the difference to the first row (paired bootstrap of the {report['units']:,} {report['unit']}; after a slash, of "
-        "these and of each row's seeds)."
+        f"the difference to the first row (paired bootstrap of the {units}; after a slash, of these and of each row's "
+        "seeds)."
     )
 
 
@@ -209,4 +210,6 @@ def page_of_benchmark(rows: list[Row], differences: list[Difference]) -> str:
     from mefn_jax.reports import pages  # imports jinja2, which only this needs
 
     titles, cells = make_cells(rows, differences)
-    return pages.template("compare.html").render(protocol=describe_comparison(rows), titles=titles, cells=cells)
+    return pages.template("compare.html").render(
+        protocol=describe_comparison(rows), chart="", titles=titles, cells=cells
+    )
