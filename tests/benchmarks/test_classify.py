@@ -25,7 +25,7 @@ def test_measures_of_classes_equal_loops(values, monkeypatch):
     first = np.array(ranks) == 1
     assert found["top1"] == pytest.approx(100 * np.mean(first))
     assert found["top5"] == pytest.approx(100 * np.mean(np.array(ranks) <= 5))
-    assert found["per_class"] == pytest.approx(100 * np.mean([first[LABEL == k].mean() for k in range(CLASSES)]))
+    assert found["per_class"] == pytest.approx(100 * np.mean([first[k == LABEL].mean() for k in range(CLASSES)]))
 
 
 def test_constant_scores_find_no_class():

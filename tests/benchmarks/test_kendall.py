@@ -14,6 +14,8 @@ def scipy_tau(scores, ratings, variant):
     """SciPy's tau of single judgements: a pair's score is repeated for each of its judgements."""
     single = ratings.reshape(-1)
     known = ~np.isnan(single)
+    if known.sum() < 2:
+        return np.nan
     return kendalltau(np.repeat(scores, ratings.shape[1])[known], single[known], variant=variant[-1]).statistic
 
 
