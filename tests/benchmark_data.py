@@ -158,6 +158,8 @@ def write_positives(folder: Path, ids: list[int], sentence_ids: dict[int, list[i
         t2i = {}
         for key, of_image in i2t.items():
             for sentid in of_image:
+                if sentid not in order:
+                    continue
                 t2i.setdefault(sentid, []).append(key)
         for kind, content in (("image_to_caption", i2t), ("caption_to_image", t2i)):
             (folder / f"{name}_{kind}.json").write_text(json.dumps(content))
@@ -165,7 +167,9 @@ def write_positives(folder: Path, ids: list[int], sentence_ids: dict[int, list[i
     folder.mkdir(parents=True, exist_ok=True)
     write("original", own)
     write("cxc", widen(ids))
-    write("eccv", widen(ids[::2]))
+    eccv = widen(ids[::2])
+    eccv[ids[0]].append(144675)  # a caption that is not of the published gallery, as in the package
+    write("eccv", eccv)
     np.save(folder / "coco_test_ids.npy", np.array(order))
 
 

@@ -134,10 +134,18 @@ def compute_value(measure: Measure, units: int) -> float:
     return value
 
 
-def compute_interval(measure: Measure, units: int, seed: int = 0) -> tuple[float, float]:
-    """Returns the 95 % interval of a measure, from bootstrap resamples of the units. Resamples of which it is undefined
-    are left out."""
-    number = STATISTICS[measure.statistic].resamples
-    blocks = draw_resamples(units, number, seed, RESAMPLES_AT_ONCE)
-    values = np.concatenate([measure.compute(draws) for draws in blocks])
-    return tuple(percentile_bounds(values[np.isfinite(values)]).tolist())
+def compute_intervals(measures: list[Measure], units: int, seed: int = 0) -> list[tuple[float, float]]:
+    """Returns the 95 % interval of each measure, from bootstrap resamples of the units, the same ones for all.
+
+    Resamples of which a measure is undefined are left out.
+    """
+    values, start = [[] for _ in measures], 0
+    for draws in draw_resamples(
+        units, max(STATISTICS[m.statistic].resamples for m in measures), seed, RESAMPLES_AT_ONCE
+    ):
+        for of_measure, measure in zip(values, measures, strict=True):
+            if start < STATISTICS[measure.statistic].resamples:
+                of_measure.append(measure.compute(draws))
+        start += len(draws)
+    joined = map(np.concatenate, values)
+    return [tuple(percentile_bounds(x[np.isfinite(x)]).tolist()) for x in joined]

@@ -32,7 +32,8 @@ MEASURE_KEYS = {"row": str, "column": str, "statistic": str, "queries": int}
 
 def is_benchmark_report(path) -> bool:
     """Returns whether a file is the `metrics.json` of a benchmark."""
-    return {"benchmark", "measures"} <= read_json(path).keys()
+    report = read_json(path)
+    return isinstance(report, dict) and {"benchmark", "measures"} <= report.keys()
 
 
 def is_measures(path) -> bool:

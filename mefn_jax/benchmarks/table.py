@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from mefn_jax.benchmarks.measures import Measure, compute_interval, compute_value
+from mefn_jax.benchmarks.measures import Measure, compute_intervals, compute_value
 from mefn_jax.runtime.console import print0, printable
 
 COLUMN_TITLES = {
@@ -24,9 +24,8 @@ COLUMN_TITLES = {
 def make_entries(measures: list[Measure], units: int) -> list[dict]:
     """Returns measures as `metrics.json` has them, with value and interval. Raises DataError for a measure that is
     undefined."""
-    entries = []
-    for measure in measures:
-        value, (low, high) = compute_value(measure, units), compute_interval(measure, units)
+    entries, values = [], [compute_value(measure, units) for measure in measures]
+    for measure, value, (low, high) in zip(measures, values, compute_intervals(measures, units), strict=True):
         fields = {key: getattr(measure, key) for key in ("row", "column", "statistic", "queries", "chance")}
         entries.append(fields | {"value": value, "low": low, "high": high})
     return entries

@@ -1,6 +1,7 @@
 """`eval.py benchmark`: every benchmark end to end on small data in its published format, its files, and refusals."""
 
 import json
+import re
 
 import benchmark_data as data
 import numpy as np
@@ -11,7 +12,7 @@ from mefn_jax.benchmarks.command import run_benchmark
 from mefn_jax.benchmarks.registry import BENCHMARKS
 from mefn_jax.benchmarks.results import read_benchmark
 from mefn_jax.benchmarks.scorer import Scorer
-from mefn_jax.errors import DataError, TrainingError
+from mefn_jax.errors import DataError, TrainingError, UserError
 
 WRITERS = {
     "eccv": data.write_coco_test,
@@ -124,18 +125,47 @@ def test_command_runs_the_twins_of_two_models_and_compare_joins_them(runs, comma
     assert "| all, group | 16.7 |" in text
 
 
+def test_command_scores_pretrained_towers(clip, command, tmp_path):
+    """A CLIP that was not trained here, with two templates; files are written only into --out."""
+    (tmp_path / "templates.txt").write_text("a {}\na dog and a {}\n")
+    words = [f"--config.{kind}.pretrained={clip}" for kind in ("image", "text")]
+    words += [f"--data_dir={data.write_classes(tmp_path / 'classes')}", f"--templates={tmp_path / 'templates.txt'}"]
+    config = "--config=configs/flickr30k.py:model=clip,image=clip_vit_b32,text=clip"
+    text = command("eval.py", "benchmark", "classes", config, *words).stdout
+    assert "classes, clip, zero-shot: 9 images, 3 classes, 2 templates; ties against the model" in text
+    assert "wrote" not in text
+
+
 def test_command_refuses_what_it_cannot_do(mefn_run, command, tmp_path):
     run = f"--workdir={mefn_run}"
     (tmp_path / "metrics.json").write_text("{}")
     expected = [
         (("benchmark", run), "give one of the benchmarks eccv, cxc"),
         (("benchmark", "sugarcrepe", run), "sugarcrepe: not one of the benchmarks"),
-        (("benchmark", "sugar_crepe", run), "sugar_crepe: give --data_dir, the folder of its files"),
-        (("benchmark", "sugar_crepe", run, f"--data_dir={tmp_path}"), "add_att.json"),
-        (("benchmark", "twins", run, "--data_dir=gs://bucket/data"), "--data_dir"),
         (("benchmark", "twins", run, f"--out={tmp_path}"), "exists and was not written by this command"),
         (("benchmark", "twins", run, "--config=configs/shapes.py"), "not both"),
-        (("benchmark", "twins", run, "--split=nothing"), "no split 'nothing'"),
+        (("benchmark", "twins", run, "--data_dir=gs://bucket/data"), "--data_dir=gs://bucket/data"),
     ]
     for words, message in expected:
         assert message in refusal(command, "eval.py", *words), words
+
+
+def test_benchmarks_refuse_what_they_cannot_score(scorer, tmp_path):
+    (tmp_path / "regions").mkdir()
+    data.write_coco_test(tmp_path / "coco")
+    (tmp_path / "coco" / "dataset_coco.json").unlink()
+    np.save(tmp_path / "coco" / "testall_ims.npy", np.ones((10, 2, 3), np.float32))
+    (tmp_path / "coco" / "testall_caps.txt").write_text("a dog\n" * 50)
+    expected = [
+        ("sugar_crepe", {}, "sugar_crepe: give --data_dir, the folder of its files; "),
+        (
+            "sugar_crepe",
+            {"data_dir": str(tmp_path)},
+            "no add_att.json or data/add_att.json in it; the subsets: https://",
+        ),
+        ("twins", {"split": "nothing"}, "no split 'nothing'"),
+        ("eccv", {"data_dir": str(tmp_path / "coco")}, "image.arch=vit takes images, but the data set has precomputed"),
+    ]
+    for name, options, message in expected:
+        with pytest.raises(UserError, match=re.escape(message)):
+            run_benchmark(name, scorer, "mefn", None, **options)

@@ -28,7 +28,10 @@ def loop_metrics(scores, positives):
 
 def draw_positives(rng, queries, candidates):
     chosen = rng.permutation(queries)[: max(1, queries // 2)]
-    return {int(q): rng.permutation(candidates)[: rng.integers(1, candidates)] for q in chosen}
+    result = {int(q): rng.permutation(candidates)[: rng.integers(1, candidates)] for q in chosen}
+    first = int(chosen[0])
+    result[first] = np.append(result[first], -1)  # a positive that is no candidate
+    return result
 
 
 @settings(deadline=None, max_examples=40)
@@ -77,6 +80,7 @@ def test_metrics_equal_those_of_eccv_caption(seed):
     scores = np.random.default_rng(seed).normal(size=(20, 100)).astype(np.float32)
     scores[gallery.caption_image, np.arange(100)] += 1.5
     theirs = package.Metrics()
+    # Among these ids, -1 is none, so that the package counts a positive that is never found.
     theirs.eccv_gts = {side: {q: of.tolist() for q, of in getattr(gallery, side).items()} for side in ("i2t", "t2i")}
     theirs.cxc_gts = theirs.eccv_gts
     own = {int(k): np.flatnonzero(gallery.caption_image == k).tolist() for k in range(20)}

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from mefn_jax.benchmarks import measures
-from mefn_jax.benchmarks.measures import Measure, combine_measures, compute_interval, compute_value, mean_measure
+from mefn_jax.benchmarks.measures import Measure, combine_measures, compute_intervals, compute_value, mean_measure
 from mefn_jax.errors import DataError
 
 UNITS = 12
@@ -59,8 +59,8 @@ def test_intervals_equal_plain_bootstrap(example, monkeypatch):
     monkeypatch.setattr(measures, "RESAMPLES_AT_ONCE", 300)
     rng = np.random.default_rng(2)
     samples = np.array([loop(rng.integers(0, UNITS, UNITS)) for _ in range(600)])
-    for measure, values in zip(all_measures, samples.T, strict=True):
-        low, high = compute_interval(measure, UNITS)
+    intervals = compute_intervals(all_measures, UNITS)
+    for measure, values, (low, high) in zip(all_measures, samples.T, intervals, strict=True):
         spread = np.std(values)
         assert (low, high) == pytest.approx(tuple(np.percentile(values, (2.5, 97.5))), abs=0.5 * spread), measure.name
         assert low < compute_value(measure, UNITS) < high
@@ -68,7 +68,7 @@ def test_intervals_equal_plain_bootstrap(example, monkeypatch):
 
 def test_interval_of_a_mean_leaves_out_resamples_without_queries():
     measure = mean_measure("a", "r1", np.array([1.0, 0.0]), np.array([0, 1]), 30)
-    assert compute_interval(measure, 30) == (0.0, 100.0)
+    assert compute_intervals([measure], 30) == [(0.0, 100.0)]
 
 
 def test_undefined_measures_are_refused_by_name():

@@ -117,7 +117,7 @@ def test_own_cases_are_of_either_kind(tmp_path):
         ["a red car"],
     )
     (pairing,) = spell(cases.read(request(data.write_pairs(tmp_path / "two"), "cases")))
-    assert pairing == ("all cases", ["a.jpg", "b.jpg"], ["a dog bites a man", "a man bites a dog"])
+    assert pairing == ("cases", ["a.jpg", "b.jpg"], ["a dog bites a man", "a man bites a dog"])
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -153,7 +153,6 @@ DAMAGES = {
     "sugar_crepe": (
         ("swap_obj.json", lambda c: c["1"].pop("negative_caption"), r"swap_obj.json: '1': the key 'negative_caption'"),
         ("swap_obj.json", lambda c: c["1"].update(caption=" "), r"swap_obj.json: '1': empty caption"),
-        ("swap_obj.json", lambda c: c["1"].update(negative_caption=c["1"]["caption"]), r"'1': .* are the same"),
         ("swap_obj.json", lambda c: c["1"].update(filename="../x.jpg"), r"'1': image '../x.jpg' leaves"),
         ("swap_obj.json", lambda c: c.clear(), r"expected an object of numbered entries"),
     ),
@@ -193,9 +192,9 @@ def test_a_box_outside_of_its_photograph_is_named(tmp_path):
 
 LINES = {
     "winoground": (
-        ('{"id": 0, "image_0": "a"}', r"examples.jsonl:3: the key 'image_1' is missing"),
+        ('{"id": 5, "image_0": "ex_0_img_0"}', r"examples.jsonl:3: the key 'image_1' is missing"),
         ('{"id": 0', r"examples.jsonl:3: not JSON"),
-        ("REPEAT", r"id 0 occurs twice"),
+        ("REPEAT", r"examples.jsonl:3: id 0 is that of .*:1 already"),
     ),
     "cases": (
         ('{"image": "a.jpg", "true": [], "false": ["a"]}', r"cases.jsonl:3: 'true' must be a list of texts"),

@@ -3,11 +3,13 @@
 ...}`.
 
 A case is about the box in its photograph. The orders of COCO's and Flickr30K's words have no published file: they are
-shuffled anew in every run; `cases` reads a file of one's own."""
+shuffled anew in every run (`cases` reads a file of one's own).
+"""
 
-from mefn_jax.benchmarks.items import CaptionPool, Cases, Choice, ImagePool
+from mefn_jax.benchmarks.items import Cases
+from mefn_jax.benchmarks.readers.builder import CaseBuilder
 from mefn_jax.benchmarks.request import Request
-from mefn_jax.data.parsing import clean_caption, read_json, require
+from mefn_jax.data.parsing import read_json, require
 from mefn_jax.errors import DataError
 
 ARO_FILES = {"relation": "visual_genome_relation.json", "attribution": "visual_genome_attribution.json"}
@@ -17,8 +19,7 @@ BOX_KEYS = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 def read(request: Request) -> Cases:
     """Reads both sets, the subsets. Photographs are in `--images`, or in `images/`. Raises DataError that names the
     malformed entry."""
-    folder = request.image_folder("images")
-    images, captions, cases = ImagePool(), CaptionPool(), []
+    builder = CaseBuilder(request, request.image_folder("images"))
     for subset, file in ARO_FILES.items():
         path = request.find_file(file)
         entries = read_json(path)
@@ -28,11 +29,7 @@ def read(request: Request) -> Cases:
             where = f"{path}: [{k}]"
             name = require(entry, "image_path", str, where)
             x, y, width, height = (require(entry, key, int, where) for key in BOX_KEYS)
-            box = (x, y, x + width, y + height)
-            image = images.add(request.find_image(folder, name, where), f"{name} {box}", box)
-            true, false = (
-                captions.add(clean_caption(require(entry, key, str, where), where))
-                for key in ("true_caption", "false_caption")
-            )
-            cases.append(Choice(image, (true,), (false,), subset))
-    return Cases(images.to_split(request.benchmark), captions.to_list(), cases)
+            image = builder.add_image(name, where, (x, y, x + width, y + height))
+            true, false = (builder.add_caption(entry, key, where) for key in ("true_caption", "false_caption"))
+            builder.add_choice(image, (true,), (false,), subset)
+    return builder.build()

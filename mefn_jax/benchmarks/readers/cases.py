@@ -6,53 +6,64 @@
 All cases are of one of these kinds. `subset` may be left out.
 """
 
-from mefn_jax.benchmarks.items import CaptionPool, Cases, Choice, ImagePool, Pairing
+from mefn_jax.benchmarks.items import Cases
+from mefn_jax.benchmarks.readers.builder import CaseBuilder
 from mefn_jax.benchmarks.request import Request
-from mefn_jax.data.parsing import clean_caption, parse_json, read_text, require
+from mefn_jax.data.parsing import parse_json, read_text, require
 from mefn_jax.errors import DataError
 
-CASES_FILE = "cases.jsonl"
+CASES_FILE, NO_SUBSET = "cases.jsonl", "cases"
 
 
 def read(request: Request) -> Cases:
     """Reads the cases; images are below `--images`, or the folder of the file. Raises DataError that names the
     malformed line."""
     path = request.find_file(CASES_FILE)
-    folder = request.image_folder()
-    images, captions, cases = ImagePool(), CaptionPool(), []
+    builder = CaseBuilder(request, request.image_folder())
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         entry = parse_json(line, where)
-        subset = require(entry, "subset", str, where) if isinstance(entry, dict) and "subset" in entry else "all cases"
-
-        def add_texts(key, entry=entry, where=where):
-            return tuple(captions.add(clean_caption(text, where)) for text in _read_texts(entry, key, where))
-
-        def add_image(name, where=where):
-            return images.add(request.find_image(folder, name, where), name)
-
-        if isinstance(entry, dict) and "images" in entry:
-            pair, texts = tuple(map(add_image, _read_texts(entry, "images", where))), add_texts("captions")
-            if len(set(pair)) != 2 or len(set(texts)) != 2:
-                raise DataError(f"{where}: give two different images and two different captions")
-            cases.append(Pairing(pair, texts, subset))
-        else:
-            image, true, false = add_image(require(entry, "image", str, where)), add_texts("true"), add_texts("false")
-            if set(true) & set(false):
-                raise DataError(f"{where}: a caption is both true and false; remove one")
-            cases.append(Choice(image, tuple(dict.fromkeys(true)), tuple(dict.fromkeys(false)), subset))
-        if type(cases[-1]) is not type(cases[0]):
+        add_case = _add_pairing if isinstance(entry, dict) and "images" in entry else _add_choice
+        add_case(builder, entry, where)
+        if type(builder.cases[-1]) is not type(builder.cases[0]):
             raise DataError(f"{where}: has other keys than the lines before; give one kind of cases in a file")
-    if not cases:
-        raise DataError(f"{path}: no cases")
-    return Cases(images.to_split(request.benchmark), captions.to_list(), cases)
+    return builder.build()
 
 
-def _read_texts(entry: dict, key: str, where: str) -> list[str]:
+def _add_choice(builder: CaseBuilder, entry: dict, where: str) -> None:
+    """Adds the case of an image with true and untrue captions."""
+    image = builder.add_image(require(entry, "image", str, where), where)
+    true, false = (_add_texts(builder, entry, key, where) for key in ("true", "false"))
+    if set(true) & set(false):
+        raise DataError(f"{where}: a caption is both true and false; remove one")
+    builder.add_choice(image, true, false, _read_subset(entry, where))
+
+
+def _add_pairing(builder: CaseBuilder, entry: dict, where: str) -> None:
+    """Adds the case of two images and two captions."""
+    images = tuple(builder.add_image(name, where) for name in _read_list(entry, "images", where))
+    captions = _add_texts(builder, entry, "captions", where)
+    if len(set(images)) != 2 or len(images) != 2 or len(captions) != 2:
+        raise DataError(f"{where}: give two different images and two different captions")
+    builder.add_pairing(images, captions, _read_subset(entry, where))
+
+
+def _add_texts(builder: CaseBuilder, entry: dict, key: str, where: str) -> tuple[int, ...]:
+    """Adds the captions of a list and returns their positions, each once."""
+    texts = _read_list(entry, key, where)
+    return tuple(dict.fromkeys(builder.add_caption({key: text}, key, where) for text in texts))
+
+
+def _read_list(entry: dict, key: str, where: str) -> list[str]:
     """Returns the texts of a list that is not empty. Raises DataError for anything else."""
     texts = require(entry, key, list, where)
     if not texts or not all(isinstance(text, str) for text in texts):
         raise DataError(f"{where}: {key!r} must be a list of texts, found {str(texts)[:60]!r}")
     return texts
+
+
+def _read_subset(entry: dict, where: str) -> str:
+    """Returns the subset of a case, NO_SUBSET if it is left out."""
+    return require(entry, "subset", str, where) if "subset" in entry else NO_SUBSET

@@ -20,6 +20,7 @@ from mefn_jax.data.split import Split
 from mefn_jax.errors import DataError
 from mefn_jax.runtime.console import print0
 
+UNREACHABLE = -1
 KARPATHY_FILE, TFDS_FILE, REGION_FILE = "dataset_coco.json", "dataset_info.json", "testall_ims.npy"
 
 
@@ -31,7 +32,8 @@ class CocoGallery:
         images: the images.
         captions: the C captions, in the order of the images.
         caption_image: int64 `(C,)`, the image that each caption was written for.
-        i2t, t2i: for the position of a query, the positions of its positives, int64.
+        i2t, t2i: for the position of a query, the positions of its positives, int64; -1 for one that is not in the
+            published gallery (ECCV Caption has two such captions), which counts as a positive that is never found.
         own_order: whether the images are in the published order, so that consecutive folds are COCO's 1K.
     """
 
@@ -65,6 +67,7 @@ def read_gallery(request: Request, positives: PositiveIds) -> CocoGallery:
         if (repeated := find_repeated(map(str, ids))) is not None:
             raise DataError(f"{request.folder}: the {kind} with COCO's id {repeated} occurs twice; keep one")
     image_position, caption_position = ({key: k for k, key in enumerate(ids)} for ids in (image_ids, caption_ids))
+    caption_position |= dict.fromkeys(_find_unreachable(positives), UNREACHABLE)
     return CocoGallery(
         images,
         texts,
@@ -75,12 +78,16 @@ def read_gallery(request: Request, positives: PositiveIds) -> CocoGallery:
     )
 
 
-def _to_positions(ids: dict[int, list[int]], queries: dict, answers: dict, kinds, request: Request) -> dict:
+def _find_unreachable(positives: PositiveIds) -> set[int]:
+    """Returns the ids of captions that are positives and not in the published gallery."""
+    return {key for of in positives.i2t.values() for key in of} - set(positives.order.tolist())
+
+
+def _to_positions(ids: dict, queries: dict, answers: dict, kinds: tuple[str, str], request: Request) -> dict:
     """Returns positives by position. Raises DataError that names an id that the gallery lacks."""
-    for kind, needed, present in zip(
-        kinds, (ids, (x for of in ids.values() for x in of)), (queries, answers), strict=True
-    ):
-        if (missing := next((x for x in needed if x not in present), None)) is not None:
+    named = {key: None for of in ids.values() for key in of}
+    for kind, needed, present in zip(kinds, (ids, named), (queries, answers), strict=True):
+        if (missing := next((key for key in needed if key not in present), None)) is not None:
             raise DataError(
                 f"{request.folder}: the {kind} with COCO's id {missing} is not in it; give all of Karpathy's test split"
             )

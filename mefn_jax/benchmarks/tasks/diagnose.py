@@ -14,7 +14,7 @@ from mefn_jax.benchmarks.hubs import (
     skewness,
     skewness_by_chance,
 )
-from mefn_jax.benchmarks.measures import Measure, combine_measures, compute_interval, compute_value, mean_measure
+from mefn_jax.benchmarks.measures import Measure, combine_measures, compute_intervals, compute_value, mean_measure
 from mefn_jax.benchmarks.outcome import Outcome
 from mefn_jax.benchmarks.scorer import Scorer
 from mefn_jax.data.digests import digest_gallery
@@ -85,14 +85,13 @@ def diagnose(split: Split, answers: Answers, config) -> Diagnosis:
     """Returns the diagnosis of a model with this configuration from its results on a split."""
     measures, numbers = measure_hubs(split, answers), describe_space(split, answers)
     sentences = [*say_hubs(measures, numbers, split, config), say_collapse(numbers)]
-    captions = split.all_captions()
+    captions, pairs = split.all_captions(), []
     for name, (phrase, group_captions) in GROUPINGS.items():
         groups = measure_groups(split, answers.t2i, name, *group_captions(captions))
         measures += [measure for of_group in groups for measure in of_group]
         large = [recall for recall, *_ in groups if recall.queries >= FEWEST_CAPTIONS]
-        if len(large) > 1:
-            sentences.append(say_difference(large[0], large[-1], phrase, split.num_images))
-    return Diagnosis(measures, numbers, sentences)
+        pairs += [(large[0], large[-1], phrase)] if len(large) > 1 else []
+    return Diagnosis(measures, numbers, sentences + compare_groups(pairs, split.num_images))
 
 
 def measure_hubs(split: Split, answers: Answers) -> list[Measure]:
@@ -186,12 +185,22 @@ def say_collapse(numbers: dict) -> str:
     )
 
 
-def say_difference(first: Measure, last: Measure, phrase: str, units: int) -> str:
+def compare_groups(pairs: list[tuple[Measure, Measure, str]], units: int) -> list[str]:
+    """Returns a sentence for each pair of groups of captions, of which `(recall, recall, phrase)` are given."""
+    if not pairs:
+        return []
+    differences = []
+    for first, last, _ in pairs:
+        negative = dataclasses.replace(last, arrays=last.arrays | {"factors": -last.arrays["factors"]})
+        differences.append(combine_measures("", "", [first, negative], 1.0))
+    intervals = compute_intervals(differences, units)
+    return [say_difference(*pair, units, interval) for pair, interval in zip(pairs, intervals, strict=True)]
+
+
+def say_difference(first: Measure, last: Measure, phrase: str, units: int, interval: tuple[float, float]) -> str:
     """Returns a sentence that compares the recalls of two groups of captions, with the interval of the difference."""
     names, values = zip(*((m.row.partition(": ")[2], compute_value(m, units)) for m in (first, last)), strict=True)
-    arrays = last.arrays | {"factors": -last.arrays["factors"]}
-    difference = combine_measures("", "", [first, dataclasses.replace(last, arrays=arrays)], 1.0)
-    low, high = compute_interval(difference, units)
+    low, high = interval
     one, other = (phrase.format(name) for name in names)
     numbers = f"R@1 {values[0]:.1f} against {values[1]:.1f}, difference [{low:+.1f}, {high:+.1f}]"
     if low <= 0 <= high:

@@ -9,7 +9,7 @@ import numpy as np
 from mefn_jax import metrics
 from mefn_jax.benchmarks.measures import Measure, combine_measures, mean_measure
 from mefn_jax.benchmarks.outcome import Outcome
-from mefn_jax.benchmarks.readers.coco import CocoGallery
+from mefn_jax.benchmarks.readers.coco import UNREACHABLE, CocoGallery
 from mefn_jax.benchmarks.scorer import Scorer
 from mefn_jax.data.digests import digest_text
 from mefn_jax.runtime.console import print0
@@ -56,12 +56,13 @@ def measure_positives(matrix: np.ndarray, gallery: CocoGallery) -> list[Measure]
         queries = np.array(list(positives))
         counts = count_stronger(scores, positives)
         number = scores.shape[1]
-        sizes = np.array([len(of_query) for of_query in counts])
+        sizes = np.array([len(of_query) for of_query in positives.values()])
+        present = np.array([np.sum(of_query != UNREACHABLE) for of_query in positives.values()])
         columns = {
-            f"r{k}": ([min(n) + 1 <= k for n in counts], chance_recall(sizes, number, k)) for k in metrics.RECALLS
+            f"r{k}": ([min(n) + 1 <= k for n in counts], chance_recall(present, number, k)) for k in metrics.RECALLS
         }
-        columns["map_at_r"] = [average_precision_at_r(n) for n in counts], chance_map_at_r(sizes, number)
-        columns["r_precision"] = [r_precision(n) for n in counts], float(np.mean(sizes / number))
+        columns["map_at_r"] = [average_precision_at_r(n) for n in counts], chance_map_at_r(sizes, present, number)
+        columns["r_precision"] = [r_precision(n) for n in counts], float(np.mean(present / number))
         measures += [
             mean_measure(
                 DIRECTION_NAMES[side], column, np.array(values, float), unit[queries], len(matrix), 100 * chance
@@ -74,16 +75,19 @@ def measure_positives(matrix: np.ndarray, gallery: CocoGallery) -> list[Measure]
 def count_stronger(scores: np.ndarray, positives: dict[int, np.ndarray]) -> list[np.ndarray]:
     """Counts, for each positive of each query, the negatives that score at least as high.
 
-    `scores` is `(queries, N)`; `positives[q]` are the positions of the R_q positives of query q. Returns an array int64
-    `(R_q,)` for each query, in the order of `positives`; they rise, so the k-th belongs to the k-th best positive.
+    `scores` is `(queries, N)`; `positives[q]` are the positions of the R_q positives of query q, -1 for one that is not
+    among the candidates, which counts as below all of them. Returns an array int64 `(R_q,)` for each query, in the
+    order of `positives`; they rise, so the k-th belongs to the k-th best positive.
     """
     result, queries = [], list(positives)
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         block = queries[start : start + QUERIES_AT_ONCE]
         for query, row in zip(block, scores[block], strict=True):
-            of_positives = np.sort(row[positives[query]])[::-1]
-            negatives = np.sort(np.delete(row, positives[query]))
-            result.append(len(negatives) - np.searchsorted(negatives, of_positives, "left"))
+            present = positives[query][positives[query] != UNREACHABLE]
+            of_positives, negatives = np.sort(row[present])[::-1], np.sort(np.delete(row, present))
+            stronger = np.full(len(positives[query]), len(row))
+            stronger[: len(present)] = len(negatives) - np.searchsorted(negatives, of_positives, "left")
+            result.append(stronger)
     return result
 
 
@@ -109,14 +113,15 @@ def chance_recall(sizes: np.ndarray, number: int, k: int) -> float:
     return float(np.mean(1 - miss))
 
 
-def chance_map_at_r(sizes: np.ndarray, number: int) -> float:
-    """Returns the expected mAP@R of a random order: place i holds a positive with probability R / N, and then the
-    places before it hold (i - 1) (R - 1) / (N - 1) others."""
+def chance_map_at_r(sizes: np.ndarray, present: np.ndarray, number: int) -> float:
+    """Returns the expected mAP@R of a random order of `number` candidates. A query has R positives, `sizes (Q,)`, of
+    which r are candidates, `present (Q,)`: place i holds one with probability r / N, and then the places before it hold
+    (i - 1) (r - 1) / (N - 1) others."""
     expected = []
-    for size in sizes.tolist():
+    for size, of_candidates in zip(sizes.tolist(), present.tolist(), strict=True):
         places = np.arange(1, size + 1)
-        others = (places - 1) * (size - 1) / max(1, number - 1)
-        expected.append(np.sum((1 + others) / places) / number)
+        others = (places - 1) * (of_candidates - 1) / max(1, number - 1)
+        expected.append(np.sum((1 + others) / places) * of_candidates / (size * number))
     return float(np.mean(expected))
 
 

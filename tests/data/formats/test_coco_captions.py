@@ -8,6 +8,9 @@ import tensorflow_datasets as tfds
 from commands import SMOKE_FLICKR8K
 from PIL import Image
 
+from mefn_jax.benchmarks.readers import coco
+from mefn_jax.benchmarks.readers.positives import PositiveIds
+from mefn_jax.benchmarks.request import Request
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.digests import digest_data
 from mefn_jax.errors import DataError
@@ -112,3 +115,16 @@ def test_coco_captions_trains_and_evaluates(directory, tmp_path, command):
     assert "training a tokenizer on the 110 training captions" in text
     table = command("eval.py", f"--workdir={tmp_path / 'run'}", "--split=test").stdout
     assert "test: 3 images, 15 captions (5 per image)" in table
+
+
+def test_benchmark_gallery_is_put_into_the_published_order(directory, tmp_path, monkeypatch):
+    """The captions that are published are kept, here the second to the sixth, in the order of the images there."""
+    positives = {"i2t": {2: [201, 5]}, "t2i": {5: [0, 2]}}
+    order = np.array([100 * k + n for k in (2, 0, 1) for n in range(1, 6)])
+    monkeypatch.setattr(coco, "read_positives", lambda request, name: PositiveIds(**positives, order=order))
+    gallery = coco.read_eccv(Request("eccv", "published elsewhere", None, str(directory)))
+    assert gallery.own_order
+    assert gallery.captions[:6] == [f"Dog {n} of test 2." for n in range(1, 6)] + ["Dog 1 of test 0."]
+    assert gallery.images.record(1)["image_id"] == "0"
+    assert {k: v.tolist() for k, v in gallery.i2t.items()} == {0: [0, 9]}
+    assert {k: v.tolist() for k, v in gallery.t2i.items()} == {9: [1, 0]}
