@@ -107,19 +107,16 @@ def mean_measure(
 
 
 def combine_measures(
-    row: str, column: str, parts: list[Measure], factor: float, chance: float | None = None
+    row: str, column: str, parts: list[Measure], factor: float, chance: float | None = None, queries: int | None = None
 ) -> Measure:
-    """Returns `factor` times the sum of measures whose statistic is the ratio: their mean, or the sum of recalls."""
-    sums, counts = (np.concatenate([p.arrays[key] for p in parts], 1) for key in ("sums", "counts"))
-    factors = factor * np.concatenate([p.arrays["factors"] for p in parts])
-    return Measure(
-        row,
-        column,
-        "ratio",
-        {"sums": sums, "counts": counts, "factors": factors},
-        sum(p.queries for p in parts),
-        chance,
-    )
+    """Returns `factor` times the sum of measures whose statistic is the ratio: their mean, or the sum of recalls.
+
+    `queries`: how many it is of; by default as many as all parts together.
+    """
+    arrays = {key: np.concatenate([p.arrays[key] for p in parts], 1) for key in ("sums", "counts")}
+    arrays["factors"] = factor * np.concatenate([p.arrays["factors"] for p in parts])
+    queries = sum(p.queries for p in parts) if queries is None else queries
+    return Measure(row, column, "ratio", arrays, queries, chance)
 
 
 def compute_value(measure: Measure, units: int) -> float:

@@ -21,7 +21,7 @@ def measure_judgements(scorer: Scorer, pairs: RatedPairs) -> Outcome:
     scores = scorer.scores(images, scorer.encode_captions(pairs.captions))
     measures = correlate(score_listed_pairs(scores, pairs.image, pairs.caption), pairs)
     sizes = {"judgements": int(pairs.ratings.size), "pairs": len(pairs.image), "images": pairs.images.num_images}
-    notes = [f"left out {pairs.skipped} pairs whose caption is the image's own"] if pairs.skipped else []
+    notes = [f"left out because the caption is the image's own: {pairs.skipped} of the pairs"] if pairs.skipped else []
     return Outcome(measures, pairs.images.num_images, "images", digest_pairs(pairs), sizes | text, notes)
 
 

@@ -51,14 +51,14 @@ def measure_language(
     ranks = metrics.best_ranks(*ranking.counts[1], own)
     chance, recalls = metrics.chance_recalls(len(present), own), []
     if len(present) < len(images.mask):
-        print0(
-            f"note: {len(images.mask) - len(present)} images have no caption in {code} and are left out of its gallery"
-        )
+        missing = len(images.mask) - len(present)
+        print0(f"note: left out of the gallery in {code}, because they have no caption in it: {missing} of the images")
     for side, of_side, unit in zip(DIRECTIONS_SCORED, ranks, (present, caption_image), strict=True):
         for k in metrics.RECALLS:
             values, key = (of_side <= k).astype(float), f"r{k}"
             recalls.append(mean_measure(code, f"{side}.{key}", values, unit, len(images.mask), chance[side][key]))
-    rsum = combine_measures(code, "rsum", recalls, 1.0, sum(part.chance for part in recalls))
+    queries = len(present) + len(caption_image)
+    rsum = combine_measures(code, "rsum", recalls, 1.0, sum(part.chance for part in recalls), queries)
     return [part for part in recalls if not part.column.endswith("r5")] + [rsum]
 
 
