@@ -84,9 +84,15 @@ def _upgrade_3(meta: dict) -> dict:
     return meta | {"config": config | {"matcher": matcher, "loss": loss}}
 
 
-CHECKPOINT_FORMAT = Format(
-    4, CheckpointError, "use it with that version, or train again", {1: _upgrade_1, 2: _upgrade_2, 3: _upgrade_3}
-)
+def _upgrade_4(meta: dict) -> dict:
+    """Adds options: an image had one view, and the triplet loss was no part of a sum."""
+    config = meta["config"]
+    added = {"data": {"views": 1} | config["data"], "loss": {"triplet_weight": 1.0} | config["loss"]}
+    return meta | {"config": config | added}
+
+
+UPGRADES = {1: _upgrade_1, 2: _upgrade_2, 3: _upgrade_3, 4: _upgrade_4}
+CHECKPOINT_FORMAT = Format(5, CheckpointError, "use it with that version, or train again", UPGRADES)
 GONE = "is gone: a training that goes on removes old checkpoints; run the command again"
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy"),

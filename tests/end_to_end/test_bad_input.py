@@ -22,7 +22,7 @@ from mefn_jax.runtime.checkpoint import Checkpoints
         (["--confg.train.steps=4"], "Unknown command line flag 'confg.train.steps'"),
         (["--config=configs/nowhere.py"], "configs/nowhere.py"),
         (["--config=configs/shapes.py:smok"], "unknown configuration argument 'smok', did you mean 'smoke'?"),
-        (["--config=configs/shapes.py:model=mefm"], "siglip, did you mean 'mefn'?"),
+        (["--config=configs/shapes.py:model=mefm"], "did you mean 'mefn'?"),
         ([SMOKE, "--config.data.dir=/nowhere"], "data.dir: /nowhere: no such directory"),
         ([SMOKE, "--config.train.batch_size=100000"], "train.batch_size=100000 exceeds the 320 training captions"),
         ([SMOKE, "--config.text.lower_case=False"], "text.lower_case=False, but the data set was prepared with True"),
