@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from mefn_jax import config as configuration
+from mefn_jax.benchmarks.results import is_benchmark_report
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation.bootstrap import RESAMPLES, draw_resamples, draw_shares, percentile_bounds
 from mefn_jax.evaluation.results import METRIC_NAMES, read_results
@@ -112,6 +113,10 @@ def read_evaluation(path: Path, split: str) -> Evaluation:
     """
     folder = path if (path / "metrics.json").is_file() else path / "eval" / split
     try:
+        if (folder / "metrics.json").is_file() and is_benchmark_report(folder / "metrics.json"):
+            raise DataError(
+                f"{folder}: is the result of a benchmark; give --benchmark, or evaluations of a split alone"
+            )
         report, ranks = read_results(folder)
     except FileNotFoundError as e:
         raise DataError(f"{e.filename}: no such file; run python eval.py --workdir={path} --split={split}") from None

@@ -136,3 +136,15 @@ def test_a_changed_value_or_a_missing_file_is_refused(results):
     (folder / "metrics.json").unlink()
     with pytest.raises(DataError, match=r"no such file; run python eval.py benchmark sugar_crepe --workdir=.*/mefn/0"):
         compare.compare([f"{results}/mefn/0"], "test", results / "out", "sugar_crepe")
+
+
+def test_evaluations_of_a_split_and_benchmarks_are_not_mixed(results):
+    folder = results / "mefn" / "0" / "benchmarks" / "sugar_crepe"
+    (results / "mefn" / "0" / "eval" / "test").mkdir(parents=True)
+    for path in folder.iterdir():
+        (results / "mefn" / "0" / "eval" / "test" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match="is the result of a benchmark; give --benchmark"):
+        compare.compare([f"{results}/mefn/0"], "test", results / "out")
+    (folder / "metrics.json").write_text('{"i2t": 1}')
+    with pytest.raises(DataError, match="is the evaluation of a split, not of the benchmark sugar_crepe"):
+        compare.compare([f"{results}/mefn/0"], "test", results / "out", "sugar_crepe")

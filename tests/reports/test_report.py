@@ -98,6 +98,9 @@ def test_report_page_shows_protocol_and_sections(page):
         "Recall",
         "Training",
         "Scores",
+        "What is wrong with it",
+        "Hubs: the 10 images",
+        "relation words: with",
         "Length of the caption",
         "Configuration",
     ):
