@@ -132,17 +132,23 @@ def compute_value(measure: Measure, units: int) -> float:
 
 
 def compute_intervals(measures: list[Measure], units: int, seed: int = 0) -> list[tuple[float, float]]:
-    """Returns the 95 % interval of each measure, from bootstrap resamples of the units, the same ones for all.
-
-    Resamples of which a measure is undefined are left out.
-    """
+    """Returns the 95 % interval of each measure, from bootstrap resamples of the units, the same ones for all (see
+    `bound_values`)."""
     values, start = [[] for _ in measures], 0
-    for draws in draw_resamples(
-        units, max(STATISTICS[m.statistic].resamples for m in measures), seed, RESAMPLES_AT_ONCE
-    ):
+    resamples = max(STATISTICS[measure.statistic].resamples for measure in measures)
+    for draws in draw_resamples(units, resamples, seed, RESAMPLES_AT_ONCE):
         for of_measure, measure in zip(values, measures, strict=True):
             if start < STATISTICS[measure.statistic].resamples:
                 of_measure.append(measure.compute(draws))
         start += len(draws)
-    joined = map(np.concatenate, values)
-    return [tuple(percentile_bounds(x[np.isfinite(x)]).tolist()) for x in joined]
+    return [bound_values(np.concatenate(of_measure)) for of_measure in values]
+
+
+def bound_values(values: np.ndarray) -> tuple[float, float]:
+    """Returns the bounds of the 95 % interval of resampled values `(R,)`.
+
+    Resamples of which a measure is undefined, NaN, are left out: a subset of which no image was drawn. Both bounds are
+    NaN if these are more than half: then a subset has too few images for an interval.
+    """
+    finite = values[np.isfinite(values)]
+    return tuple(percentile_bounds(finite).tolist()) if 2 * len(finite) > len(values) else (np.nan, np.nan)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from mefn_jax.benchmarks.measures import Measure, compute_intervals, compute_value
 from mefn_jax.runtime.console import print0, printable
 
@@ -22,12 +24,13 @@ COLUMN_TITLES = {
 
 
 def make_entries(measures: list[Measure], units: int) -> list[dict]:
-    """Returns measures as `metrics.json` has them, with value and interval. Raises DataError for a measure that is
+    """Returns measures as `metrics.json` has them, with value and interval (null where there is none). Raises DataError for a measure that is
     undefined."""
     entries, values = [], [compute_value(measure, units) for measure in measures]
     for measure, value, (low, high) in zip(measures, values, compute_intervals(measures, units), strict=True):
         fields = {key: getattr(measure, key) for key in ("row", "column", "statistic", "queries", "chance")}
-        entries.append(fields | {"value": value, "low": low, "high": high})
+        bounds = {"low": low, "high": high} if np.isfinite(low) else {"low": None, "high": None}
+        entries.append(fields | {"value": value} | bounds)
     return entries
 
 
@@ -38,7 +41,9 @@ def column_title(column: str) -> str:
 
 
 def format_measure(entry: dict) -> str:
-    """Returns a cell: the value with its 95 % interval."""
+    """Returns a cell: the value with its 95 % interval, if it has one."""
+    if entry["low"] is None:
+        return f"{entry['value']:.1f}"
     return f"{entry['value']:.1f} [{entry['low']:.1f}, {entry['high']:.1f}]"
 
 

@@ -114,9 +114,7 @@ def read_evaluation(path: Path, split: str) -> Evaluation:
     folder = path if (path / "metrics.json").is_file() else path / "eval" / split
     try:
         if (folder / "metrics.json").is_file() and is_benchmark_report(folder / "metrics.json"):
-            raise DataError(
-                f"{folder}: is the result of a benchmark; give --benchmark, or evaluations of a split alone"
-            )
+            raise DataError(f"{folder}: is the result of a benchmark; give --benchmark=NAME, or other directories")
         report, ranks = read_results(folder)
     except FileNotFoundError as e:
         raise DataError(f"{e.filename}: no such file; run python eval.py --workdir={path} --split={split}") from None

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from mefn_jax import config as configuration
-from mefn_jax.benchmarks.measures import RESAMPLES_AT_ONCE, STATISTICS, Measure
+from mefn_jax.benchmarks.measures import RESAMPLES_AT_ONCE, STATISTICS, Measure, bound_values
 from mefn_jax.benchmarks.results import is_benchmark_report, read_benchmark
 from mefn_jax.benchmarks.table import column_title
 from mefn_jax.data.parsing import read_json
 from mefn_jax.errors import DataError
-from mefn_jax.evaluation.bootstrap import RESAMPLES, draw_resamples, draw_shares, percentile_bounds
+from mefn_jax.evaluation.bootstrap import RESAMPLES, draw_resamples, draw_shares
 from mefn_jax.reports.rows import Row, escape_formula, expand_patterns, group_by_seed
 from mefn_jax.runtime.console import printable
 
@@ -134,8 +134,8 @@ def _resample(row: Row, name: str, draws: np.ndarray, shares: np.ndarray) -> lis
 
 
 def _bound_differences(values: np.ndarray) -> list[tuple[float, float]]:
-    """Returns the bounds of differences `(2, R)`; resamples of which a measure is undefined are left out."""
-    return [tuple(percentile_bounds(x[np.isfinite(x)]).tolist()) for x in values]
+    """Returns the bounds of differences `(2, R)` (see `bound_values`)."""
+    return [bound_values(x) for x in values]
 
 
 def describe_comparison(rows: list[Row]) -> str:
@@ -176,6 +176,8 @@ def _format_change(row: Row, first: Row, name: str, difference: Difference) -> s
     """Returns the difference of a measure to the first row's, with its interval over units and, for several seeds, over
     units and seeds."""
     units, seeds = (f"[{low:+.1f}, {high:+.1f}]" for low, high in (kind[name] for kind in difference))
+    if not np.isfinite(difference.units[name][0]):
+        return f"{row.mean(name) - first.mean(name):+.1f}"
     has_seeds = min(len(row.runs), len(first.runs)) > 1
     return f"{row.mean(name) - first.mean(name):+.1f} {units}" + (f" / {seeds}" if has_seeds else "")
 

@@ -6,6 +6,7 @@ from scipy.stats import kendalltau
 
 from mefn_jax.benchmarks import measures
 from mefn_jax.benchmarks.measures import Measure, combine_measures, compute_intervals, compute_value, mean_measure
+from mefn_jax.benchmarks.table import format_measure, make_entries
 from mefn_jax.errors import DataError
 
 UNITS = 12
@@ -69,6 +70,13 @@ def test_intervals_equal_plain_bootstrap(example, monkeypatch):
 def test_interval_of_a_mean_leaves_out_resamples_without_queries():
     measure = mean_measure("a", "r1", np.array([1.0, 0.0]), np.array([0, 1]), 30)
     assert compute_intervals([measure], 30) == [(0.0, 100.0)]
+
+
+def test_a_mean_over_subsets_of_too_few_images_has_no_interval():
+    parts = [mean_measure(str(k), "r1", np.ones(1), np.array([k]), 12) for k in range(12)]
+    (entry,) = make_entries([combine_measures("mean", "r1", parts, 1 / 12)], 12)
+    assert (entry["value"], entry["low"], entry["high"]) == (pytest.approx(100.0), None, None)
+    assert format_measure(entry) == "100.0"
 
 
 def test_undefined_measures_are_refused_by_name():

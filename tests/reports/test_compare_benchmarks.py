@@ -143,7 +143,7 @@ def test_evaluations_of_a_split_and_benchmarks_are_not_mixed(results):
     (results / "mefn" / "0" / "eval" / "test").mkdir(parents=True)
     for path in folder.iterdir():
         (results / "mefn" / "0" / "eval" / "test" / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(DataError, match="is the result of a benchmark; give --benchmark"):
+    with pytest.raises(DataError, match="is the result of a benchmark; give --benchmark=NAME"):
         compare.compare([f"{results}/mefn/0"], "test", results / "out")
     (folder / "metrics.json").write_text('{"i2t": 1}')
     with pytest.raises(DataError, match="is the evaluation of a split, not of the benchmark sugar_crepe"):
