@@ -24,8 +24,10 @@ COLUMN_TITLES = {
 
 
 def make_entries(measures: list[Measure], units: int) -> list[dict]:
-    """Returns measures as `metrics.json` has them, with value and interval (null where there is none). Raises DataError for a measure that is
-    undefined."""
+    """Returns measures as `metrics.json` has them, with value and interval, which is null where there is none.
+
+    Raises DataError for a measure that is undefined.
+    """
     entries, values = [], [compute_value(measure, units) for measure in measures]
     for measure, value, (low, high) in zip(measures, values, compute_intervals(measures, units), strict=True):
         fields = {key: getattr(measure, key) for key in ("row", "column", "statistic", "queries", "chance")}
