@@ -38,7 +38,7 @@ def is_first_commonest(first: np.ndarray, candidates: int) -> np.ndarray:
 
 
 def mean_cosine(vectors: np.ndarray) -> float:
-    """Computes the mean cosine of two different vectors of `(N, D)`, near 1 if embeddings have collapsed; 0 for one vector."""
+    """Computes the mean cosine of two different vectors of `(N, D)`, near 1 after a collapse; 0 for one vector."""
     units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     number = len(units)
     if number < 2:
