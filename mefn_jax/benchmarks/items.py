@@ -38,6 +38,13 @@ class ImageRecords:
         }
 
 
+def list_image_names(images: Split) -> list[str]:
+    """Returns the names of images, without reading their files where the names are known."""
+    if isinstance(images.records, ImageRecords):
+        return images.records.names
+    return [images.record(k)["image_id"] for k in range(images.num_images)]
+
+
 def crop_image(data: bytes, box: Box, name: str) -> bytes:
     """Returns the part of an image inside a box as a PNG file. Raises DataError if it has no pixel, or if the image
     cannot be decoded."""

@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-from mefn_jax.benchmarks.items import Cases, Choice, Pairing
+from mefn_jax.benchmarks.items import Cases, Choice, Pairing, list_image_names
 from mefn_jax.benchmarks.measures import Measure, combine_measures, mean_measure
 from mefn_jax.benchmarks.outcome import Outcome
 from mefn_jax.benchmarks.scorer import Scorer
@@ -104,6 +104,5 @@ def find_same_words(cases: Cases) -> np.ndarray:
 
 def digest_cases(cases: Cases) -> str:
     """Returns the digest of the images' names, the captions and the cases."""
-    names = [cases.images.record(k)["image_id"] for k in range(cases.images.num_images)]
-    parts = [names, cases.captions, [list(vars(case).values()) for case in cases.cases]]
+    parts = [list_image_names(cases.images), cases.captions, [list(vars(case).values()) for case in cases.cases]]
     return digest_text(json.dumps(parts))

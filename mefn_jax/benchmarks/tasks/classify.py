@@ -8,7 +8,7 @@ import json
 
 import numpy as np
 
-from mefn_jax.benchmarks.items import ClassFolder
+from mefn_jax.benchmarks.items import ClassFolder, list_image_names
 from mefn_jax.benchmarks.measures import Measure, mean_measure
 from mefn_jax.benchmarks.outcome import Outcome
 from mefn_jax.benchmarks.scorer import Scorer
@@ -77,5 +77,5 @@ def note_short_prompts(prompts: list[str]) -> list[str]:
 
 def digest_classes(classes: ClassFolder) -> str:
     """Returns the digest of the images' names, their classes and the prompts."""
-    names = [classes.images.records.names, classes.label.tolist(), classes.names, classes.templates]
+    names = [list_image_names(classes.images), classes.label.tolist(), classes.names, classes.templates]
     return digest_text(json.dumps(names))

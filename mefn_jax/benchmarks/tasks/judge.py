@@ -5,7 +5,7 @@ This is how CLIPScore's authors count (Hessel et al. 2021).
 
 import json
 
-from mefn_jax.benchmarks.items import RatedPairs
+from mefn_jax.benchmarks.items import RatedPairs, list_image_names
 from mefn_jax.benchmarks.measures import Measure
 from mefn_jax.benchmarks.outcome import Outcome
 from mefn_jax.benchmarks.scorer import Scorer
@@ -33,6 +33,6 @@ def correlate(scores, pairs: RatedPairs) -> list[Measure]:
 
 def digest_pairs(pairs: RatedPairs) -> str:
     """Returns the digest of the images' names, the captions, the pairs and their judgements."""
-    names = [pairs.images.record(k)["image_id"] for k in range(pairs.images.num_images)]
+    names = list_image_names(pairs.images)
     arrays = [x.tolist() for x in (pairs.image, pairs.caption, pairs.ratings)]
     return digest_text(json.dumps([names, pairs.captions, *arrays]))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from mefn_jax import metrics
-from mefn_jax.benchmarks.items import LanguageTable
+from mefn_jax.benchmarks.items import LanguageTable, list_image_names
 from mefn_jax.benchmarks.measures import Measure, combine_measures, mean_measure
 from mefn_jax.benchmarks.outcome import Outcome
 from mefn_jax.benchmarks.scorer import Scorer
@@ -36,7 +36,7 @@ def measure_languages(scorer: Scorer, table: LanguageTable) -> Outcome:
         "images": table.images.num_images,
         "captions": sum(len(captions) for captions, _ in table.languages.values()),
     }
-    numbers = {"reading": unknown, "chance_note": "chance depends on the number of images of a language"}
+    numbers = {"reading": unknown}
     protocol = sizes | {"ties": "against the model"}
     return Outcome(measures, sizes["images"], "images", digest_table(table), protocol, numbers=numbers)
 
@@ -75,6 +75,6 @@ def with_mean(measures: list[Measure]) -> list[Measure]:
 
 def digest_table(table: LanguageTable) -> str:
     """Returns the digest of the images' names and of the captions of every language."""
-    names = [table.images.record(k)["image_id"] for k in range(table.images.num_images)]
+    names = list_image_names(table.images)
     languages = {code: [captions, image.tolist()] for code, (captions, image) in table.languages.items()}
     return digest_text(json.dumps([names, languages]))
