@@ -11,6 +11,8 @@ from mefn_jax.data.images import to_rgb
 from mefn_jax.data.split import Split
 from mefn_jax.errors import DataError, reason
 
+# Rows of the table of compositional cases beside those of the subsets.
+ALL_CASES, MEAN_OF_SUBSETS, SAME_WORDS = "all", "mean", "same words"
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 

@@ -201,6 +201,10 @@ LINES = {
         ('{"image": "a.jpg", "true": ["a"], "false": ["a"]}', r"cases.jsonl:3: a caption is both true and false"),
         ('{"images": ["a.jpg", "b.jpg"], "captions": ["a", "b"]}', r"cases.jsonl:3: has other keys"),
         ('{"images": ["a.jpg", "a.jpg"], "captions": ["a", "b"]}', r"cases.jsonl:3: give two different images"),
+        (
+            '{"image": "a.jpg", "true": ["a"], "false": ["b"], "subset": "all"}',
+            r"cases.jsonl:3: subset 'all' is the name of another row",
+        ),
         ("[1]", r"cases.jsonl:3: expected an object"),
     ),
 }

@@ -6,7 +6,7 @@
 All cases are of one of these kinds. `subset` may be left out.
 """
 
-from mefn_jax.benchmarks.items import Cases
+from mefn_jax.benchmarks.items import ALL_CASES, MEAN_OF_SUBSETS, SAME_WORDS, Cases
 from mefn_jax.benchmarks.readers.builder import CaseBuilder
 from mefn_jax.benchmarks.request import Request
 from mefn_jax.data.parsing import parse_json, read_text, require
@@ -65,5 +65,8 @@ def _read_list(entry: dict, key: str, where: str) -> list[str]:
 
 
 def _read_subset(entry: dict, where: str) -> str:
-    """Returns the subset of a case, NO_SUBSET if it is left out."""
-    return require(entry, "subset", str, where) if "subset" in entry else NO_SUBSET
+    """Returns the subset of a case, NO_SUBSET if it is left out. Raises DataError for a name of another row."""
+    subset = require(entry, "subset", str, where) if "subset" in entry else NO_SUBSET
+    if subset in (ALL_CASES, MEAN_OF_SUBSETS, SAME_WORDS):
+        raise DataError(f"{where}: subset {subset!r} is the name of another row of the table; choose another name")
+    return subset

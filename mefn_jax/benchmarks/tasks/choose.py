@@ -11,14 +11,21 @@ import re
 
 import numpy as np
 
-from mefn_jax.benchmarks.items import Cases, Choice, Pairing, list_image_names
+from mefn_jax.benchmarks.items import (
+    ALL_CASES,
+    MEAN_OF_SUBSETS,
+    SAME_WORDS,
+    Cases,
+    Choice,
+    Pairing,
+    list_image_names,
+)
 from mefn_jax.benchmarks.measures import Measure, combine_measures, mean_measure
 from mefn_jax.benchmarks.outcome import Outcome
 from mefn_jax.benchmarks.scorer import Scorer
 from mefn_jax.data.digests import digest_text
 from mefn_jax.scoring.listed import score_listed_pairs
 
-ALL, MEAN, SAME_WORDS = "all", "mean", "same words"  # rows beside those of the subsets
 # Successes of a pairing, and their chance: with scores in a random order, 2 of 8, 2 of 8, and 4 of 24.
 PAIRING_CHANCE = {"text": 25.0, "image": 25.0, "group": 100 / 6}
 
@@ -54,7 +61,7 @@ def judge_cases(cases: Cases, scores: dict[tuple[int, int], float]) -> list[Meas
     unit, columns = case_units(cases.cases), list(judged[0])
     subsets, same_words = np.array([case.subset for case in cases.cases]), find_same_words(cases)
     rows = {name: subsets == name for name in dict.fromkeys(subsets.tolist())}
-    extra = {ALL: np.ones(len(subsets), bool)} | ({SAME_WORDS: same_words} if same_words.any() else {})
+    extra = {ALL_CASES: np.ones(len(subsets), bool)} | ({SAME_WORDS: same_words} if same_words.any() else {})
     measures = []
     for column in columns:
         values, chances = (np.array([case[column][k] for case in judged]) for k in (0, 1))
@@ -67,7 +74,7 @@ def judge_cases(cases: Cases, scores: dict[tuple[int, int], float]) -> list[Meas
         measures += of_subsets
         if of_subsets:
             chance = float(np.mean([part.chance for part in of_subsets]))
-            measures.append(combine_measures(MEAN, column, of_subsets, 1 / len(of_subsets), chance))
+            measures.append(combine_measures(MEAN_OF_SUBSETS, column, of_subsets, 1 / len(of_subsets), chance))
         measures += [measure(row, chosen) for row, chosen in extra.items()]
     return measures
 

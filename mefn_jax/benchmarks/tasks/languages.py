@@ -30,7 +30,7 @@ def measure_languages(scorer: Scorer, table: LanguageTable) -> Outcome:
         text = scorer.describe_captions(captions, f"the captions in {code}")
         unknown[code] = {key: text[key] for key in ("unknown_wordpieces", "cut_captions")}
         measures += measure_language(scorer, code, images, scorer.encode_captions(captions), caption_image)
-    measures = with_mean(measures)
+    measures = add_means(measures)
     sizes = {
         "languages": len(table.languages),
         "images": table.images.num_images,
@@ -62,7 +62,7 @@ def measure_language(
     return [part for part in recalls if not part.column.endswith("r5")] + [rsum]
 
 
-def with_mean(measures: list[Measure]) -> list[Measure]:
+def add_means(measures: list[Measure]) -> list[Measure]:
     """Returns the measures of the languages, followed by their means."""
     columns, languages = (list(dict.fromkeys(getattr(m, key) for m in measures)) for key in ("column", "row"))
     means = []
