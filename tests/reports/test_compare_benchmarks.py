@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -51,12 +52,21 @@ def write_result(folder, model, seed, skill, name="sugar_crepe", digest="same"):
     write_benchmark(folder, report, measures)
 
 
-@pytest.fixture
-def results(tmp_path):
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Results of two models with three seeds each."""
+    root = tmp_path_factory.mktemp("written")
     for model, skill in (("vsepp", 0.5), ("mefn", 0.8)):
         for seed in range(3):
-            write_result(tmp_path / model / str(seed) / "benchmarks" / "sugar_crepe", model, seed, skill)
-    return tmp_path
+            write_result(root / model / str(seed) / "benchmarks" / "sugar_crepe", model, seed, skill)
+    return root
+
+
+@pytest.fixture
+def results(written, tmp_path, monkeypatch):
+    """A copy of these results, to be changed; comparisons of it take fewer resamples."""
+    monkeypatch.setattr(compare_benchmarks, "RESAMPLES", 2000)
+    return shutil.copytree(written, tmp_path / "results")
 
 
 def test_compare_joins_the_benchmarks_of_models(results, capsys):
