@@ -259,6 +259,9 @@ def _format_difference(row: Row, first: Row, intervals: Intervals) -> list[str]:
 
 
 def _format_cell(row: Row, key: str) -> str:
+    """Returns the mean over the seeds, and its standard deviation if there are several; "-" if it is not known."""
+    if not np.isfinite(row.mean(key)):
+        return "-"
     return f"{row.mean(key):.1f}" + (f" ± {row.spread(key):.1f}" if len(row.runs) > 1 else "")
 
 

@@ -147,8 +147,8 @@ def describe_comparison(rows: list[Row]) -> str:
     units = f"{report['units']:,} {report['unit']}"
     return printable(
         f"{report['benchmark']}: {sizes}{ties}. Mean ± standard deviation over seeds; in brackets 95 % intervals of "
-        f"the difference to the first row (paired bootstrap of the {units}; after a slash, of these and of each row's "
-        "seeds)."
+        f"the difference to the first system (paired bootstrap of the {units}; after a slash, of these and of each "
+        "system's seeds)."
     )
 
 
