@@ -32,7 +32,7 @@ from mefn_jax.data.parsing import read_json
 from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation.results import read_report
-from mefn_jax.reports.compare import IGNORED_KEYS
+from mefn_jax.reports.rows import IGNORED_KEYS
 from mefn_jax.runtime.cli import define_path_flag, run_command
 from mefn_jax.runtime.console import format_duration
 from mefn_jax.runtime.lock import hold_lock
