@@ -21,6 +21,7 @@ def parse_lines(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_run_in_bucket_resumes_after_kill_and_is_evaluated(gcs, tmp_path, command, cache):
     objects, args = gcs.buckets["bucket"], ("train.py", *TRAIN, f"--workdir={RUN}")
     killed = []
