@@ -416,9 +416,10 @@ class Model:
         return jnp.concatenate([vectors, -offsets[:, None]], 1)
 
     def text_vectors(self, params, texts: Features) -> jax.Array:
-        """Returns the vectors of texts, as `image_vectors` does; the additional coordinate is 1. With a `score_bound`,
-        the embedding is multiplied by its factor, so that the product is the middle of the interval that holds the
-        score, apart from the text's hubness offset."""
+        """Returns the vectors of texts, float32 `(T, D)`, which match those of `image_vectors`: where these have an
+        additional coordinate, it is 1 here. If the matcher has a `score_bound`, the embedding is multiplied by its
+        factor: the product of both vectors is then the middle of the interval that holds the score, apart from the
+        text's hubness offset."""
         vectors = self.embed(params, texts)
         if self.has_bound:
             vectors *= self.score_bound()[0]

@@ -40,7 +40,7 @@ def read_words(caption: str) -> list[str]:
 
 
 def has_word_of(captions: list[str], words: tuple[str, ...]) -> np.ndarray:
-    """Returns which captions have one of `words`, bool `(C,)`."""
+    """Returns which captions contain at least one of `words`, bool `(C,)`."""
     return np.array([not frozenset(words).isdisjoint(read_words(caption)) for caption in captions])
 
 

@@ -102,7 +102,9 @@ def main(names: list[str]) -> None:
             f"{suggest(given, BENCHMARKS)}; python eval.py benchmark NAME --workdir=DIR --data_dir=DIR"
         )
     if f.config is not None and f["workdir"].present:
-        raise ConfigError("give --workdir, a trained run, or --config, pretrained towers without training, not both")
+        raise ConfigError(
+            "give either --workdir (a trained run) or --config (pretrained towers, not trained), not both"
+        )
     if f.out:
         check_on_first_process(lambda: check_output_directory("--out", f.out, BENCHMARK_FILES))
     initialize()

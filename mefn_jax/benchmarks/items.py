@@ -17,7 +17,8 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 
 class ImageRecords:
-    """Records of image files, in the form that `Split` needs, without captions. An image may be a box of its file."""
+    """Records of image files, in the form that `Split` needs, without captions. An image may be a part of its file, cut
+    out at a box."""
 
     def __init__(self, paths: list[Path], boxes: list[Box | None], names: list[str]):
         self.paths, self.boxes, self.names = paths, boxes, names
@@ -95,7 +96,7 @@ class CaptionPool:
         return self._positions.setdefault(text, len(self._positions))
 
     def to_list(self) -> list[str]:
-        """Returns the captions."""
+        """Returns the captions as a list, by position."""
         return list(self._positions)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mefn_jax.errors import DataError
@@ -34,6 +34,14 @@ def parse_json(text: str, where: str):
         raise DataError(f"{where}: not JSON ({e})") from None
     except RecursionError:
         raise DataError(f"{where}: not JSON that can be read (nested too deeply)") from None
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, object]]:
+    """Yields the place of each line of JSON that is not empty, `file:line`, and its value. Raises DataError that names
+    the line if it is malformed."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            yield f"{path}:{number}", parse_json(line, f"{path}:{number}")
 
 
 def _make_object(pairs: list[tuple]) -> dict:

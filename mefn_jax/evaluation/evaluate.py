@@ -257,7 +257,8 @@ def describe_text(evaluator: Evaluator, split: Split) -> dict:
 
 
 def describe_captions(evaluator: Evaluator, captions: list[str], name: str) -> dict:
-    """Returns what `describe_text` returns, of captions that are called `name`."""
+    """Returns the digest of the tokenizer, and the percentage of the captions' wordpieces that it does not know, and
+    prints it (see `describe_text`); the printed line calls the captions `name`."""
     tokenizer = evaluator.tokenizer
     lengths, unknown = statistics.count_wordpieces(captions, tokenizer)
     percent = 100 * float(unknown.sum() / max(1, lengths.sum()))

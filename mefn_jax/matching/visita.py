@@ -79,7 +79,7 @@ class VisITA(Matcher, kw_only=True):
     init_eta: float = 5.0
 
     def setup(self):
-        """Creates the learned scalars and prototypes. What has no effect on the score is not created."""
+        """Creates the learned scalars and prototypes. Parameters without effect on the score are not created."""
         constant, zeros = nn.initializers.constant, nn.initializers.zeros
         if self._attends:
             self.log_lambda = self.param("log_lambda", constant(jnp.log(self.init_lambda)), ())

@@ -9,9 +9,7 @@ resampled with their captions, and within a resample a row is the average of its
 that are resampled too. I images, R resamples, S seeds.
 """
 
-import csv
 import dataclasses
-import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +24,7 @@ from mefn_jax.evaluation.results import METRIC_NAMES, read_results
 from mefn_jax.evaluation.run import define_split_flag, split_from_flags
 from mefn_jax.metrics import RECALLS
 from mefn_jax.reports.compare_benchmarks import compare_benchmarks, find_benchmark
-from mefn_jax.reports.rows import COMPARISON_FILES, Row, escape_formula, expand_patterns, group_by_seed
+from mefn_jax.reports.rows import COMPARISON_FILES, Row, csv_of_rows, expand_patterns, group_by_seed
 from mefn_jax.runtime.cli import define_path_flag
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.outputs import check_output_directory
@@ -267,20 +265,7 @@ def _format_cell(row: Row, key: str) -> str:
 
 def to_csv(rows: list[Row], intervals: list[Intervals]) -> str:
     """Returns all numbers as CSV: means, standard deviations, and the intervals of the differences to the first row."""
-    keys = list(rows[0].runs[0].metrics)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    ends = "low", "high", "seeds.low", "seeds.high"
-    bound_columns = [f"{k}.{end}" for k in RECALL_COLUMNS for end in ends]
-    metric_columns = [f"{k}.{statistic}" for k in keys for statistic in ("mean", "std")]
-    writer.writerow(["model", "seeds", "runs", *metric_columns, *bound_columns])
-    for row, interval in zip(rows, intervals, strict=True):
-        numbers = [f"{value:.6g}" for k in keys for value in (row.mean(k), row.spread(k))]
-        bounds = [f"{bound:.6g}" for k in RECALL_COLUMNS for kind in interval for bound in kind[k]]
-        seeds = " ".join(str(run.config.get("train.seed", "")) for run in row.runs)
-        texts = [escape_formula(text) for text in (row.name, seeds, " ".join(str(run.path) for run in row.runs))]
-        writer.writerow([*texts, *numbers, *bounds])
-    return out.getvalue()
+    return csv_of_rows(rows, intervals, RECALL_COLUMNS)
 
 
 def define_flags() -> None:

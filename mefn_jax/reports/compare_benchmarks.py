@@ -4,9 +4,7 @@ M measures, R resamples, S seeds. All rows see the same resamples of the benchma
 each draws from its own seeds (docs/method.md, Eq. 66).
 """
 
-import csv
 import dataclasses
-import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +17,7 @@ from mefn_jax.benchmarks.table import column_title
 from mefn_jax.data.parsing import read_json
 from mefn_jax.errors import DataError
 from mefn_jax.evaluation.bootstrap import RESAMPLES, draw_resamples, draw_shares
-from mefn_jax.reports.rows import Row, escape_formula, expand_patterns, group_by_seed
+from mefn_jax.reports.rows import Row, csv_of_rows, expand_patterns, group_by_seed
 from mefn_jax.runtime.console import printable
 
 
@@ -69,7 +67,7 @@ def compare_benchmarks(patterns: list[str], name: str) -> dict[str, str]:
     differences = resample_differences(rows)
     return {
         "md": table_of_benchmark(rows, differences),
-        "csv": csv_of_benchmark(rows, differences),
+        "csv": csv_of_rows(rows, differences, list(rows[0].runs[0].metrics)),
         "html": page_of_benchmark(rows, differences),
     }
 
@@ -189,22 +187,6 @@ def table_of_benchmark(rows: list[Row], differences: list[Difference]) -> str:
     for line in (titles, ["---"] * len(titles), *cells):
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |")
     return "\n".join([*lines, ""])
-
-
-def csv_of_benchmark(rows: list[Row], differences: list[Difference]) -> str:
-    """Returns all numbers as CSV, a row for each system: means, standard deviations, and bounds of the differences."""
-    names, out = list(rows[0].runs[0].metrics), io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    ends = "low", "high", "seeds.low", "seeds.high"
-    columns = [f"{name}.{statistic}" for name in names for statistic in ("mean", "std")]
-    writer.writerow(["model", "seeds", "runs", *columns, *(f"{name}.{end}" for name in names for end in ends)])
-    for row, difference in zip(rows, differences, strict=True):
-        numbers = [f"{value:.6g}" for name in names for value in (row.mean(name), row.spread(name))]
-        bounds = [f"{bound:.6g}" for name in names for kind in difference for bound in kind[name]]
-        seeds = " ".join(str(run.config.get("train.seed", "")) for run in row.runs)
-        texts = [escape_formula(text) for text in (row.name, seeds, " ".join(str(run.path) for run in row.runs))]
-        writer.writerow([*texts, *numbers, *bounds])
-    return out.getvalue()
 
 
 def page_of_benchmark(rows: list[Row], differences: list[Difference]) -> str:

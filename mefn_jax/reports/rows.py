@@ -1,7 +1,9 @@
 """Rows of a comparison: runs that differ only in the seed, under one name; and the files of a comparison."""
 
+import csv
 import dataclasses
 import glob
+import io
 import json
 from pathlib import Path
 
@@ -81,6 +83,26 @@ def row_names(firsts: list) -> list[str]:
         options = ", ".join(f"{k}={run.config.get(k)}" for k in keys)
         names.append(printable(f"{run.evaluated} ({options})" if options else run.evaluated))
     return names
+
+
+def csv_of_rows(rows: list[Row], intervals: list, bounded: list[str]) -> str:
+    """Returns all numbers of a comparison as CSV, a line for each row: means and standard deviations of the metrics,
+    and the bounds of the differences to the first row of the metrics `bounded`.
+
+    `intervals` has for each row a pair of `{metric: (low, high)}`: over resampled units, and over these and the seeds.
+    """
+    names, out = list(rows[0].runs[0].metrics), io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    columns = [f"{name}.{statistic}" for name in names for statistic in ("mean", "std")]
+    bound_columns = [f"{name}.{end}" for name in bounded for end in ("low", "high", "seeds.low", "seeds.high")]
+    writer.writerow(["model", "seeds", "runs", *columns, *bound_columns])
+    for row, interval in zip(rows, intervals, strict=True):
+        numbers = [f"{value:.6g}" for name in names for value in (row.mean(name), row.spread(name))]
+        bounds = [f"{bound:.6g}" for name in bounded for kind in interval for bound in kind[name]]
+        seeds = " ".join(str(run.config.get("train.seed", "")) for run in row.runs)
+        texts = [escape_formula(text) for text in (row.name, seeds, " ".join(str(run.path) for run in row.runs))]
+        writer.writerow([*texts, *numbers, *bounds])
+    return out.getvalue()
 
 
 def escape_formula(text: str) -> str:

@@ -9,7 +9,7 @@ All cases are of one of these kinds. `subset` may be left out.
 from mefn_jax.benchmarks.items import ALL_CASES, MEAN_OF_SUBSETS, SAME_WORDS, Cases
 from mefn_jax.benchmarks.readers.builder import CaseBuilder
 from mefn_jax.benchmarks.request import Request
-from mefn_jax.data.parsing import parse_json, read_text, require
+from mefn_jax.data.parsing import read_json_lines, require
 from mefn_jax.errors import DataError
 
 CASES_FILE, NO_SUBSET = "cases.jsonl", "cases"
@@ -20,11 +20,7 @@ def read(request: Request) -> Cases:
     malformed line."""
     path = request.find_file(CASES_FILE)
     builder = CaseBuilder(request, request.image_folder())
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        entry = parse_json(line, where)
+    for where, entry in read_json_lines(path):
         add_case = _add_pairing if isinstance(entry, dict) and "images" in entry else _add_choice
         add_case(builder, entry, where)
         if type(builder.cases[-1]) is not type(builder.cases[0]):
@@ -65,7 +61,7 @@ def _read_list(entry: dict, key: str, where: str) -> list[str]:
 
 
 def _read_subset(entry: dict, where: str) -> str:
-    """Returns the subset of a case, NO_SUBSET if it is left out. Raises DataError for a name of another row."""
+    """Returns the subset that a case names, or NO_SUBSET. Raises DataError for the name of another row of the table."""
     subset = require(entry, "subset", str, where) if "subset" in entry else NO_SUBSET
     if subset in (ALL_CASES, MEAN_OF_SUBSETS, SAME_WORDS):
         raise DataError(f"{where}: subset {subset!r} is the name of another row of the table; choose another name")

@@ -9,7 +9,7 @@ import numpy as np
 from mefn_jax.benchmarks.items import ImagePool, LanguageTable
 from mefn_jax.benchmarks.request import Request
 from mefn_jax.config import suggest
-from mefn_jax.data.parsing import clean_caption, parse_json, read_text, require
+from mefn_jax.data.parsing import clean_caption, read_json_lines, read_text, require
 from mefn_jax.data.sources.table import read_rows
 from mefn_jax.errors import ConfigError, DataError, reason
 
@@ -25,11 +25,7 @@ def read_xm3600(request: Request) -> LanguageTable:
     """
     path, folder = request.find_file(XM3600_FILE), request.image_folder("images")
     rows, seen = [], {}
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        entry = parse_json(line, where)
+    for where, entry in read_json_lines(path):
         key = require(entry, "image/key", str, where)
         if seen.setdefault(key, where) != where:
             raise DataError(f"{where}: image/key {key!r} is that of {seen[key]} already; remove one line")

@@ -4,7 +4,7 @@ images without their ending, which are PNG files in `images/`."""
 from mefn_jax.benchmarks.items import Cases
 from mefn_jax.benchmarks.readers.builder import CaseBuilder
 from mefn_jax.benchmarks.request import Request
-from mefn_jax.data.parsing import parse_json, read_text, require
+from mefn_jax.data.parsing import read_json_lines, require
 from mefn_jax.errors import DataError
 
 NO_TAG = "no tag"
@@ -15,11 +15,7 @@ def read(request: Request) -> Cases:
     malformed line, or an id that occurs twice."""
     path = request.find_file("examples.jsonl", "data/examples.jsonl")
     builder, places = CaseBuilder(request, request.image_folder("images", "data/images")), {}
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        entry = parse_json(line, where)
+    for where, entry in read_json_lines(path):
         key = require(entry, "id", int, where)
         if places.setdefault(key, where) != where:
             raise DataError(f"{where}: id {key} is that of {places[key]} already; remove one line")

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from mefn_jax.data.parsing import ImageFiles, clean_caption, find_repeated, parse_json, read_text, require
+from mefn_jax.data.parsing import ImageFiles, clean_caption, find_repeated, read_json_lines, read_text, require
 from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import DataError
 
@@ -64,13 +64,7 @@ def _list_files(folder: Path) -> list[tuple[str, Path]]:
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
     """Yields the place of each row, `file:line`, and the row."""
-    text = read_text(path)
-    if path.suffix == ".jsonl":
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                yield f"{path}:{number}", parse_json(line, f"{path}:{number}")
-    else:
-        yield from _read_csv_rows(path, text)
+    yield from read_json_lines(path) if path.suffix == ".jsonl" else _read_csv_rows(path, read_text(path))
 
 
 def _read_csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict]]:
