@@ -98,7 +98,8 @@ def stopped(start_training, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("processes", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+# The test below resumes a run of two processes as one, too.
+@pytest.mark.parametrize("processes", [2, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 4))])
 def test_sigterm_saves_one_step_and_any_number_of_processes_resumes(
     processes, stopped, unbroken, start_training, tmp_path
 ):

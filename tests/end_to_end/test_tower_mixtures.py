@@ -42,7 +42,8 @@ def mixture(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("name", [n if n == "siglip2" else pytest.param(n, marks=pytest.mark.slow) for n in MIXTURES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MIXTURES)
 def test_mixture_trains_resumes_and_evaluates(name, mixture, tmp_path, command):
     options = [*mixture(name), "--config.train.steps=4", "--config.image.region_grids=(3,)"]
     run = f"--workdir={tmp_path / 'run'}"

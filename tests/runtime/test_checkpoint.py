@@ -57,7 +57,10 @@ def eight_steps(start_training, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(("part", "processes"), [pytest.param("meta", 1, marks=pytest.mark.slow), ("state", 2)])
+@pytest.mark.parametrize(
+    ("part", "processes"),
+    [("state", 1), pytest.param("state", 2, marks=pytest.mark.slow), pytest.param("meta", 1, marks=pytest.mark.slow)],
+)
 def test_unreadable_newest_checkpoint_is_passed_over(part, processes, eight_steps, start_training, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(eight_steps, workdir)
