@@ -97,8 +97,7 @@ def _upgrade_4(meta: dict) -> dict:
 
 
 # Options that format 6 added, with what the code did before.
-OPTIONS_OF_6 = {
-}
+OPTIONS_OF_6 = {}
 
 
 def _upgrade_5(meta: dict) -> dict:
@@ -121,8 +120,11 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Returns the commit of the checkout, with "+changes" if files differ from it; "unknown" outside a checkout."""
+    """Returns the commit of the checkout, with "+changes" if files differ from it. Outside a checkout: what the package
+    was installed from, its commit in Git or "release X.Y.Z"; "unknown" for a mere copy of the files."""
     root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # git would name a repository around it, such as that of the user's own project
+        return _describe_installation(root)
 
     def git(*arguments):
         return subprocess.run(
@@ -133,6 +135,15 @@ def git_commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _describe_installation(folder: Path) -> str:
+    """Returns what the package in a folder of installed packages was installed from; "unknown" in another folder."""
+    for distribution in importlib.metadata.distributions(name="mefn-jax", path=[str(folder)]):
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")  # which pip writes
+        commit = origin.get("vcs_info", {}).get("commit_id", "")
+        return commit[:12] or f"release {distribution.version}"
+    return "unknown"
 
 
 def _is_no_orbax_trace(record) -> bool:
