@@ -7,12 +7,14 @@ The packages are imported only here, when a run is begun.
 """
 
 import dataclasses
+import logging
 import time
 import uuid
 from pathlib import Path
 
 from mefn_jax.config import flatten
 
+BEGIN_SECONDS = 20.0  # that W&B gets to begin a run, before it is tried again later
 FINISH_SECONDS = 10.0  # that a client gets for what is pending when a training ends
 
 
@@ -48,7 +50,9 @@ class WandbClient:
     def __init__(self, run: TrackedRun, id: str | None):  # noqa: A002
         import wandb
 
-        settings = wandb.Settings(console="off", silent=True, finish_timeout=FINISH_SECONDS)
+        # The timeouts hold at the exit of the process, too, for which W&B waits whatever its thread does.
+        timeouts = {"init_timeout": BEGIN_SECONDS, "finish_timeout": FINISH_SECONDS}
+        settings = wandb.Settings(console="off", silent=True, **timeouts)
         folder = None if run.folder is None else str(run.folder)
         self._run = wandb.init(
             project=run.project,
@@ -61,7 +65,7 @@ class WandbClient:
             settings=settings,
         )
         self._run.define_metric("*", step_metric="step")
-        self.id, self.place = id, self._run.url or ""
+        self.id, self.place = id, "" if self._run.offline else self._run.url
 
     @staticmethod
     def propose_id(run: TrackedRun) -> str | None:
@@ -85,6 +89,7 @@ class MlflowClient:
     def __init__(self, run: TrackedRun, id: str | None):  # noqa: A002
         import mlflow
 
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each of its attempts is a warning
         self._mlflow, self._client = mlflow, mlflow.MlflowClient()
         self.id = self._create(run) if id is None else id
         if id is not None:
