@@ -1,7 +1,7 @@
 """Clients of experiment trackers, one small class each: Weights & Biases, MLflow, trackio.
 
 Each class has the same four parts: `propose_id(run)`, the identifier of a new run, or None where the service chooses
-it; the constructor, which begins a run or, with the `id` of an earlier process, goes on with it; `log` and `finish`.
+it; the constructor, which begins a run or, with the `run_id` of an earlier process, goes on with it; `log`; `finish`.
 Any of them may raise, and may wait for a network: they are called from a thread of their own (`training/trackers.py`).
 The packages are imported only here, when a run is begun.
 """
@@ -47,7 +47,7 @@ class WandbClient:
     """A run in Weights & Biases. Charts have the training step, the metric `step`, as their axis: the steps that W&B
     counts itself cannot go back, as they would have to where an evaluation is made up for after a resume."""
 
-    def __init__(self, run: TrackedRun, id: str | None):  # noqa: A002
+    def __init__(self, run: TrackedRun, run_id: str | None):
         import wandb
 
         # The timeouts hold at the exit of the process, too, for which W&B waits whatever its thread does.
@@ -57,7 +57,7 @@ class WandbClient:
         self._run = wandb.init(
             project=run.project,
             name=run.name,
-            id=id,
+            id=run_id,
             resume="allow",
             config=run.config,
             allow_val_change=True,  # a resumed run may have other options
@@ -65,7 +65,7 @@ class WandbClient:
             settings=settings,
         )
         self._run.define_metric("*", step_metric="step")
-        self.id, self.place = id, "" if self._run.offline else self._run.url
+        self.id, self.place = run_id, "" if self._run.offline else self._run.url
 
     @staticmethod
     def propose_id(run: TrackedRun) -> str | None:
@@ -86,14 +86,14 @@ class MlflowClient:
     """A run in MLflow, on the server that MLFLOW_TRACKING_URI names. Options are its parameters, written once: MLflow
     refuses to change them."""
 
-    def __init__(self, run: TrackedRun, id: str | None):  # noqa: A002
+    def __init__(self, run: TrackedRun, run_id: str | None):
         import mlflow
 
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each of its attempts is a warning
         self._mlflow, self._client = mlflow, mlflow.MlflowClient()
-        self.id = self._create(run) if id is None else id
-        if id is not None:
-            self._client.update_run(id, status="RUNNING")
+        self.id = self._create(run) if run_id is None else run_id
+        if run_id is not None:
+            self._client.update_run(run_id, status="RUNNING")
         self.place = ""
 
     def _create(self, run: TrackedRun) -> str:
@@ -125,11 +125,11 @@ class TrackioClient:
     """A run in trackio, on this machine or, with TRACKIO_SPACE_ID, on a Space of Hugging Face. Its identifier is its
     name, by which trackio finds a run again."""
 
-    def __init__(self, run: TrackedRun, id: str | None):  # noqa: A002
+    def __init__(self, run: TrackedRun, run_id: str | None):
         import trackio
 
-        self._run = trackio.init(project=run.project, name=id, resume="allow", config=run.config, embed=False)
-        self.id, self.place = id, ""
+        self._run = trackio.init(project=run.project, name=run_id, resume="allow", config=run.config, embed=False)
+        self.id, self.place = run_id, ""
 
     @staticmethod
     def propose_id(run: TrackedRun) -> str | None:

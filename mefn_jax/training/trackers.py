@@ -12,6 +12,7 @@ from an older checkpoint repeats steps, and sends them only once. So no curve go
 import contextlib
 import importlib.util
 import json
+import numbers
 import queue
 import threading
 import time
@@ -26,7 +27,7 @@ from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.storage import absolute, is_remote, write_atomic
 from mefn_jax.training.tracker_clients import FINISH_SECONDS, TRACKERS, Line, TrackedRun
 
-RECORD = "trackers.json"  # file in the workdir: `{tracker: {"id": text, "steps": {metric: step}}}`
+RUNS_FILE = "trackers.json"  # file in the workdir: `{tracker: {"id": text, "steps": {metric: step}}}`
 QUEUE_LINES = 1000  # that wait for a slow tracker; further ones are dropped
 RETRY_SECONDS = 60.0  # after a run could not be begun
 BATCH_SECONDS = 2.0  # between two looks at the queue: a bucket takes one write of an object in a second
@@ -55,7 +56,7 @@ def start_trackers(config: ConfigDict, workdir) -> list["Feed"]:
     names = check_trackers(config)
     if not names:
         return []
-    workdir, record = absolute(workdir), Record(epath.Path(workdir) / RECORD)
+    workdir, record = absolute(workdir), Record(epath.Path(workdir) / RUNS_FILE)
     name = "/".join(str(workdir).rstrip("/").split("/")[-2:])
     run = TrackedRun(config.log.project, name, config.to_dict(), None if is_remote(workdir) else workdir)
     return [Feed(name, run, record) for name in names]
@@ -78,10 +79,10 @@ class Record:
         run = self._runs.get(tracker, {"id": None, "steps": {}})
         return run["id"], dict(run["steps"])
 
-    def write(self, tracker: str, id: str | None, steps: dict[str, int]) -> None:  # noqa: A002
+    def write(self, tracker: str, run_id: str | None, steps: dict[str, int]) -> None:
         """Replaces both, on the disk or in the bucket. Raises OSError."""
         with self._lock:
-            self._runs[tracker] = {"id": id, "steps": dict(steps)}
+            self._runs[tracker] = {"id": run_id, "steps": dict(steps)}
             write_atomic(self._path, json.dumps(self._runs, indent=1).encode())
 
 
@@ -110,13 +111,15 @@ class Feed:
         if self._queue.qsize() >= QUEUE_LINES:
             self._lose(1, f"{QUEUE_LINES} lines wait for it")
         else:
-            self._queue.put(Line(step, {name: float(value) for name, value in values.items()}))
+            self._queue.put(Line(step, dict(values)))
 
-    def close(self, failed: bool, deadline: float) -> None:
-        """Ends the thread, waiting until `deadline` (`time.monotonic()`) for what is pending. `failed`: whether the
-        training ends with an error."""
+    def close(self, failed: bool) -> None:
+        """Lets the thread send what is pending and end. `failed`: whether the training ends with an error."""
         self._failed = failed
         self._closing.set()
+
+    def wait(self, deadline: float) -> None:
+        """Waits for the end of the thread until `deadline` (`time.monotonic()`), and prints how many lines are lost."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             self._lose(0, f"it did not finish within {FINISH_SECONDS:.0f} s")
@@ -157,23 +160,27 @@ class Feed:
             self._client = client
             _print_above_bar(f"{self._tracker}: run {client.id} {client.place}".rstrip())
 
-    def _keep(self, id: str) -> None:  # noqa: A002
+    def _keep(self, run_id: str) -> None:
         """Keeps the identifier of the run."""
-        if id != self._id:
-            self._record.write(self._tracker, id, self._steps)
-            self._id = id
+        if run_id != self._id:
+            self._record.write(self._tracker, run_id, self._steps)
+            self._id = run_id
 
     def _send(self, lines: list[Line]) -> None:
-        """Sends the values of lines, without those of steps that were sent before."""
+        """Sends the numbers of lines, without those of steps that were sent before."""
         new = []
         for line in lines:
-            values = {name: value for name, value in line.values.items() if self._steps.get(name, -1) < line.step}
+            values = {name: float(value) for name, value in line.values.items() if self._is_new(line.step, name, value)}
             self._steps |= dict.fromkeys(values, line.step)
             new += [Line(line.step, values)] if values else []
         if new:
             with self._tolerating(len(new)):
                 self._record.write(self._tracker, self._id, self._steps)
                 self._client.log(new)
+
+    def _is_new(self, step: int, name: str, value) -> bool:
+        """Returns whether a value is a number that the tracker has not got yet."""
+        return isinstance(value, numbers.Real) and self._steps.get(name, -1) < step
 
     @contextlib.contextmanager
     def _tolerating(self, lines: int):
@@ -195,7 +202,9 @@ def close_trackers(feeds: list[Feed], failed: bool) -> None:
     """Closes feeds. They get FINISH_SECONDS together. `failed`: whether the training ends with an error."""
     deadline = time.monotonic() + FINISH_SECONDS
     for feed in feeds:
-        feed.close(failed, deadline)
+        feed.close(failed)
+    for feed in feeds:
+        feed.wait(deadline)
 
 
 def _print_above_bar(text: str) -> None:

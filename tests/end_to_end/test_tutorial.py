@@ -35,7 +35,7 @@ def test_notebook_runs_from_top_to_bottom_in_three_minutes(tmp_path):
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - start
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^shown: Image \d{3,} \d{3,}$", done.stdout, re.MULTILINE)  # the explained pair
+    assert re.search(r"^shown: PngImageFile \d{3,} \d{3,}$", done.stdout, re.MULTILINE)  # the explained pair
     assert done.stdout.count("done: ") == 2
     for entropy in ("shannon", "renyi"):
         metrics = json.loads((tmp_path / "runs" / "tutorial" / entropy / "eval" / "test" / "metrics.json").read_text())

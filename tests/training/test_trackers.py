@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 
+import jax
 import pytest
 from commands import SMOKE, finish, logged, refusal
 from fake_trackers import read_runs, write_packages
@@ -181,6 +182,14 @@ def test_damaged_record_is_refused_by_name(content, store, tmp_path):
     (tmp_path / "trackers.json").write_text(content)
     with pytest.raises(ConfigError, match=r"trackers\.json: damaged \(.*\); remove it"):
         MetricsWriter(tmp_path, 0, config_of("wandb"))
+
+
+def test_other_processes_than_the_first_have_no_tracker(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    write_lines(tmp_path, config_of("wandb"), 0, 3)
+    assert not list(store.iterdir())
+    assert "wandb" not in sys.modules
+    assert not (tmp_path / "trackers.json").exists()
 
 
 def test_record_is_kept_in_a_bucket(gcs, store):
