@@ -3,14 +3,15 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 from commands import ROOT
 
-SECONDS = 180  # on two cores
+# Of processor time: the notebook keeps a core busy nearly all the time, so it takes no longer where nothing else runs.
+SECONDS = 180
 # Runs the code cells of a notebook in one namespace, and evaluates a last expression as Jupyter does.
 RUNNER = """
 import ast, json, sys
@@ -26,14 +27,20 @@ for cell in json.load(open(sys.argv[1]))["cells"]:
 """
 
 
+def processor_seconds():
+    """Returns the processor time of the processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 @pytest.mark.slow  # what it calls is tested elsewhere; it trains for two minutes
 def test_notebook_runs_from_top_to_bottom_in_three_minutes(tmp_path):
     env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
     env |= {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "MEFN_CACHE": str(tmp_path / "cache")}
     words = [sys.executable, "-W", "ignore:.*non-interactive", "-c", RUNNER, str(ROOT / "docs" / "tutorial.ipynb")]
-    start = time.monotonic()
+    start = processor_seconds()
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-    seconds = time.monotonic() - start
+    seconds = processor_seconds() - start
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^shown: PngImageFile \d{3,} \d{3,}$", done.stdout, re.MULTILINE)  # the explained pair
     assert done.stdout.count("done: ") == 2
