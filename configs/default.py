@@ -188,6 +188,10 @@ def base(model="mefn"):
     c.train.eval_every = 1000  # steps between evaluations on val; also evaluates at the end
     c.train.save_every = 1000  # steps between checkpoints; also saves after each evaluation and at the end
 
+    c.log = ConfigDict()
+    c.log.to = ""  # trackers beside TensorBoard, separated by commas: wandb, mlflow, trackio
+    c.log.project = "mefn-jax"  # name under which they group the runs
+
     c.eval = ConfigDict()
     c.eval.batch_size = 128  # images or captions encoded at once
     c.eval.val_images = 1000  # evaluations during training use the first N images of val; 0: all

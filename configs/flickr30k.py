@@ -11,9 +11,10 @@ them: `:image=regions --config.data.dir=data/f30k_precomp`. Meant for accelerato
 at full size, so there is no number to expect yet.
 """
 
-from configs import default
-from configs.towers import IMAGES, TEXTS
+from mefn_jax.configs.towers import IMAGES, TEXTS
+
 from mefn_jax.config import parse_arg
+from mefn_jax.configs import default
 from mefn_jax.errors import ConfigError
 
 

@@ -8,8 +8,8 @@ val, 1,000 x 5,000, step 2500: R@1/5/10 image to text 1.0/3.6/7.7, text to image
 Published numbers use full-size photographs, pretrained towers and all 6,000 training photographs.
 """
 
-from configs import default
 from mefn_jax.config import parse_arg
+from mefn_jax.configs import default
 
 
 def get_config(arg=""):

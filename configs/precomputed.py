@@ -9,8 +9,8 @@ Other text towers: `:text=bert --config.text.pretrained=BERT` trains BERT, or fr
 rate was chosen for MEFN; VSE++ is better with 5e-4, SCAN with 2e-3. Numbers to expect: docs/results.md.
 """
 
-from configs import default
 from mefn_jax.config import parse_arg
+from mefn_jax.configs import default
 from mefn_jax.errors import ConfigError
 
 TEXTS = ("cached", "bert", "gru")

@@ -8,8 +8,8 @@ text and 74.7 text to image (chance 0.2), rSum 546.1, 99.4 % twin accuracy (chan
 late, or not within this time.
 """
 
-from configs import default
 from mefn_jax.config import parse_arg
+from mefn_jax.configs import default
 
 
 def get_config(arg=""):

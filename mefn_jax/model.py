@@ -214,7 +214,7 @@ MODEL_CHOICES = {
     "image.arch": tuple(IMAGE_ENCODERS),
     "text.arch": tuple(TEXT_ENCODERS),
     "text.pooling": ("tower", *POOLINGS),
-    "matcher.entropy": tuple(ENTROPIES),
+    "matcher.entropy": ENTROPIES,  # itself, so that one that is added later counts
     "matcher.local": DIRECTIONS,
     "matcher.global_input": GLOBAL_INPUTS,
     "matcher.branches": BRANCHES,

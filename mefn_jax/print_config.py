@@ -6,8 +6,8 @@ import re
 
 from ml_collections import ConfigDict
 
-from configs import default
 from mefn_jax.config import flatten
+from mefn_jax.configs import default
 from mefn_jax.model import find_system
 
 OPTION = re.compile(r"    c\.(?P<key>[\w.]+) = .*?  # (?P<comment>.*)")

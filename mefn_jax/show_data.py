@@ -47,7 +47,7 @@ def show_data(config, out: str, rows: int, step: int) -> None:
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    define_config_flag("configs/shapes.py")
+    define_config_flag("shapes")
     define_path_flag("out", None, "Image file to write.", required=True)
     define_count_flag("rows", 24, "Number of rows of the batch to draw, from the first on.")
     define_count_flag("step", 1, "The training step whose batch is drawn.")

@@ -34,13 +34,13 @@ from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation.results import read_report
 from mefn_jax.reports.rows import IGNORED_KEYS
 from mefn_jax.runtime.cli import define_path_flag, run_command
+from mefn_jax.runtime.config_files import find_config
 from mefn_jax.runtime.console import format_duration
 from mefn_jax.runtime.lock import hold_lock
 from mefn_jax.runtime.outputs import check_output_directory
 from mefn_jax.runtime.processes import run_child
 from mefn_jax.runtime.storage import is_remote, write_atomic
 
-ROOT = Path(__file__).resolve().parent.parent
 RECORD = "sweep.json"  # file in the directory of a run, with the options that it was started with
 CACHE = "compiled"  # folder in --out for the compiled programs, which all runs share
 
@@ -111,8 +111,6 @@ def plan_runs(plan: Sweep) -> list[PlannedRun]:
 
 def load_config(arguments: list[str]) -> ConfigDict | None:
     """Returns the configuration that the flags of `train.py` give; None if they cannot be read."""
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))  # configuration files import `configs`, which lies there
     values, argv = flags.FlagValues(), ["train.py", *arguments]
     try:
         config_flags.DEFINE_config_file("config", None, "", values, lock_config=True, sys_argv=argv)
@@ -146,8 +144,8 @@ def _run_all(plan: Sweep) -> int:
         record_options(run)
         log = run.workdir / "log.txt"
         commands = (
-            ["train.py", run.arguments[0], f"--workdir={run.workdir}", *run.arguments[1:]],
-            ["eval.py", f"--workdir={run.workdir}", f"--split={plan.split}"],
+            ["train", run.arguments[0], f"--workdir={run.workdir}", *run.arguments[1:]],
+            ["eval", f"--workdir={run.workdir}", f"--split={plan.split}"],
         )
         if all(_succeeds(command, log, plan.out / CACHE) for command in commands):
             line, succeeded = describe_report(report, plan.split)
@@ -250,15 +248,15 @@ def _read_quietly(path: Path) -> dict:
 
 
 def _succeeds(command: list[str], log: Path, cache: Path) -> bool:
-    """Runs a command of the checkout in the current directory, appends its output to `log`, and returns whether it
-    succeeded. Compiled programs are kept in `cache`, or where JAX_COMPILATION_CACHE_DIR says."""
-    script, *arguments = command
+    """Runs a command of `mefn_jax/commands/` in the current directory, appends its output to `log`, and returns whether
+    it succeeded. Compiled programs are kept in `cache`, or where JAX_COMPILATION_CACHE_DIR says."""
+    name, *arguments = command
     environment = {
         "JAX_COMPILATION_CACHE_DIR": str(cache.resolve()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
     with log.open("a", encoding="utf-8") as file:
-        words = [sys.executable, ROOT / script, *arguments]
+        words = [sys.executable, "-m", f"mefn_jax.commands.{name}", *arguments]
         return run_child(words, stdout=file, stderr=file, env=environment | os.environ) == 0
 
 
@@ -280,7 +278,7 @@ def last_line(log: Path) -> str:
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    define_path_flag("config", "configs/precomputed.py", "Configuration file, with optional arguments after a colon.")
+    define_path_flag("config", find_config("precomputed"), "Configuration, with optional arguments after a colon.")
     flags.DEFINE_list("models", ["mefn"], "Names of models, separated by commas.")
     flags.DEFINE_list("seeds", ["0"], "Seeds, separated by commas.")
     flags.DEFINE_multi_string(

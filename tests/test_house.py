@@ -13,6 +13,7 @@ PACKAGE = ROOT / "mefn_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # From the top floor down. A module imports from its own room and from the rooms below it.
 ROOMS = (
+    ("commands",),
     ("aot", "precompute", "print_config", "sweep", "show_data"),
     ("training",),
     ("retrieval",),
@@ -20,6 +21,7 @@ ROOMS = (
     ("benchmarks",),
     ("evaluation",),
     ("resolve",),
+    ("configs",),
     ("model",),
     ("encoders",),
     ("matching",),

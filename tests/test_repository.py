@@ -11,8 +11,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from configs import default
-from eval import VERBS
 from mefn_jax import config as configuration
+from mefn_jax.commands.eval import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -80,7 +80,7 @@ def imports(path):
 
 
 def test_package_imports_no_tensorflow_torch_pickle_or_tests():
-    for path in [*ROOT.glob("mefn_jax/**/*.py"), ROOT / "train.py", ROOT / "eval.py"]:
+    for path in [*ROOT.glob("mefn_jax/**/*.py"), *ROOT.glob("configs/*.py"), ROOT / "train.py", ROOT / "eval.py"]:
         for name in imports(path):
             assert name.split(".")[0] not in ("tensorflow", "torch", "tests", "pickle"), (path, name)
 

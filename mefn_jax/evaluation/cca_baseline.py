@@ -115,7 +115,7 @@ def evaluate_cca(config, split: str, held_out_images: int, out: str) -> dict:
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    define_config_flag("configs/precomputed.py")
+    define_config_flag("precomputed")
     define_split_flag()
     define_count_flag(
         "held_out_images", 500, "Number of images at the end of train on which ridges and power are chosen."

@@ -16,7 +16,7 @@ from mefn_jax.runtime.console import printable
 # Characters with which a spreadsheet begins a formula, also in their full-width forms.
 FORMULA_STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 # Runs that differ only in these options share a row: the seed, and options that do not change the result.
-IGNORED_KEYS = ("train.seed", "data.threads", "data.workers", "train.log_every", "train.save_every", "eval.")
+IGNORED_KEYS = ("train.seed", "data.threads", "data.workers", "train.log_every", "train.save_every", "log.", "eval.")
 
 
 @dataclasses.dataclass(frozen=True)

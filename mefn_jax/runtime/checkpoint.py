@@ -64,13 +64,18 @@ ADDED_SIGLIP = {
 }
 
 
-def _upgrade_2(meta: dict) -> dict:
-    """Adds the options of today's towers and of LoRA."""
+def _add_options(meta: dict, options: dict) -> dict:
+    """Returns `meta` with these options (by dotted name) in its configuration."""
     config = copy.deepcopy(meta["config"])
-    for key, value in (ADDED_OPTIONS | {f"text.siglip.{k}": v for k, v in ADDED_SIGLIP.items()}).items():
+    for key, value in options.items():
         *sections, name = key.split(".")
         functools.reduce(lambda part, section: part.setdefault(section, {}), sections, config)[name] = value
     return meta | {"config": config}
+
+
+def _upgrade_2(meta: dict) -> dict:
+    """Adds the options of today's towers and of LoRA."""
+    return _add_options(meta, ADDED_OPTIONS | {f"text.siglip.{k}": v for k, v in ADDED_SIGLIP.items()})
 
 
 def _upgrade_3(meta: dict) -> dict:
@@ -91,8 +96,20 @@ def _upgrade_4(meta: dict) -> dict:
     return meta | {"config": config | added}
 
 
-UPGRADES = {1: _upgrade_1, 2: _upgrade_2, 3: _upgrade_3, 4: _upgrade_4}
-CHECKPOINT_FORMAT = Format(5, CheckpointError, "use it with that version, or train again", UPGRADES)
+# Options that format 6 added, with what the code did before.
+OPTIONS_OF_6 = {
+    "log.to": "",
+    "log.project": "mefn-jax",
+}
+
+
+def _upgrade_5(meta: dict) -> dict:
+    """Adds options of training that did not exist."""
+    return _add_options(meta, OPTIONS_OF_6)
+
+
+UPGRADES = {1: _upgrade_1, 2: _upgrade_2, 3: _upgrade_3, 4: _upgrade_4, 5: _upgrade_5}
+CHECKPOINT_FORMAT = Format(6, CheckpointError, "use it with that version, or train again", UPGRADES)
 GONE = "is gone: a training that goes on removes old checkpoints; run the command again"
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy"),
@@ -106,8 +123,11 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Returns the commit of the checkout, with "+changes" if files differ from it; "unknown" outside a checkout."""
+    """Returns the commit of the checkout, with "+changes" if files differ from it. Outside a checkout: what the package
+    was installed from, its commit in Git or "release X.Y.Z"; "unknown" for a mere copy of the files."""
     root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # git would name a repository around it, such as that of the user's own project
+        return _describe_installation(root)
 
     def git(*arguments):
         return subprocess.run(
@@ -118,6 +138,15 @@ def git_commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _describe_installation(folder: Path) -> str:
+    """Returns what the package in a folder of installed packages was installed from; "unknown" in another folder."""
+    for distribution in importlib.metadata.distributions(name="mefn-jax", path=[str(folder)]):
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")  # which pip writes
+        commit = origin.get("vcs_info", {}).get("commit_id", "")
+        return commit[:12] or f"release {distribution.version}"
+    return "unknown"
 
 
 def _is_no_orbax_trace(record) -> bool:

@@ -17,11 +17,19 @@ from ml_collections import config_flags
 
 from mefn_jax.config import get_dotted, set_dotted, suggest
 from mefn_jax.errors import ConfigError, UserError, reason
+from mefn_jax.runtime.config_files import find_config, is_installed
 from mefn_jax.runtime.storage import expand_home
 
 # Options of the configuration that are paths or, for `pretrained`, may be.
 PATH_OPTIONS = ("data.dir", "data.cached_text", "image.pretrained", "text.pretrained")
 LARGEST_COUNT = 10**9  # of a flag that counts something
+# Commands of a checkout, and what pyproject.toml calls them in an installed package.
+SCRIPTS = {
+    "python train.py": "mefn-train",
+    "python eval.py": "mefn-eval",
+    "python -m mefn_jax.data.prepare": "mefn-prepare",
+    "python -m mefn_jax.sweep": "mefn-sweep",
+}
 HELP_FLAGS = ("--help", "-help", "-h", "--helpshort")
 
 
@@ -40,7 +48,8 @@ def run_command(main, define_flags, description: str | None = None) -> None:
     def parse(argv):
         try:
             flags_of_absl = set(flags.FLAGS)
-            argv = [re.sub(r"(?<=^--config=)~.*", lambda match: expand_home(match[0]), word) for word in argv]
+            argv = _expand_config(argv)
+            sys.argv = argv  # where ml_collections looks for overrides
             define_flags()
             if not set(HELP_FLAGS).isdisjoint(argv[1:]):
                 names = [name for name in flags.FLAGS if name not in flags_of_absl]
@@ -54,8 +63,6 @@ def run_command(main, define_flags, description: str | None = None) -> None:
                 raise
             _check_path_flags()
             expand_path_options()
-            if "config" in flags.FLAGS and flags.FLAGS.config is not None and not config_path().is_file():
-                raise ConfigError(f"--config={config_path()}: no such file")
             return positional
         except BrokenPipeError:
             _exit_without_reader()
@@ -86,6 +93,17 @@ def run_command(main, define_flags, description: str | None = None) -> None:
         app.run(run_guarded, flags_parser=parse)
     except Interruption as e:  # while the flags were parsed
         _exit_interrupted(e.number)
+
+
+def _expand_config(argv: list[str]) -> list[str]:
+    """Returns the words of a command with the value of `--config` made a path: of a name, and of `~`."""
+    words = list(argv)
+    for k, word in enumerate(words):
+        if word.startswith("--config="):
+            words[k] = f"--config={find_config(expand_home(word.removeprefix('--config=')))}"
+        elif word == "--config" and k + 1 < len(words):
+            words[k + 1] = find_config(expand_home(words[k + 1]))
+    return words
 
 
 def _comes_from_environment(error: Exception) -> bool:
@@ -131,9 +149,10 @@ def _exit_interrupted(number: int) -> None:
 
 
 def define_config_flag(default: str | None) -> None:
-    """Defines `--config=FILE.py[:arguments]` and its `--config.key=value` overrides. Without a default, the flag is
-    optional and None if left out."""
-    description = "Configuration file, with optional arguments after a colon: FILE.py:a=x,b."
+    """Defines `--config=FILE.py[:arguments]` and its `--config.key=value` overrides. `default` is a name or a path;
+    without one, the flag is optional and None if left out."""
+    description = "Configuration, by name or as a file, with optional arguments after a colon: FILE.py:a=x,b."
+    default = default and find_config(default)
     try:
         config_flags.DEFINE_config_file("config", default, description, lock_config=True)
     except (AttributeError, KeyError) as e:  # an override of an option that does not exist
@@ -267,7 +286,7 @@ def _format_help(description: str, names: list[str]) -> str:
         title = f"  --{'[no]' * flag.boolean}{name}"
         default = f" (default: {flag.default_as_str.strip(chr(39))})" if flag.default else ""
         lines += textwrap.wrap(f"{title:<23} {' '.join(flag.help.split())}{default}", 120, subsequent_indent=" " * 24)
-    return "\n".join(lines)
+    return _name_scripts("\n".join(lines))
 
 
 def _flag_message(error: Exception) -> str:
@@ -299,5 +318,13 @@ def _exit_without_reader() -> None:
 
 def fail(message: str, status: int) -> None:
     """Prints an error and exits with `status`."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {_name_scripts(message)}", file=sys.stderr)
     sys.exit(status)
+
+
+def _name_scripts(text: str) -> str:
+    """Returns a text that names commands as a user of an installed package, who has no `train.py`, types them."""
+    if is_installed():
+        for command, script in SCRIPTS.items():
+            text = text.replace(command, script)
+    return text

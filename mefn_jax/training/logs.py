@@ -1,10 +1,11 @@
-"""Logs of a training run: one aligned line per log step, metrics.jsonl and TensorBoard events."""
+"""Logs of a training run: one aligned line per log step, metrics.jsonl, TensorBoard events and trackers."""
 
 import contextlib
 import functools
 import itertools
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mefn_jax.config import count_pairs
 from mefn_jax.errors import TrainingError
 from mefn_jax.runtime.console import format_duration, print0, tolerate_faults
 from mefn_jax.runtime.storage import Mirror
+from mefn_jax.training.trackers import close_trackers, start_trackers
 
 COPY_SECONDS = 30.0  # between copies of the log to a remote workdir; evaluations and saves copy it too
 
@@ -92,13 +94,15 @@ def _open_events(folder: Path, step: int):
 
 
 class MetricsWriter:
-    """Writer of WORKDIR/metrics.jsonl and of TensorBoard events, active on process 0 alone. `flush` copies both to a
-    remote workdir.
+    """Writer of WORKDIR/metrics.jsonl, of TensorBoard events, and to the trackers of `log.to`, active on process 0
+    alone. `flush` copies the files to a remote workdir.
 
-    When a run resumes at `step`, lines of later steps, whose work was lost, are dropped.
+    When a run resumes at `step`, lines of later steps, whose work was lost, are dropped. Trackers keep those lines, and
+    do not get them twice (`training/trackers.py`).
     """
 
-    def __init__(self, workdir, step: int):
+    def __init__(self, workdir, step: int, config=None):
+        """Opens the files, and starts the trackers of the configuration, if one is given."""
         self._active = jax.process_index() == 0
         if not self._active:
             return
@@ -110,15 +114,19 @@ class MetricsWriter:
             self._file = path.open("a", encoding="utf-8")
             self._mirror.copy()  # missing rights are reported before the first step
         self._board = TensorBoard(path.parent / "tensorboard", step)
+        self._feeds = start_trackers(config, workdir) if config is not None else []
 
     def write(self, step: int, values: dict) -> None:
-        """Writes one line `{"step": step, name: number, ...}`, and a TensorBoard scalar for each value."""
+        """Writes one line `{"step": step, name: number, ...}`, a TensorBoard scalar for each value, and both to the
+        trackers."""
         if not self._active:
             return
         with self._writing():
             self._file.write(json.dumps({"step": step} | values) + "\n")
             self._file.flush()
         self._board.add_scalars(step, values)
+        for feed in self._feeds:
+            feed.write(step, values)
 
     def write_images(self, step: int, name: str, images) -> None:
         """Writes TensorBoard images `name/0`, `name/1`, ...; `images` yields uint8 arrays `(H, W, 3)`."""
@@ -134,13 +142,18 @@ class MetricsWriter:
                 self._mirror.copy()
 
     def close(self) -> None:
-        """Closes both files and copies them a last time."""
-        if self._active:
+        """Closes both files and copies them a last time, and then closes the trackers, which show the run as failed if
+        an exception is under way."""
+        if not self._active:
+            return
+        try:
             self._board.close()
             with self._writing():
                 self._file.close()
                 self._mirror.copy()
             self._mirror.close()
+        finally:
+            close_trackers(self._feeds, failed=sys.exception() is not None)
 
     @contextlib.contextmanager
     def _writing(self):

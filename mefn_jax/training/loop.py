@@ -28,6 +28,7 @@ from mefn_jax.runtime.trace import Profile
 from mefn_jax.training import state, step
 from mefn_jax.training.logs import MetricsWriter, StepLog
 from mefn_jax.training.setup import Run, is_evaluation_due, open_data, print_header, set_up_run
+from mefn_jax.training.trackers import check_trackers
 
 SAVE_TIMEOUT = 120  # seconds that a running save gets to finish when a process fails
 
@@ -41,6 +42,7 @@ def train(config: ConfigDict, workdir, profile: str = "") -> None:
     """
     # `on_all_processes`, here and below: an error on one process stops all of them, instead of leaving some to wait.
     workdir, trace = on_all_processes(lambda: (resolve_directory("--workdir", workdir), Profile(profile)))
+    on_all_processes(lambda: check_trackers(config) if jax.process_index() == 0 else None)
     mesh = on_all_processes(lambda: make_mesh(validate(config).mesh))
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
@@ -84,7 +86,7 @@ def run_loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: 
     mesh = run.evaluator.mesh
     train_step = step.compile_step(mesh, train_state, run.step_config)
     batches = training_batches(run)
-    writer = on_all_processes(lambda: MetricsWriter(workdir, run.first_step))
+    writer = on_all_processes(lambda: MetricsWriter(workdir, run.first_step, config))
     log = StepLog(config, jax.device_get(run.hyper).learning_rate_at, steps, ideal_step_seconds(run))
     bar = tqdm(total=steps, initial=run.first_step, unit=" steps", disable=None, leave=False)
     completed, stopping = run.first_step, False

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from eval import VERBS
+from mefn_jax.commands.eval import VERBS
 
 
 def help_of(command, *verb) -> tuple[str, list[str]]:

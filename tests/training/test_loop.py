@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from commands import logged
+from fake_trackers import read_runs, write_packages
 
 from configs import shapes
 from mefn_jax.config import count_pairs
@@ -63,12 +64,20 @@ def test_missing_evaluation_is_made_up_for(unevaluated, capsys):
     assert "step 2 of 2 is done already" in capsys.readouterr().out
 
 
-def test_faults_in_pictures_and_tensorboard_do_not_end_training(unevaluated, monkeypatch, capsys):
+def test_faults_in_pictures_tensorboard_and_trackers_do_not_end_training(unevaluated, monkeypatch, capsys):
     monkeypatch.setattr(figures, "draw_pixels", fail)
+    write_packages(unevaluated / "packages")
+    monkeypatch.syspath_prepend(str(unevaluated / "packages"))
+    monkeypatch.setenv("FAKE_TRACKERS", str(unevaluated))
+    monkeypatch.setenv("FAKE_TRACKERS_FAIL", "log")
+    config = tiny_config("mefn")
+    config.log.to = "wandb"
     workdir = unevaluated / "mefn"
     (workdir / "tensorboard").write_text("a file in the way")
-    loop.train(tiny_config("mefn"), workdir)
+    loop.train(config, workdir)
     printed = capsys.readouterr().out
+    assert printed.count("warning: wandb failed (ConnectionError: log: no route to host); training goes on") == 1
+    assert [run.ends for run in read_runs(unevaluated, "wandb").values()] == [[False]]
     assert "warning: pictures of pairs failed (RuntimeError: made to fail); training goes on" in printed
     assert len(re.findall("warning: TensorBoard failed", printed)) == 1
     assert rsums(workdir) == {2: True}
