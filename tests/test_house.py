@@ -14,6 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the top floor down. A module imports from its own room and from the rooms below it.
 ROOMS = (
     ("aot", "precompute", "print_config", "sweep", "show_data"),
+    ("sweeps",),
     ("training",),
     ("retrieval",),
     ("reports",),
