@@ -19,7 +19,7 @@ from mefn_jax.runtime.storage import write_atomic
 from mefn_jax.sweeps.plan import PlannedRun
 
 METRICS = (*(f"{side}.r{k}" for side in ("i2t", "t2i") for k in RECALLS), "rsum")
-COLUMN_TITLES = (*(f"{side} R@{k}" for side in ("i2t", "t2i") for k in RECALLS), "rSum")
+METRIC_TITLES = (*(f"{side} R@{k}" for side in ("i2t", "t2i") for k in RECALLS), "rSum")
 LOCK_SECONDS = 60.0  # longest wait for another job that writes the summary
 
 
@@ -80,7 +80,7 @@ def _read_metrics(runs: list[PlannedRun], split: str) -> dict[int, list[float]]:
 def to_table(rows) -> str:
     """Returns the rows of `group_results` as a table in Markdown: means, and standard deviations from two seeds on."""
     keys = list(rows[0][0].grid) if rows else []
-    lines = ["model", *keys, "seeds", *COLUMN_TITLES], ["---"] * (len(keys) + 2 + len(COLUMN_TITLES))
+    lines = ["model", *keys, "seeds", *METRIC_TITLES], ["---"] * (len(keys) + 2 + len(METRIC_TITLES))
     lines = [*lines, *([run.model, *run.grid.values(), *_format_cells(number, m)] for run, number, m in rows)]
     return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines)
 
