@@ -32,6 +32,7 @@ POSITIVE = (
     "train.save_every",
     "data.threads",
     "data.views",
+    "data.negatives_per_pair",
     "eval.batch_size",
     "matcher.init_lambda",
     "matcher.init_hub_scale",
@@ -91,6 +92,7 @@ NOT_NEGATIVE = (
     "matcher.init_evidence_lambda",
     "train.steps",
     "train.epochs",
+    "train.patience",
     "train.seed",
     "train.weight_decay",
     "data.workers",
@@ -176,6 +178,7 @@ def check_config(config: ConfigDict, choices: dict) -> None:
             f"train.batch_size={batch_size} is not a multiple of data.views={views}, the rows of a pair; choose one "
             "that is"
         )
+    _check_negatives(config)
     if (config.train.steps > 0) == (config.train.epochs > 0):
         raise ConfigError(
             f"train.steps={config.train.steps} and train.epochs={config.train.epochs}: set exactly one, the other to 0"
@@ -196,6 +199,23 @@ def check_config(config: ConfigDict, choices: dict) -> None:
         has_no_tower = config[kind].arch in ("regions", "cached")
         if has_no_tower or not config[kind].pretrained:  # otherwise the sizes come from the checkpoint
             check_tower(config)
+
+
+def _check_negatives(config: ConfigDict) -> None:
+    """Raises ConfigError if pairs cannot stand in groups of mined negatives."""
+    if not config.data.negatives:
+        return
+    if config.data.pair_twins:
+        raise ConfigError(
+            "data.negatives and data.pair_twins both say which pairs stand side by side; add "
+            "--config.data.pair_twins=False"
+        )
+    size, pairs = 1 + config.data.negatives_per_pair, count_pairs(config)
+    if pairs % size:
+        raise ConfigError(
+            f"data.negatives_per_pair={size - 1}: groups of {size} pairs do not divide the {pairs} pairs of a batch; "
+            "choose another train.batch_size"
+        )
 
 
 def count_pairs(config: ConfigDict) -> int:

@@ -12,6 +12,7 @@
     python eval.py ensemble  DIR DIR --out=DIR                      evaluates the mean of several runs' scores
     python eval.py zero_shot --config=FILE.py:model=clip,...        evaluates a pretrained CLIP or SigLIP
     python eval.py benchmark NAME --workdir=DIR --data_dir=DIR      scores a published benchmark, such as eccv
+    python eval.py mine      --workdir=DIR --out=FILE               mines hard negatives of the training captions
     python eval.py compile   --config=FILE.py --target=v5e:2x4      compiles the scoring step for a TPU slice
 
 `python eval.py VERB --help` lists the flags of a verb, `python eval.py --help` those without a verb.
@@ -28,6 +29,7 @@ VERBS = {
     "explain": "mefn_jax.reports.explain",
     "index": "mefn_jax.retrieval.index",
     "search": "mefn_jax.retrieval.search",
+    "mine": "mefn_jax.retrieval.mine",
     "compare": "mefn_jax.reports.compare",
     "ensemble": "mefn_jax.evaluation.ensemble",
     "zero_shot": "mefn_jax.evaluation.zero_shot",

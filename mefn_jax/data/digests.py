@@ -53,6 +53,13 @@ def digest_data(dataset: Dataset) -> dict[str, str | None]:
     return digests
 
 
+def digest_split(split: Split) -> str:
+    """Returns a digest of a split as it is used, without the images that are held out or skipped, by which positions in
+    it are known to mean the same: of all numbers of captions, and of the ids and captions of some images."""
+    records = map(split.record, spread_positions(split.num_images, DIGESTED_IMAGES))
+    return _digest_captions(split.caption_offsets, ((record["image_id"], record["captions"]) for record in records))
+
+
 def find_changes(old: dict | None, new: dict) -> list[str]:
     """Returns the values of PARTS for the parts that differ between two results of `digest_data`. A part that is None
     in one of them does not count as different."""

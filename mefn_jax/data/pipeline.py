@@ -24,6 +24,7 @@ import numpy as np
 
 from mefn_jax.data import images, word_augment
 from mefn_jax.data.augment import Augment
+from mefn_jax.data.negatives import HardNegatives, arrange_groups, read_negatives
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import EncodedCaptions, Tokenizer
 from mefn_jax.runtime.processes import set_up_worker
@@ -144,6 +145,7 @@ def training_dataset(
     offset: int = 0,
     may_reduce: bool = False,
     views: int = 1,
+    order=None,
 ):
     """Returns an endless grain dataset: `dataset[k]` is the part of step k's batch that this process loads.
 
@@ -153,13 +155,14 @@ def training_dataset(
     not 0 after a change of the batch size, and may be negative. Every pass visits each (image, caption) pair once, in a
     new order. With `pair_twins` (drawn scenes), a caption and that of its twin stay together, so that batches of an
     even number of pairs hold both; if an odd number of captions has no twin, one of them is visited twice. `may_reduce`
-    is that of `images.decode`.
+    is that of `images.decode`. `order` replaces the endless sequence of captions by another.
     """
-    order = (
-        shuffle_twin_pairs(split, seed)
-        if pair_twins
-        else ShuffledCaptions(np.arange(split.num_captions)[:, None], seed)
-    )
+    if order is None:
+        order = (
+            shuffle_twin_pairs(split, seed)
+            if pair_twins
+            else ShuffledCaptions(np.arange(split.num_captions)[:, None], seed)
+        )
     size = batch_size // views
     steps = PASSES * (len(order) // size + 1)
     rows = np.arange(batch_size) if rows is None else rows
@@ -178,8 +181,11 @@ def training_dataset_from_config(
         augment = dataclasses.replace(augment, flip=0.0)  # `statistics.summarize_text` says so
     # A pretrained tower knows the pixels of the whole image as its own preprocessing resizes them.
     may_reduce = not config.image.pretrained
+    order = None
+    if d.negatives:
+        order = GroupedCaptions(read_negatives(d.negatives, split), 1 + d.negatives_per_pair, t.seed)
     return training_dataset(
-        split, tokenizer, resize, t.batch_size, t.seed, rows, d.pair_twins, augment, offset, may_reduce, d.views
+        split, tokenizer, resize, t.batch_size, t.seed, rows, d.pair_twins, augment, offset, may_reduce, d.views, order
     )
 
 
@@ -213,10 +219,26 @@ class ShuffledCaptions:
         order = self._epochs.get(epoch)
         if order is None:
             # From 2^63 on, so that no row of a batch draws from the same key (`LoadBatch`).
-            order = self.groups[_make_rng(2**63 + self.seed, epoch).permutation(len(self.groups))].reshape(-1)
+            order = self._draw(_make_rng(2**63 + self.seed, epoch), epoch)
             # Another thread may still read the previous epoch.
             self._epochs = {e: o for e, o in self._epochs.items() if e == epoch - 1} | {epoch: order}
         return order
+
+    def _draw(self, rng: np.random.Generator, epoch: int) -> np.ndarray:
+        return self.groups[rng.permutation(len(self.groups))].reshape(-1)
+
+
+class GroupedCaptions(ShuffledCaptions):
+    """Endless sequence of captions in which each stands beside hard negatives of its own: in every epoch all captions,
+    in other groups of `size` (`negatives.arrange_groups`). Groups begin at multiples of their size, over all epochs, so
+    that batches hold whole groups."""
+
+    def __init__(self, negatives: HardNegatives, size: int, seed: int):
+        super().__init__(np.arange(len(negatives.texts))[:, None], seed)
+        self.negatives, self.size = negatives, size
+
+    def _draw(self, rng: np.random.Generator, epoch: int) -> np.ndarray:
+        return arrange_groups(self.negatives, self.size, rng, -epoch * len(self) % self.size)
 
 
 def shuffle_twin_pairs(split: Split, seed: int) -> ShuffledCaptions:

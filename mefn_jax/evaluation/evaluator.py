@@ -141,9 +141,7 @@ class Evaluator:
 
     def encode(self, params, split: Split) -> tuple[Features, Features]:
         """Returns the Features of all images and of all captions of a split, as NumPy arrays in source order."""
-        images = self.encode_images(params, split)
-        size = round_up(self.config.eval.batch_size, self.mesh.size)
-        return images, self._encode_text_batches(params, pipeline.caption_batches(split, self.tokenizer, size))
+        return self.encode_images(params, split), self.encode_texts(params, split)
 
     def encode_images(self, params, split: Split) -> Features:
         """Returns the Features of all images of a split, as NumPy arrays in source order."""
@@ -156,6 +154,11 @@ class Evaluator:
         return concatenate(
             [_to_host(encode_images(params, from_local_rows(self.mesh, images)), number) for images, number in batches]
         )
+
+    def encode_texts(self, params, split: Split) -> Features:
+        """Returns the Features of all captions of a split, as NumPy arrays in source order."""
+        size = round_up(self.config.eval.batch_size, self.mesh.size)
+        return self._encode_text_batches(params, pipeline.caption_batches(split, self.tokenizer, size))
 
     def _encode_text_batches(self, params, batches) -> Features:
         encode_texts = self._programs.encode_texts

@@ -100,12 +100,15 @@ def _upgrade_4(meta: dict) -> dict:
 OPTIONS_OF_6 = {
     "log.to": "",
     "log.project": "mefn-jax",
+    "train.patience": 0,
+    "data.negatives": "",
+    "data.negatives_per_pair": 1,
 }
 
 
 def _upgrade_5(meta: dict) -> dict:
-    """Adds options of training that did not exist."""
-    return _add_options(meta, OPTIONS_OF_6)
+    """Adds options of training that did not exist, and what was not stored: the best evaluation and the negatives."""
+    return _add_options(meta, OPTIONS_OF_6) | {"best": None, "negatives": None}
 
 
 UPGRADES = {1: _upgrade_1, 2: _upgrade_2, 3: _upgrade_3, 4: _upgrade_4, 5: _upgrade_5}
@@ -285,6 +288,10 @@ class Checkpoints:
         """Returns whether the rSum of a step is recorded."""
         return step in self._rsums
 
+    def recorded_rsum(self, step: int) -> float | None:
+        """Returns the rSum of a step on val; None if it is not recorded."""
+        return self._rsums.get(step)
+
     def _rsum_path(self, step: int):
         return self.directory / str(step) / "rsum.json"
 
@@ -308,8 +315,8 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict:
         """Returns what was saved besides the state: format, step, examples, config, tokenizer, preprocessing, commit,
-        versions, in the current format, and `checksum`: the SHA-256 of the rest (`meta`), and of each leaf of the state
-        its type and shape (`leaves`) and its checksum (`state`), None for a checkpoint of format 1.
+        versions, best, negatives, in the current format, and `checksum`: the SHA-256 of the rest (`meta`), and of each
+        leaf of the state its type and shape (`leaves`) and its checksum (`state`), None for a checkpoint of format 1.
 
         Raises UnreadableCheckpointError, also if the content is not what was saved, and CheckpointError for a format
         that it cannot read, and for a directory that was renamed."""

@@ -1,4 +1,4 @@
-"""Locks of directories that one command at a time may write: a run, a sweep, an index, features.
+"""Locks of directories that one command at a time may write: a run, an index, features; and of the runs of a sweep.
 
 On a disk a lock is a flock on DIR/.lock, which the kernel passes on to the server of a shared disk and which ends with
 its process, however that ends. Where there are no such locks, in a bucket and on some network disks, it is a lease: the
@@ -30,15 +30,15 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.E
 
 
 @contextlib.contextmanager
-def hold_lock(option: str, directory):
+def hold_lock(option: str, directory, name: str = LOCK_FILE):
     """Holds the lock of a directory, which is created if it does not exist. Yields `check()`, which raises LockError if
-    a lease was lost.
+    a lease was lost. `name` is the file of the lock: a directory may have locks for several purposes.
 
     Raises LockError, naming the process that holds it, if the lock is held by another, after waiting for the end of
     a lease that is not renewed; ConfigError, naming the option, if the directory cannot be written.
     """
     if is_remote(directory):
-        with _hold_lease(option, directory, _BucketFile(str(epath.Path(directory) / LOCK_FILE))) as check:
+        with _hold_lease(option, directory, _BucketFile(str(epath.Path(directory) / name))) as check:
             yield check
         return
     directory = Path(directory)
@@ -47,7 +47,7 @@ def hold_lock(option: str, directory):
         raise ConfigError(f"{option}={directory} is a file; give a directory")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = take_flock(directory / LOCK_FILE)
+        file = take_flock(directory / name)
     except OSError as e:
         if e.errno not in NO_LOCKS or not os.path.isdir(directory):
             raise ConfigError(f"{option}={directory}: cannot be written ({e.strerror}); choose another") from e
@@ -60,9 +60,9 @@ def hold_lock(option: str, directory):
                 try:
                     yield lambda: None
                 finally:  # while it is held, so that no other process has the file meanwhile
-                    (directory / LOCK_FILE).unlink(missing_ok=True)
+                    (directory / name).unlink(missing_ok=True)
         else:
-            with _hold_lease(option, directory, _DiskFile(directory / LOCK_FILE)) as check:
+            with _hold_lease(option, directory, _DiskFile(directory / name)) as check:
                 yield check
     finally:
         with contextlib.suppress(OSError):  # one is not empty

@@ -1,6 +1,7 @@
 """Runs the training loop, from top to bottom. Everything before the first step is in `training/setup.py`."""
 
 import contextlib
+import dataclasses
 import time
 
 import jax
@@ -20,13 +21,19 @@ from mefn_jax.runtime.checkpoint import Checkpoints
 from mefn_jax.runtime.chips import chip_of
 from mefn_jax.runtime.console import print0, tolerate_faults
 from mefn_jax.runtime.lock import hold_lock
-from mefn_jax.runtime.multihost import check_workdir_is_shared, exit_all_on_error, on_all_processes
+from mefn_jax.runtime.multihost import (
+    broadcast_text,
+    check_workdir_is_shared,
+    exit_all_on_error,
+    on_all_processes,
+)
 from mefn_jax.runtime.preemption import Preemption
 from mefn_jax.runtime.sharding import from_local_rows, local_rows, make_mesh
 from mefn_jax.runtime.storage import resolve_directory
 from mefn_jax.runtime.trace import Profile
 from mefn_jax.training import state, step
 from mefn_jax.training.logs import MetricsWriter, StepLog
+from mefn_jax.training.patience import BestRecord
 from mefn_jax.training.setup import Run, is_evaluation_due, open_data, print_header, set_up_run
 from mefn_jax.training.trackers import check_trackers
 
@@ -57,6 +64,8 @@ def train(config: ConfigDict, workdir, profile: str = "") -> None:
         print_header(run, workdir)
         if run.first_step >= run.steps and not run.evaluates_first:
             print0(f"step {run.first_step} of {run.steps} is done already; nothing to train")
+        elif run.best.is_exhausted(run.config.train.patience):
+            print0(f"{describe_stop(run, run.best, run.first_step)} already; nothing to train")
         else:
             run_loop(run, checkpoints, preemption, trace, workdir)
 
@@ -89,12 +98,12 @@ def run_loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: 
     writer = on_all_processes(lambda: MetricsWriter(workdir, run.first_step, config))
     log = StepLog(config, jax.device_get(run.hyper).learning_rate_at, steps, ideal_step_seconds(run))
     bar = tqdm(total=steps, initial=run.first_step, unit=" steps", disable=None, leave=False)
-    completed, stopping = run.first_step, False
+    completed, stopping, best = run.first_step, False, run.best
     with exit_all_on_error(lambda: checkpoints.wait(SAVE_TIMEOUT)):
         try:
             if run.evaluates_first:
-                evaluate_and_record(run, train_state, completed, checkpoints, writer, bar)
-            while completed < steps and not stopping:
+                best = evaluate_and_record(run, train_state, completed, checkpoints, writer, bar, best)
+            while completed < steps and not stopping and not best.is_exhausted(train_config.patience):
                 trace.on_step_start(completed, workdir, train_state)
                 wait_start = time.perf_counter()
                 batch, caption_indices = next(batches)
@@ -119,9 +128,10 @@ def run_loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: 
                         writer.flush()
                     finally:
                         position = run.start.after(completed, count_pairs(config))
-                        checkpoints.save(completed, train_state, run.meta | {"examples": position.examples})
+                        progress = {"examples": position.examples, "best": dataclasses.asdict(best)}
+                        checkpoints.save(completed, train_state, run.meta | progress)
                 if evaluating:  # after the save: an evaluation that fails must not cost the training since the last one
-                    evaluate_and_record(run, train_state, completed, checkpoints, writer, bar)
+                    best = evaluate_and_record(run, train_state, completed, checkpoints, writer, bar, best)
                 if saving:
                     log.clock.reset()
         finally:
@@ -133,8 +143,18 @@ def run_loop(run: Run, checkpoints: Checkpoints, preemption: Preemption, trace: 
     if stopping:
         print0(f"{preemption.cause}: saved step {completed}; run the same command to resume")
         return
-    best = f"best rSum of {run.val.name} at step {checkpoints.best}"
-    print0(f"done: {steps} steps; {best}; checkpoints in {checkpoints.directory}")
+    if best.is_exhausted(train_config.patience) and completed < steps:
+        print0(describe_stop(run, best, completed))
+    where = f"best rSum of {run.val.name} at step {checkpoints.best}"
+    print0(f"done: {completed} steps; {where}; checkpoints in {checkpoints.directory}")
+
+
+def describe_stop(run: Run, best: BestRecord, completed: int) -> str:
+    """Returns the message that a run stops, or has stopped, by `train.patience` after `completed` steps."""
+    return (
+        f"train.patience={run.config.train.patience}: rSum of {run.val.name} has not risen above {best.rsum:.1f} (step "
+        f"{best.step}) in {best.since} evaluations; stopped after step {completed} of {run.steps}"
+    )
 
 
 def ideal_step_seconds(run: Run) -> float | None:
@@ -163,14 +183,19 @@ def training_batches(run: Run):
     return pipeline.iterate(dataset, run.first_step, data_config.threads, data_config.workers, to_devices)
 
 
-def evaluate_and_record(run: Run, train_state, completed: int, checkpoints: Checkpoints, writer, bar) -> None:
-    """Evaluates the state after `completed` steps on val, and the moving average if there is one, and records rSum."""
+def evaluate_and_record(
+    run: Run, train_state, completed: int, checkpoints: Checkpoints, writer, bar, best: BestRecord
+) -> BestRecord:
+    """Evaluates the state after `completed` steps on val, and the moving average if there is one, and records rSum.
+    Returns the record of the evaluations so far, the same on all processes."""
     rsum = evaluate_and_log(run.evaluator, train_state.variables, run.val, completed, writer, bar)
     if train_state.ema is not None:  # the moving average chooses the best checkpoint
         params = state.ema_params(train_state, run.step_config.lr_multipliers)
         rsum = evaluate_and_log(run.evaluator, params, run.val, completed, writer, bar, "ema")
+    rsum = float(broadcast_text(lambda: repr(float(rsum))))
     checkpoints.record_rsum(completed, rsum)
     writer.flush()
+    return best.add(completed, rsum)
 
 
 def evaluate_and_log(evaluator: Evaluator, params, split, completed: int, writer: MetricsWriter, bar, name="") -> float:

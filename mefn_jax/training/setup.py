@@ -17,6 +17,7 @@ from mefn_jax.data.dataset import HELD_OUT, Dataset
 from mefn_jax.data.digests import digest_data, find_changes
 from mefn_jax.data.from_config import make_tokenizer, open_dataset
 from mefn_jax.data.images import resize_from_config
+from mefn_jax.data.negatives import digest_file, read_negatives
 from mefn_jax.data.split import Split
 from mefn_jax.data.statistics import summarize_text
 from mefn_jax.data.tokenizer import Tokenizer
@@ -38,6 +39,7 @@ from mefn_jax.runtime.sharding import (
 )
 from mefn_jax.training import cca_init, state, step
 from mefn_jax.training.hyperparameters import Hyperparameters, hyperparameters_from_config
+from mefn_jax.training.patience import BestRecord, restore_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +50,14 @@ class Datasets:
         config: the configuration as the command gives it.
         dataset: the data set.
         train, val: its splits for training and for evaluation during training.
+        negatives: the SHA-256 of the file of hard negatives; None without one.
     """
 
     config: ConfigDict
     dataset: Dataset
     train: Split
     val: Split
+    negatives: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +110,7 @@ class Run:
         start: the position from which the run goes on.
         evaluates_first: whether the evaluation at `start` is missing: the run was stopped between save and evaluation.
         state: the train state.
+        best: the record of the evaluations so far.
         meta: what checkpoints store besides state and step (`checkpoint_metadata`).
     """
 
@@ -119,6 +124,7 @@ class Run:
     start: Position
     evaluates_first: bool
     state: state.TrainState
+    best: BestRecord
     meta: dict
 
     @property
@@ -140,7 +146,11 @@ def open_data(config: ConfigDict, mesh) -> Datasets:
             "captions"
         )
     Position().count_steps(config, train_split.num_captions)  # raises if there are too many
-    return Datasets(config, dataset, train_split, val_split)
+    negatives = None
+    if config.data.negatives:
+        read_negatives(config.data.negatives, train_split)  # raises if they are of other data
+        negatives = digest_file(config.data.negatives)
+    return Datasets(config, dataset, train_split, val_split, negatives)
 
 
 def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
@@ -149,6 +159,7 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
     first_step, splits, start = checkpoints.latest or 0, (data.train, data.val), Position()
     digests = on_all_processes(lambda: digest_data(data.dataset))
     fingerprint = run_fingerprint(data, workdir) | {f"digest of {part}": str(x) for part, x in digests.items()}
+    fingerprint, best = fingerprint | {"hard negatives": str(data.negatives)}, BestRecord()
     check_processes_agree(fingerprint | {"latest checkpoint": str(first_step)})
     if first_step:
         saved_meta = read_on_all_processes(lambda: checkpoints.meta(first_step))
@@ -157,6 +168,8 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
         config = resolved.config
         check_resumes(config, saved_meta["config"], workdir)
         check_same_data(saved_meta.get("data"), digests, config.data.dir, workdir)
+        check_same_negatives(saved_meta, data, workdir)
+        best = restore_record(saved_meta, checkpoints)
         tokenizer = make_tokenizer(config, saved_meta["tokenizer"])
         start = Position(first_step, saved_meta["examples"])
     else:
@@ -194,7 +207,8 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
         and is_evaluation_due(first_step, steps, config.train)
         and broadcast_text(lambda: str(checkpoints.is_evaluated(first_step))) == "False",
         state=train_state,
-        meta=checkpoint_metadata(config, tokenizer, digests),
+        best=best,
+        meta=checkpoint_metadata(config, tokenizer, digests) | {"negatives": data.negatives},
     )
 
 
@@ -311,6 +325,17 @@ def check_same_data(saved: dict | None, digests: dict, data_dir: str, workdir) -
         raise CheckpointError(
             f"{workdir} holds a run on other data: {' and '.join(changes)} of data.dir={data_dir or '(drawn scenes)'} "
             "have changed; restore the data set, or choose another --workdir"
+        )
+
+
+def check_same_negatives(saved_meta: dict, data: Datasets, workdir) -> None:
+    """Raises CheckpointError if a run resumes with the same file of hard negatives, which has another content now. To
+    go on with another file is a change of an option, which is listed."""
+    path, saved = data.config.data.negatives, saved_meta["negatives"]
+    if saved and path == saved_meta["config"]["data"]["negatives"] and saved != data.negatives:
+        raise CheckpointError(
+            f"{workdir} holds a run with another content of data.negatives={path}; restore the file, or give the new "
+            "one another name"
         )
 
 

@@ -10,7 +10,7 @@ import threading
 import pytest
 from commands import ROOT
 
-from mefn_jax import precompute, sweep
+from mefn_jax import precompute
 from mefn_jax.errors import ConfigError, LockError
 from mefn_jax.retrieval import index
 from mefn_jax.runtime import lock
@@ -61,11 +61,10 @@ def test_lock_leaves_no_directory_that_it_created_and_names_option(tmp_path):
 @pytest.mark.parametrize(
     "write",
     [
-        lambda out: sweep.sweep(sweep.Sweep("", [], [], {}, out, "val", [])),
         lambda out: index.build_index(None, None, {}, out, out),
         lambda out: precompute.precompute(None, out, []),
     ],
-    ids=["sweep", "index", "precompute"],
+    ids=["index", "precompute"],
 )
 def test_commands_that_write_a_directory_hold_its_lock(write, tmp_path):
     with lock.hold_lock("--out", tmp_path), pytest.raises(LockError, match=f"--out={tmp_path}: another process"):
