@@ -11,13 +11,11 @@ rows written, and the images that could not be decoded. The same command brings 
 """
 
 import dataclasses
-import functools
 import time
 from pathlib import Path
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from tqdm import tqdm
@@ -48,10 +46,8 @@ from mefn_jax.runtime.cli import define_path_flag, define_process_flags
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.lock import hold_lock
 from mefn_jax.runtime.multihost import initialize
-from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, replicated, round_up
+from mefn_jax.runtime.sharding import round_up
 from mefn_jax.runtime.storage import SAVE_SECONDS
-
-CHUNK = 1 << 15  # vectors searched at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,44 +234,6 @@ def check_index_exists(path) -> None:
     """Raises ConfigError if a directory has no index."""
     if not (Path(path) / "index.json").is_file():
         raise ConfigError(f"--index={path}: no index; make one with python eval.py index --images=FOLDER --out={path}")
-
-
-def search_embeddings(vectors: np.ndarray, query: np.ndarray, k: int, mesh, readable: np.ndarray | None = None):
-    """Finds the k vectors whose inner product with `query (D,)` is largest, exactly.
-
-    `vectors (I, D)` may be mapped from disk: they are searched a chunk at a time, split over the devices. `readable`
-    bool `(I,)` leaves vectors out. Returns positions int64 `(k,)` and products float32 `(k,)`, best first, equal
-    products by position. Raises TrainingError for a product that is not finite.
-    """
-    number = len(vectors)
-    k = min(k, number if readable is None else int(readable.sum()))
-    size = round_up(min(CHUNK, number), mesh.size)
-    query = from_full_copy(replicated(mesh), np.asarray(query, np.float32))
-    positions, products = np.empty(0, np.int64), np.empty(0, np.float32)
-    for first in range(0, number, size):
-        chunk = vectors[first : first + size]
-        mask = np.arange(size) < len(chunk)  # without padding and unreadable images
-        if readable is not None:
-            mask[: len(chunk)] &= readable[first : first + size]
-        rows = from_full_copy(batch_sharding(mesh), (pad_rows(np.asarray(chunk, np.float32), size), mask))
-        chunk_products, chunk_positions, is_finite = map(np.asarray, _find_top_k(query, *rows, k=min(k, size)))
-        if not is_finite:
-            raise TrainingError(
-                "the embedding of the query, or one of the index, is not finite; the parameters are not either"
-            )
-        keep = chunk_products > -np.inf
-        positions = np.concatenate([positions, first + chunk_positions[keep]])
-        products = np.concatenate([products, chunk_products[keep]])
-        order = np.lexsort((positions, -products))[:k]
-        positions, products = positions[order], products[order]
-    return positions, products
-
-
-@functools.partial(jax.jit, static_argnames="k")
-def _find_top_k(query, vectors, mask, *, k: int):
-    products = jnp.matmul(vectors, query, precision=jax.lax.Precision.HIGHEST)
-    is_finite = jnp.all(jnp.isfinite(products) | ~mask)
-    return *jax.lax.top_k(jnp.where(mask, products, -jnp.inf), k), is_finite
 
 
 def define_flags() -> None:
