@@ -1,12 +1,10 @@
 """Makes an index: a folder of images, encoded once, to be searched by captions (docs/evaluation.md).
 
-    python eval.py index --workdir=DIR --images=FOLDER --out=INDEX
-
 `INDEX/` has one row for each image: `images.json` (names below the folder), `embeddings.npy` float32 `(I, D)` (the unit
 vectors by which candidates are found), and, if the matcher scores fragments, `pooled.npy` `(I, D)`, `fragments.npy`
 `(I, N, D)` and `mask.npy` bool `(I, N)`. All arrays are plain NumPy files, which searching maps into memory.
 `index.json` is the metadata: the number of the format, the checkpoint, the folder, the arrays that exist, the number of
-rows written, and the images that could not be decoded. The same command brings an index up to date with its folder
+rows written, and the images that could not be decoded. `index_images` also brings an index up to date with its folder
 (`index_files.py`).
 """
 
@@ -17,7 +15,6 @@ from pathlib import Path
 import grain
 import jax
 import numpy as np
-from absl import flags
 from tqdm import tqdm
 
 from mefn_jax.config import require_local
@@ -26,7 +23,7 @@ from mefn_jax.data.digests import digest_text
 from mefn_jax.data.pipeline import pad_rows
 from mefn_jax.errors import ConfigError, DataError, TrainingError
 from mefn_jax.evaluation.evaluator import Evaluator
-from mefn_jax.evaluation.run import TrainedRun, define_run_flags, run_from_flags
+from mefn_jax.evaluation.run import TrainedRun
 from mefn_jax.features import Features
 from mefn_jax.retrieval.image_folder import ImageFolder, find_images
 from mefn_jax.retrieval.index_files import (
@@ -41,11 +38,10 @@ from mefn_jax.retrieval.index_files import (
     open_growing,
     read_index,
 )
+from mefn_jax.retrieval.mapped_rows import read_rows
 from mefn_jax.runtime.checkpoint import params_digest
-from mefn_jax.runtime.cli import define_path_flag, define_process_flags
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.lock import hold_lock
-from mefn_jax.runtime.multihost import initialize
 from mefn_jax.runtime.sharding import round_up
 from mefn_jax.runtime.storage import SAVE_SECONDS
 
@@ -72,7 +68,7 @@ class Index:
 
     def features(self, rows: np.ndarray) -> Features:
         """Returns the Features of some images, read from the files."""
-        return Features(*(np.array(x[rows]) for x in (self.fragments, self.mask, self.pooled)))
+        return Features(*(read_rows(x, rows) for x in (self.fragments, self.mask, self.pooled)))
 
 
 def index_images(run: TrainedRun, folder, out) -> None:
@@ -234,17 +230,3 @@ def check_index_exists(path) -> None:
     """Raises ConfigError if a directory has no index."""
     if not (Path(path) / "index.json").is_file():
         raise ConfigError(f"--index={path}: no index; make one with python eval.py index --images=FOLDER --out={path}")
-
-
-def define_flags() -> None:
-    """Defines the flags of the command."""
-    define_run_flags()
-    define_path_flag("images", None, "Folder of images; those in its subfolders are taken too.", required=True)
-    define_path_flag("out", None, "Directory of the index.", required=True)
-    define_process_flags()
-
-
-def main() -> None:
-    """Runs the command."""
-    initialize()
-    index_images(run_from_flags(), flags.FLAGS.images, flags.FLAGS.out)

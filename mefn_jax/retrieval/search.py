@@ -84,7 +84,7 @@ def search_queries(run: TrainedRun, index: str, queries: str, top_k: int = 10, r
             elif jax.process_index() == 0:
                 print(text, end="", file=stdout, flush=True)
         if out and jax.process_index() == 0:
-            write_results(path, lines)
+            save_lines(path, lines)
         seconds = time.perf_counter() - loaded
         print0(f"{len(captions)} queries in {int(searcher.index.readable.sum())} images{f': wrote {out}' * bool(out)}")
         print0(f"loaded in {loaded - start:.1f} s, searched in {seconds:.1f} s")
@@ -116,7 +116,7 @@ def name_results(searcher: Searcher, results: Results) -> list[tuple[float, str]
     return [(float(score), searcher.index.names[position]) for score, position in pairs]
 
 
-def write_results(path, lines: list[str]) -> None:
+def save_lines(path, lines: list[str]) -> None:
     """Writes lines of results into a file. Raises ConfigError if that fails."""
     try:
         write_atomic(path, "".join(lines).encode())
