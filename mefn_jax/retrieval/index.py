@@ -38,7 +38,7 @@ from mefn_jax.retrieval.index_files import (
     open_growing,
     read_index,
 )
-from mefn_jax.retrieval.mapped_rows import read_rows
+from mefn_jax.retrieval.mapped_rows import gather_rows
 from mefn_jax.runtime.checkpoint import params_digest
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.lock import hold_lock
@@ -68,7 +68,7 @@ class Index:
 
     def features(self, rows: np.ndarray) -> Features:
         """Returns the Features of some images, read from the files."""
-        return Features(*(read_rows(x, rows) for x in (self.fragments, self.mask, self.pooled)))
+        return Features(*(gather_rows(x, rows) for x in (self.fragments, self.mask, self.pooled)))
 
 
 def index_images(run: TrainedRun, folder, out) -> None:

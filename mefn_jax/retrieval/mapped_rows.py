@@ -5,7 +5,7 @@ import mmap
 import numpy as np
 
 
-def read_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def gather_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Returns a copy of `array[rows]`.
 
     The system is told which pages follow before the first is touched: otherwise it waits for one after the other, and
