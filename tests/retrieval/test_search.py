@@ -206,3 +206,17 @@ def test_search_queries_keeps_files_of_others(runs, indexes, tmp_path):
         with pytest.raises(ConfigError, match=message):
             search.search_queries(run, indexes / "vsepp", tmp_path / "q.jsonl", out=str(tmp_path / out))
     assert (tmp_path / "q.jsonl").read_text() == '{"caption": "a red circle"}\n'
+
+
+def test_searcher_reports_progress_and_can_be_ended(runs, indexes, monkeypatch):
+    monkeypatch.setattr(searcher, "TILE_IMAGES", 4)
+    search_it = search.load_searcher(TrainedRun(runs["mefn"], "latest"), indexes / "mefn")
+    texts, reports = search_it.evaluator.encode_captions(search_it.params, [CAPTION]), []
+    search_it.search(texts, 3, lambda *report: reports.append(report))
+    assert reports == [(0, 11), (4, 11), (8, 11)]
+
+    def end(done, total):
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        search_it.search(texts, 3, end)
