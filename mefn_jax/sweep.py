@@ -34,7 +34,6 @@ from mefn_jax.sweeps.grid import check_grid, parse_grid
 from mefn_jax.sweeps.plan import PlannedRun, Sweep, choose_part, parse_part, parse_seeds, plan_runs
 from mefn_jax.sweeps.summary import SUMMARY_FILES, write_summary
 
-ROOT = Path(__file__).resolve().parent.parent
 CACHE = "compiled"  # folder in --out for the compiled programs, which all runs share
 RUN_LOCK = ".sweep.lock"  # in the directory of a run, beside the lock of its training
 

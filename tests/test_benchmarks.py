@@ -86,8 +86,10 @@ def test_encoders_benchmark_runs_or_asks_for_torch(command):
 
 
 def test_retrieval_benchmark_runs(command, tmp_path):
-    result_of = last_line(command("benchmarks/retrieval.py", "--images=3000", "--width=16", f"--dir={tmp_path}"))
-    assert result_of["query"] > 0
+    small = ("--images=3000", "--width=16", "--regions=4", f"--dir={tmp_path}")
+    result_of = last_line(command("benchmarks/retrieval.py", *small))
+    for name in ("embedding", "matcher"):
+        assert result_of[name]["first query"] > result_of[name]["later query"] > 0
     assert not list(tmp_path.iterdir())
 
 

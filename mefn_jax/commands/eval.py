@@ -6,7 +6,9 @@
     python eval.py explain   --workdir=DIR --number=8               draws entropy maps of captions of a split
     python eval.py explain   --workdir=DIR --image=FILE --caption=TEXT            ... of any pair
     python eval.py index     --workdir=DIR --images=FOLDER --out=INDEX            encodes a folder of images
+    python eval.py index     --index=INDEX --export=faiss --out=DIR               exports it (or parquet)
     python eval.py search    --workdir=DIR --index=INDEX --caption=TEXT           finds its images for a caption
+    python eval.py search    --workdir=DIR --index=INDEX --queries=FILE           ... for many captions
     python eval.py search    --workdir=DIR --image=FILE --captions=FILE.txt       finds captions for an image
     python eval.py compare   DIR DIR 'runs/*/0' --out=DIR           puts evaluated runs into one table
     python eval.py ensemble  DIR DIR --out=DIR                      evaluates the mean of several runs' scores
@@ -27,7 +29,7 @@ from mefn_jax.runtime.cli import fail, run_command
 VERBS = {
     "report": "mefn_jax.reports.report",
     "explain": "mefn_jax.reports.explain",
-    "index": "mefn_jax.retrieval.index",
+    "index": "mefn_jax.retrieval.index_command",
     "search": "mefn_jax.retrieval.search",
     "mine": "mefn_jax.retrieval.mine",
     "compare": "mefn_jax.reports.compare",

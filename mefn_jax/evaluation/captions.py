@@ -21,19 +21,26 @@ def read_image_file(path) -> bytes:
 
 
 def encode_captions(evaluator: Evaluator, params, captions: list[str], option: str):
-    """Returns the Features of captions; warns of a caption that is cut or has only unknown words.
+    """Returns the Features of captions, after `check_captions` of them, which names `option` and the caption."""
+    check_captions(evaluator, [(f"{option}={printable(caption)}", caption) for caption in captions], option)
+    return evaluator.encode_captions(params, captions)
 
-    Raises ConfigError, naming `option`, for a caption without words or that is not UTF-8, and for a model of cached
-    text.
+
+def check_captions(evaluator: Evaluator, captions: list[tuple[str, str]], option: str) -> None:
+    """Checks captions before they are encoded, each given with its place for the message; warns of a caption that is
+    cut or has only unknown words.
+
+    Raises ConfigError, naming the place, for a caption without words or that is not UTF-8, and naming `option` for a
+    model of cached text.
     """
     max_tokens = evaluator.config.text.max_tokens
     if evaluator.config.text.arch == "cached":
         raise ConfigError(f"{option}: this model takes cached text, not captions")
-    for caption in captions:
+    for place, caption in captions:
         if any(unicodedata.category(c) == "Cs" for c in caption):
-            raise ConfigError(f"{option}={printable(caption)}: is not UTF-8")
+            raise ConfigError(f"{place}: is not UTF-8")
         if not has_words(evaluator, caption):
-            raise ConfigError(f"{option}={caption!r}: a caption without words")
+            raise ConfigError(f"{place}: a caption without words")
         if set(evaluator.tokenizer.pieces(caption)) == {UNK}:
             print0(f"warning: the model knows no word of this caption: {caption[:60]!r}")
         count = evaluator.tokenizer.count(caption)
@@ -42,7 +49,6 @@ def encode_captions(evaluator: Evaluator, params, captions: list[str], option: s
                 f"warning: a caption has {count} wordpieces, but the model reads only the first {max_tokens}: "
                 f"{caption[:60]!r}..."
             )
-    return evaluator.encode_captions(params, captions)
 
 
 def has_words(evaluator: Evaluator, caption: str) -> bool:

@@ -1,25 +1,20 @@
 """Makes an index: a folder of images, encoded once, to be searched by captions (docs/evaluation.md).
 
-    python eval.py index --workdir=DIR --images=FOLDER --out=INDEX
-
 `INDEX/` has one row for each image: `images.json` (names below the folder), `embeddings.npy` float32 `(I, D)` (the unit
 vectors by which candidates are found), and, if the matcher scores fragments, `pooled.npy` `(I, D)`, `fragments.npy`
 `(I, N, D)` and `mask.npy` bool `(I, N)`. All arrays are plain NumPy files, which searching maps into memory.
 `index.json` is the metadata: the number of the format, the checkpoint, the folder, the arrays that exist, the number of
-rows written, and the images that could not be decoded. The same command brings an index up to date with its folder
+rows written, and the images that could not be decoded. `index_images` also brings an index up to date with its folder
 (`index_files.py`).
 """
 
 import dataclasses
-import functools
 import time
 from pathlib import Path
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from tqdm import tqdm
 
 from mefn_jax.config import require_local
@@ -28,7 +23,7 @@ from mefn_jax.data.digests import digest_text
 from mefn_jax.data.pipeline import pad_rows
 from mefn_jax.errors import ConfigError, DataError, TrainingError
 from mefn_jax.evaluation.evaluator import Evaluator
-from mefn_jax.evaluation.run import TrainedRun, define_run_flags, run_from_flags
+from mefn_jax.evaluation.run import TrainedRun
 from mefn_jax.features import Features
 from mefn_jax.retrieval.image_folder import ImageFolder, find_images
 from mefn_jax.retrieval.index_files import (
@@ -43,15 +38,12 @@ from mefn_jax.retrieval.index_files import (
     open_growing,
     read_index,
 )
+from mefn_jax.retrieval.mapped_rows import gather_rows
 from mefn_jax.runtime.checkpoint import params_digest
-from mefn_jax.runtime.cli import define_path_flag, define_process_flags
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.lock import hold_lock
-from mefn_jax.runtime.multihost import initialize
-from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, replicated, round_up
+from mefn_jax.runtime.sharding import round_up
 from mefn_jax.runtime.storage import SAVE_SECONDS
-
-CHUNK = 1 << 15  # vectors searched at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +68,7 @@ class Index:
 
     def features(self, rows: np.ndarray) -> Features:
         """Returns the Features of some images, read from the files."""
-        return Features(*(np.array(x[rows]) for x in (self.fragments, self.mask, self.pooled)))
+        return Features(*(gather_rows(x, rows) for x in (self.fragments, self.mask, self.pooled)))
 
 
 def index_images(run: TrainedRun, folder, out) -> None:
@@ -238,55 +230,3 @@ def check_index_exists(path) -> None:
     """Raises ConfigError if a directory has no index."""
     if not (Path(path) / "index.json").is_file():
         raise ConfigError(f"--index={path}: no index; make one with python eval.py index --images=FOLDER --out={path}")
-
-
-def search_embeddings(vectors: np.ndarray, query: np.ndarray, k: int, mesh, readable: np.ndarray | None = None):
-    """Finds the k vectors whose inner product with `query (D,)` is largest, exactly.
-
-    `vectors (I, D)` may be mapped from disk: they are searched a chunk at a time, split over the devices. `readable`
-    bool `(I,)` leaves vectors out. Returns positions int64 `(k,)` and products float32 `(k,)`, best first, equal
-    products by position. Raises TrainingError for a product that is not finite.
-    """
-    number = len(vectors)
-    k = min(k, number if readable is None else int(readable.sum()))
-    size = round_up(min(CHUNK, number), mesh.size)
-    query = from_full_copy(replicated(mesh), np.asarray(query, np.float32))
-    positions, products = np.empty(0, np.int64), np.empty(0, np.float32)
-    for first in range(0, number, size):
-        chunk = vectors[first : first + size]
-        mask = np.arange(size) < len(chunk)  # without padding and unreadable images
-        if readable is not None:
-            mask[: len(chunk)] &= readable[first : first + size]
-        rows = from_full_copy(batch_sharding(mesh), (pad_rows(np.asarray(chunk, np.float32), size), mask))
-        chunk_products, chunk_positions, is_finite = map(np.asarray, _find_top_k(query, *rows, k=min(k, size)))
-        if not is_finite:
-            raise TrainingError(
-                "the embedding of the query, or one of the index, is not finite; the parameters are not either"
-            )
-        keep = chunk_products > -np.inf
-        positions = np.concatenate([positions, first + chunk_positions[keep]])
-        products = np.concatenate([products, chunk_products[keep]])
-        order = np.lexsort((positions, -products))[:k]
-        positions, products = positions[order], products[order]
-    return positions, products
-
-
-@functools.partial(jax.jit, static_argnames="k")
-def _find_top_k(query, vectors, mask, *, k: int):
-    products = jnp.matmul(vectors, query, precision=jax.lax.Precision.HIGHEST)
-    is_finite = jnp.all(jnp.isfinite(products) | ~mask)
-    return *jax.lax.top_k(jnp.where(mask, products, -jnp.inf), k), is_finite
-
-
-def define_flags() -> None:
-    """Defines the flags of the command."""
-    define_run_flags()
-    define_path_flag("images", None, "Folder of images; those in its subfolders are taken too.", required=True)
-    define_path_flag("out", None, "Directory of the index.", required=True)
-    define_process_flags()
-
-
-def main() -> None:
-    """Runs the command."""
-    initialize()
-    index_images(run_from_flags(), flags.FLAGS.images, flags.FLAGS.out)

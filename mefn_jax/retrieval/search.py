@@ -1,15 +1,21 @@
 """Searches with a trained model: images by a caption, captions by an image.
 
     python eval.py search --workdir=DIR --index=INDEX --caption=TEXT [--top_k=10] [--rerank=1000] [--out=found.png]
+    python eval.py search --workdir=DIR --index=INDEX --queries=FILE [--out=FILE.jsonl]
     python eval.py search --workdir=DIR --image=FILE --captions=FILE.txt [--top_k=10]
 
 Images are searched in an index (`eval.py index`): the nearest by embedding are candidates, and the matcher scores these
 (docs/evaluation.md). A matcher with a bound scores as many as make sure that no better image is missed.
 """
 
+import contextlib
+import itertools
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 
@@ -18,28 +24,19 @@ from mefn_jax.data import images
 from mefn_jax.data.parsing import read_text
 from mefn_jax.data.pipeline import pad_rows
 from mefn_jax.errors import ConfigError, DataError
-from mefn_jax.evaluation.captions import encode_captions, has_words, read_image_file
-from mefn_jax.evaluation.evaluator import Evaluator
-from mefn_jax.evaluation.rerank import parse_rerank
+from mefn_jax.evaluation.captions import check_captions, encode_captions, has_words, read_image_file
 from mefn_jax.evaluation.run import TrainedRun, define_run_flags, run_from_flags
-from mefn_jax.features import Features
 from mefn_jax.reports import contact_sheet
-from mefn_jax.retrieval.index import (
-    Index,
-    check_index_exists,
-    load_model,
-    open_index,
-    require_finite,
-    search_embeddings,
-)
+from mefn_jax.retrieval.coarse import MAX_QUERIES
+from mefn_jax.retrieval.index import check_index_exists, load_model, open_index, require_finite
+from mefn_jax.retrieval.queries import format_results, is_results_file, read_queries
+from mefn_jax.retrieval.searcher import Results, Searcher
 from mefn_jax.runtime.cli import define_count_flag, define_path_flag, define_process_flags, require_flag
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.multihost import initialize
-from mefn_jax.scoring import certificate
+from mefn_jax.runtime.outputs import check_output_file
+from mefn_jax.runtime.storage import write_atomic
 from mefn_jax.scoring.tiles import TILE_CAPTIONS, even_slices
-
-FIRST_CANDIDATES = 128  # images that a matcher with a bound scores first
-DEFAULT_CANDIDATES = 1000  # images that the matcher scores for a caption: the nearest by embedding
 
 
 def search_images(
@@ -47,33 +44,17 @@ def search_images(
 ) -> list[tuple[float, str]]:
     """Prints the `top_k` images of an index that match a caption best, with scores, and draws them into the file `out`.
 
-    The matcher scores the images nearest by embedding: as many as `rerank` says (a share, or a number; by default
-    DEFAULT_CANDIDATES), but at least `top_k`. By default, a matcher with a bound scores as many as make sure that the
-    results are those of all images. Returns scores and file names, best first. Raises ConfigError for an
-    index of another checkpoint and for a caption without words.
+    `rerank` says how many images the matcher scores (see `Searcher`). Returns scores and file names, best first. Raises
+    ConfigError for an index of another checkpoint and for a caption without words.
     """
     start, picture_path = time.perf_counter(), out and contact_sheet.check_picture_path(out)
-    require_local("--index", index)
-    check_index_exists(index)
-    evaluator, params, checkpoint_id = load_model(run)
-    opened = open_index(index, checkpoint_id)
-    num_candidates = parse_rerank(rerank, len(opened.names)) if rerank else DEFAULT_CANDIDATES
-    is_certified = evaluator.model.has_bound and not rerank
+    searcher = load_searcher(run, index, rerank)
+    evaluator, opened = searcher.evaluator, searcher.index
     loaded = time.perf_counter()
-    texts = encode_captions(evaluator, params, [caption], "--caption")
-    query = evaluator.text_vectors(params, texts)[0]
-    if opened.embeddings.shape[1:] != query.shape:
-        raise DataError(f"--index={index}: embeddings.npy is damaged; make the index again")
-    if is_certified:
-        positions, scores = search_certified(evaluator, params, opened, texts, query, top_k)
-    else:
-        k = max(top_k, num_candidates)
-        positions, scores = search_embeddings(opened.embeddings, query, k, evaluator.mesh, opened.readable)
-        if not evaluator.model.is_dual_encoder:
-            positions, scores = sort_results(positions, score_images(evaluator, params, opened, positions, texts))
-    best = [(float(s), opened.names[p]) for p, s in zip(positions[:top_k], scores[:top_k], strict=True)]
-    reranked = "" if evaluator.model.is_dual_encoder else f", {len(positions)} of them scored by the matcher"
-    reranked += ", which cannot miss one" if is_certified else ""
+    (results,) = searcher.search(encode_captions(evaluator, searcher.params, [caption], "--caption"), top_k)
+    best = name_results(searcher, results)
+    reranked = f", {results.num_scored} of them scored by the matcher" if results.num_scored else ""
+    reranked += ", which cannot miss one" if searcher.is_certified else ""
     print_results(best, f"{caption!r} in {int(opened.readable.sum())} images{reranked}")
     print0(f"loaded in {loaded - start:.1f} s, searched in {time.perf_counter() - loaded:.1f} s")
     if picture_path:
@@ -83,39 +64,64 @@ def search_images(
     return best
 
 
-def score_images(evaluator: Evaluator, params, opened: Index, positions: np.ndarray, texts: Features) -> np.ndarray:
-    """Returns the matcher's scores of images of an index with one text, float32 `(n,)`. Raises TrainingError if one is
-    not finite."""
-    rows, columns = slice(0, len(positions)), slice(0, 1)
-    scores = evaluator.scores(params, opened.features(positions), texts)(rows, columns)[:, 0]
-    require_finite(scores, [opened.names[p] for p in positions])
-    return scores
+def search_queries(run: TrainedRun, index: str, queries: str, top_k: int = 10, rerank: str = "", out: str = "") -> None:
+    """Writes the `top_k` images of an index for each caption of the file `queries` (`read_queries`) as JSON lines, into
+    the file `out`, or without one to standard output; all that is printed besides goes then to standard error.
+
+    Raises as `search_images` does, naming file and line, and DataError for a malformed file.
+    """
+    require_local("--queries", queries)
+    start, path = time.perf_counter(), out and check_output_file("--out", out, (".jsonl",), is_results_file)
+    captions, stdout, lines = read_queries(Path(queries)), sys.stdout, []
+    with contextlib.nullcontext() if out else contextlib.redirect_stdout(sys.stderr):
+        searcher = load_searcher(run, index, rerank)
+        check_captions(searcher.evaluator, captions, "--queries")
+        loaded = time.perf_counter()
+        for (_, caption), results in zip(captions, answer_queries(searcher, captions, top_k), strict=True):
+            text = format_results(caption, name_results(searcher, results))
+            if out:
+                lines.append(text)
+            elif jax.process_index() == 0:
+                print(text, end="", file=stdout, flush=True)
+        if out and jax.process_index() == 0:
+            save_lines(path, lines)
+        seconds = time.perf_counter() - loaded
+        print0(f"{len(captions)} queries in {int(searcher.index.readable.sum())} images{f': wrote {out}' * bool(out)}")
+        print0(f"loaded in {loaded - start:.1f} s, searched in {seconds:.1f} s")
 
 
-def sort_results(positions: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns positions and scores, best first, equal scores by position."""
-    order = np.lexsort((positions, -scores))
-    return positions[order], scores[order]
+def load_searcher(run: TrainedRun, index: str, rerank: str = "") -> Searcher:
+    """Loads a trained model and opens an index that it has made. Raises ConfigError for an index of another checkpoint,
+    and as `Searcher` does."""
+    require_local("--index", index)
+    check_index_exists(index)
+    evaluator, params, checkpoint_id = load_model(run)
+    return Searcher(evaluator, params, open_index(index, checkpoint_id), rerank)
 
 
-def search_certified(evaluator: Evaluator, params, opened: Index, texts: Features, query: np.ndarray, top_k: int):
-    """Scores images of an index by falling products with the query until no other can be among the first `top_k`
-    (docs/method.md, Eqs. 107 and 108). Returns positions and scores of those that were scored, best first."""
-    radius = evaluator.model.score_bound()[1] + certificate.ROUNDING
-    text_offset = evaluator.hub_offsets(params, texts, texts)[1][0]
-    total, number = int(opened.readable.sum()), max(top_k, FIRST_CANDIDATES)
-    positions, scores = np.empty(0, np.int64), np.empty(0, np.float32)
-    while True:
-        # From half of the images on, all: the products are known, so nothing is saved by another round.
-        number = total if number > certificate.MOST * total else number
-        nearest, products = search_embeddings(opened.embeddings, query, number, evaluator.mesh, opened.readable)
-        new = nearest[len(positions) :]
-        scores = np.concatenate([scores, score_images(evaluator, params, opened, new, texts)])
-        positions = nearest
-        kth_score = np.sort(scores)[-min(top_k, total)]
-        if number >= total or products[-1] - text_offset + radius < kth_score:
-            return sort_results(positions, scores)
-        number *= 2
+def answer_queries(searcher: Searcher, captions: list[tuple[str, str]], top_k: int) -> Iterator[Results]:
+    """Yields the Results of captions, given with their places, in order; encodes a batch of one size at a time."""
+    size = min(MAX_QUERIES, len(captions))
+    for first in range(0, len(captions), size):
+        batch = [caption for _, caption in captions[first : first + size]]
+        padded = batch + batch[-1:] * (size - len(batch))
+        texts = searcher.evaluator.encode_captions(searcher.params, padded)
+        results = searcher.search_batches(texts, top_k)
+        yield from itertools.islice(results, len(batch))
+
+
+def name_results(searcher: Searcher, results: Results) -> list[tuple[float, str]]:
+    """Returns the scores of results and the file names of their images, best first."""
+    pairs = zip(results.scores, results.positions, strict=True)
+    return [(float(score), searcher.index.names[position]) for score, position in pairs]
+
+
+def save_lines(path, lines: list[str]) -> None:
+    """Writes lines of results into a file. Raises ConfigError if that fails."""
+    try:
+        write_atomic(path, "".join(lines).encode())
+    except OSError as e:
+        raise ConfigError(f"--out={path}: cannot be written ({e})") from e
 
 
 def rank_captions(run: TrainedRun, image: str, captions: str, top_k: int = 10) -> list[tuple[float, str]]:
@@ -161,19 +167,32 @@ def define_flags() -> None:
     define_run_flags()
     define_path_flag("index", None, "Directory of an index, whose images are ranked for --caption.")
     flags.DEFINE_string("caption", None, "The caption that is searched for.")
+    define_path_flag("queries", None, "A file of many captions, one on each line, or .jsonl with the key caption.")
     define_path_flag("image", None, "An image file, for which the lines of --captions are ranked.")
     define_path_flag("captions", None, "A text file with one caption on each line, to rank for --image.")
     define_count_flag("top_k", 10, "Number of results.")
     flags.DEFINE_string(
         "rerank", "", "Images of the index that the matcher scores, as a number or a share; default: the nearest 1000."
     )
-    define_path_flag("out", "", "A .png or .jpg file into which the images found by --caption are drawn.")
+    define_path_flag(
+        "out",
+        "",
+        "For --caption, a .png or .jpg file into which the images found are drawn; for --queries, a .jsonl file of "
+        "results, which go to standard output without it.",
+    )
     define_process_flags()
 
 
 def main() -> None:
     """Runs the command."""
     f = flags.FLAGS
+    if f.queries is not None:
+        index = require_flag("index")
+        if surplus := [name for name in ("caption", "image", "captions") if f[name].value is not None]:
+            raise ConfigError(f"--queries and --{surplus[0]}: give one of them")
+        initialize()
+        search_queries(run_from_flags(), index, f.queries, f.top_k, f.rerank, f.out)
+        return
     by_image = f.image is not None or f.captions is not None
     by_caption = f.index is not None or f.caption is not None or not by_image
     caption_query = [require_flag(name) for name in ("index", "caption")] if by_caption else None

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import re
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -16,7 +15,6 @@ from mefn_jax import config as configuration
 from mefn_jax.errors import ConfigError
 from mefn_jax.reports.rows import IGNORED_KEYS
 
-_ROOT = Path(__file__).resolve().parents[2]
 MAX_PARTS = 10_000  # more jobs than any sweep has
 
 
@@ -119,8 +117,6 @@ def load_config(arguments: list[str]) -> ConfigDict | None:
 
 def parse_config(arguments: list[str]) -> ConfigDict:
     """Returns the configuration that the flags of `train.py` give. Raises any error if they cannot be read."""
-    if str(_ROOT) not in sys.path:
-        sys.path.append(str(_ROOT))  # configuration files import `configs`, which lies there
     values, argv = flags.FlagValues(), ["train.py", *arguments]
     config_flags.DEFINE_config_file("config", None, "", values, lock_config=True, sys_argv=argv)
     values(argv)

@@ -1,4 +1,4 @@
-"""An index of a folder of images: interruption, damage, mismatches, and search against a sort."""
+"""An index of a folder of images: interruption, damage, and mismatches."""
 
 import json
 import os
@@ -7,14 +7,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mefn_jax.errors import ConfigError, DataError, TrainingError
 from mefn_jax.evaluation.run import TrainedRun
 from mefn_jax.retrieval import index, search
-from mefn_jax.retrieval.index import build_index, open_index, search_embeddings
-from mefn_jax.runtime.sharding import make_mesh
+from mefn_jax.retrieval.index import build_index, open_index
 
 CAPTION = "a red circle is left of a blue square"
 NUM_IMAGES = 11  # in `folder`, besides the broken one
@@ -129,35 +126,13 @@ def test_open_index_names_damaged_file(file, content, message, runs, folder, tmp
     assert file in str(refused.value)
 
 
-def test_index_and_search_refuse_values_that_are_not_finite(runs, folder, tmp_path):
+def test_index_refuses_values_that_are_not_finite(runs, folder, tmp_path):
     model, params, made_by = index.load_model(TrainedRun(runs["vsepp"], "latest"))
     broken = jax.tree.map(lambda x: x * np.nan, params)
     with pytest.raises(TrainingError, match=r"0\.png: its features are not finite"):
         build_index(model, broken, made_by, folder, tmp_path / "index")
-    vectors = np.ones((5, 3), np.float32)
-    vectors[3, 1] = np.nan
     with pytest.raises(TrainingError, match=r"b\.png: its score is not finite"):
         index.require_finite(np.array([1.0, np.inf]), ["a.png", "b.png"])
-    with pytest.raises(TrainingError, match="is not finite"):
-        search_embeddings(vectors, np.ones(3), 2, make_mesh())
-    readable = np.arange(5) != 3  # the vector of an image that could not be decoded is ignored
-    assert search_embeddings(vectors, np.ones(3), 2, make_mesh(), readable)[0].tolist() == [0, 1]
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 12), st.sampled_from([3, 8, 64]), st.sampled_from([1, 8])
-)
-def test_search_embeddings_equals_sorted_products(seed, number, k, chunk, devices):
-    rng = np.random.default_rng(seed)
-    vectors = rng.integers(-2, 3, (number, 4)).astype(np.float32)  # with many ties
-    query, readable = rng.integers(-2, 3, 4).astype(np.float32), rng.random(number) < 0.8
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "CHUNK", chunk)
-        positions, products = search_embeddings(vectors, query, k, make_mesh(devices=jax.devices()[:devices]), readable)
-    expected = [j for j in np.argsort(-(vectors @ query), kind="stable") if readable[j]][:k]
-    assert positions.tolist() == expected
-    np.testing.assert_array_equal(products, (vectors @ query)[expected])
 
 
 def test_index_records_checkpoint_and_counts(runs, folder, tmp_path):

@@ -1,5 +1,6 @@
 """Search by caption and by image against scoring all images, by functions and by the command."""
 
+import json
 import os
 
 import numpy as np
@@ -8,10 +9,10 @@ from PIL import Image
 
 from configs import shapes
 from mefn_jax.data.images import decode, resize_from_config
-from mefn_jax.errors import ConfigError
+from mefn_jax.errors import ConfigError, UserError
 from mefn_jax.evaluation import evaluator
 from mefn_jax.evaluation.run import TrainedRun
-from mefn_jax.retrieval import index, search
+from mefn_jax.retrieval import index, search, searcher
 
 CAPTION = "a red circle is left of a blue square"
 NUM_IMAGES = 11  # in `folder`, besides the broken one
@@ -49,8 +50,8 @@ def test_search_with_bound_scores_no_more_than_it_needs(runs, folder, tmp_path, 
     index.index_images(run, folder, tmp_path / "index")
     whole = search.search_images(run, tmp_path / "index", CAPTION, 2)
     assert f"{NUM_IMAGES} of them scored by the matcher, which cannot miss one" in capsys.readouterr().out
-    monkeypatch.setattr(search, "FIRST_CANDIDATES", 2)
-    monkeypatch.setattr(search.certificate, "MOST", 1.0)
+    monkeypatch.setattr(searcher, "FIRST_CANDIDATES", 2)
+    monkeypatch.setattr(searcher.certificate, "MOST", 1.0)
     for radius in (0.0, 0.1323):
         monkeypatch.setattr("mefn_jax.model.Model.score_bound", lambda self, radius=radius: (0.81, radius))
         found = search.search_images(run, tmp_path / "index", CAPTION, 2)
@@ -125,5 +126,97 @@ def test_eval_command_indexes_and_answers_queries(runs, folder, tmp_path, comman
     ).stdout
     assert "0.png in 3 captions" in printed
     assert len([line for line in printed.splitlines() if line.strip()[:1] in ("1", "2")]) == 2
+    many = command("eval.py", "search", *options, f"--index={index_folder}", f"--queries={lines}", check=False)
+    assert f"{lines}:4: a caption without words" in many.stderr
+    lines.write_text(f"a red circle\n{CAPTION}\n")
+    many = command("eval.py", "search", *options, f"--index={index_folder}", f"--queries={lines}", "--top_k=3")
+    found = [json.loads(line) for line in many.stdout.splitlines()][3:]
+    assert [line["image"] for line in found] == [file for _, file in expected]
     refused = command("eval.py", "search", *options, f"--caption={CAPTION}", check=False)
     assert "--index is missing: directory of an index" in refused.stderr
+
+
+QUERIES = ["a red circle", "two blue squares above a large star", CAPTION, "a small dotted circle", "a star", CAPTION]
+
+
+@pytest.fixture(scope="module")
+def indexes(runs, folder, tmp_path_factory):
+    """An index of `folder` by each of three models."""
+    root = tmp_path_factory.mktemp("indexes")
+    for name, workdir in runs.items():
+        index.index_images(TrainedRun(workdir, "latest"), folder, root / name)
+    return root
+
+
+@pytest.mark.parametrize("name", ["mefn", "vsepp", "mate"])
+def test_search_queries_equals_single_searches(name, runs, indexes, tmp_path, monkeypatch, capsys):
+    """Also for queries whose candidates differ, in batches of which the last is not full."""
+    run = TrainedRun(runs[name], "latest")
+    (tmp_path / "queries.txt").write_text("\n".join(QUERIES[:3]) + "\n\n" + "\n".join(QUERIES[3:]))
+    monkeypatch.setattr(search, "MAX_QUERIES", 4)
+    monkeypatch.setattr(searcher, "SHARED_QUERIES", 2)
+    monkeypatch.setattr(searcher, "TILE_IMAGES", 2)
+    rerank = "" if name == "mate" else "4"
+    search.search_queries(run, indexes / name, tmp_path / "queries.txt", 3, rerank)
+    printed = capsys.readouterr()
+    lines = [json.loads(line) for line in printed.out.splitlines()]
+    assert "6 queries in 11 images" in printed.err
+    assert [(line["query"], line["rank"]) for line in lines] == [(q, rank) for q in QUERIES for rank in (1, 2, 3)]
+    monkeypatch.undo()
+    for n, caption in enumerate(QUERIES[:3]):
+        found = search.search_images(run, indexes / name, caption, 3, rerank)
+        assert [line["image"] for line in lines[3 * n : 3 * n + 3]] == [file for _, file in found]
+        np.testing.assert_allclose([x["score"] for x in lines[3 * n : 3 * n + 3]], [s for s, _ in found], atol=1e-6)
+    search.search_queries(run, indexes / name, tmp_path / "queries.txt", 3, rerank, str(tmp_path / "found.jsonl"))
+    assert f"6 queries in 11 images: wrote {tmp_path}/found.jsonl" in capsys.readouterr().out
+    written = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    for line, expected in zip(written, lines, strict=True):
+        assert (line["query"], line["image"]) == (expected["query"], expected["image"])
+        assert line["score"] == pytest.approx(expected["score"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("q.txt", b"a red circle\n\n !!! \n", r"q\.txt:3: a caption without words"),
+        ("q.txt", b"a red circle\ncaf\xe9\n", r"q\.txt: not UTF-8"),
+        ("q.txt", b"\n \n", r"q\.txt: no query in it"),
+        ("q.jsonl", b'{"caption": "a red circle"}\n{"text": "x"}\n', r"q\.jsonl:2: the key 'caption' is missing"),
+        ("q.jsonl", b'{"caption": "a red circle"}\n\n{"caption": 3}\n', r"q\.jsonl:3: 'caption' must be of type str"),
+        ("q.jsonl", b'{"caption": "a"}\n{"caption"', r"q\.jsonl:2: not JSON"),
+        ("q.jsonl", b'{"caption": "\\ud800"}\n', r"q\.jsonl:1: caption .* holds half of a character"),
+        ("q.jsonl", b'{"caption": " "}\n', r"q\.jsonl:1: empty caption"),
+        ("q.jsonl", None, r"q\.jsonl: no such file"),
+    ],
+)
+def test_search_queries_names_the_bad_line_before_it_searches(
+    name, content, message, runs, indexes, tmp_path, monkeypatch
+):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(search, "answer_queries", lambda *args: pytest.fail("searched"))
+    with pytest.raises(UserError, match=message):
+        search.search_queries(TrainedRun(runs["vsepp"], "latest"), indexes / "vsepp", tmp_path / name)
+
+
+def test_search_queries_keeps_files_of_others(runs, indexes, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"caption": "a red circle"}\n')
+    run = TrainedRun(runs["vsepp"], "latest")
+    for out, message in (("q.jsonl", "was not written by this command"), ("found.png", r"give a \.jsonl file")):
+        with pytest.raises(ConfigError, match=message):
+            search.search_queries(run, indexes / "vsepp", tmp_path / "q.jsonl", out=str(tmp_path / out))
+    assert (tmp_path / "q.jsonl").read_text() == '{"caption": "a red circle"}\n'
+
+
+def test_searcher_reports_progress_and_can_be_ended(runs, indexes, monkeypatch):
+    monkeypatch.setattr(searcher, "TILE_IMAGES", 4)
+    search_it = search.load_searcher(TrainedRun(runs["mefn"], "latest"), indexes / "mefn")
+    texts, reports = search_it.evaluator.encode_captions(search_it.params, [CAPTION]), []
+    search_it.search(texts, 3, lambda *report: reports.append(report))
+    assert reports == [(0, 11), (4, 11), (8, 11)]
+
+    def end(done, total):
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        search_it.search(texts, 3, end)
