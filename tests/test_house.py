@@ -18,6 +18,7 @@ ROOMS = (
     ("retrieval",),
     ("reports",),
     ("benchmarks",),
+    ("export",),
     ("evaluation",),
     ("resolve",),
     ("model",),

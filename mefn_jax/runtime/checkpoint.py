@@ -98,6 +98,8 @@ def _upgrade_4(meta: dict) -> dict:
 
 # Options that format 6 added, with what the code did before.
 OPTIONS_OF_6 = {
+    "train.init_from": "",
+    "train.init_new": "",
 }
 
 

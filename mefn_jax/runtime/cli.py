@@ -20,7 +20,7 @@ from mefn_jax.errors import ConfigError, UserError, reason
 from mefn_jax.runtime.storage import expand_home
 
 # Options of the configuration that are paths or, for `pretrained`, may be.
-PATH_OPTIONS = ("data.dir", "data.cached_text", "image.pretrained", "text.pretrained")
+PATH_OPTIONS = ("data.dir", "data.cached_text", "image.pretrained", "text.pretrained", "train.init_from")
 LARGEST_COUNT = 10**9  # of a flag that counts something
 HELP_FLAGS = ("--help", "-help", "-h", "--helpshort")
 
