@@ -25,7 +25,7 @@ from mefn_jax.model import Model, build_model, dummy_inputs, matcher_options
 from mefn_jax.resolve import check_options
 from mefn_jax.runtime.checkpoint import CHECKPOINT_FORMAT, params_digest
 from mefn_jax.runtime.formats import Format
-from mefn_jax.runtime.sharding import make_mesh, replicated
+from mefn_jax.runtime.sharding import from_full_copy, make_mesh, replicated
 from mefn_jax.runtime.storage import is_remote
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -69,7 +69,7 @@ def load_exported(directory, step: str = "best", ema: bool = False):
     if params_digest(variables) != metadata["parameters"]:
         raise CheckpointError(f"{directory / WEIGHTS_FILE}: is damaged, or of another export; {COPY_AGAIN}")
     mesh = make_mesh()
-    variables = jax.device_put(variables, replicated(mesh))
+    variables = from_full_copy(replicated(mesh), variables)
     return Evaluator(model, tokenizer, config, mesh, checkpoint["data"]), variables, checkpoint["step"]
 
 

@@ -20,12 +20,14 @@ from mefn_jax.runtime.cli import define_count_flag, define_path_flag, run_comman
 from mefn_jax.runtime.console import print0
 
 
-def export_run(run: TrainedRun, out, license_name: str = UNKNOWN_LICENSE, name: str = "", regions: int = 0) -> None:
+def export_run(
+    run: TrainedRun, out, license_name: str = UNKNOWN_LICENSE, repository: str = "", regions: int = 0
+) -> None:
     """Writes the folder `out` of a run's checkpoint, complete or not at all. LoRA's adapters are merged.
 
-    `name` is the model's in the card; by default that of the folder. `regions`: adds the programs in StableHLO, which
-    take this number of precomputed regions of an image, if any; 0: no programs. Raises ConfigError for an `out` that
-    holds anything but an earlier export.
+    `repository` is the model's name on the hub, for its card, if it has one. `regions`: adds the programs in StableHLO,
+    which take this number of precomputed regions of an image, if any; 0: no programs. Raises ConfigError for an `out`
+    that holds anything but an earlier export.
     """
     check_license(license_name)
     folder = check_out(out)
@@ -36,20 +38,17 @@ def export_run(run: TrainedRun, out, license_name: str = UNKNOWN_LICENSE, name: 
     system = evaluator.config.model
     evaluated = f"{system}, averaged parameters" if is_averaged else system
     evaluations = find_evaluations(run.results_directory, evaluated, step)
-    card = write_card(
-        name or folder.absolute().name,
-        license_name,
-        checkpoint,
-        is_averaged,
-        evaluations,
-        sum(x.size for x in jax.tree.leaves(variables)),
-    )
+    size = sum(x.size for x in jax.tree.leaves(variables))
+    card = write_card(repository or str(out), license_name, checkpoint, is_averaged, evaluations, size)
     files = model_files(evaluator, variables, checkpoint, is_averaged) | {CARD_FILE: card.encode()}
     if regions:
         files |= export_programs(evaluator, variables, regions)
     write_folder(folder, files)
-    size = sum(map(len, files.values())) / 1e6
-    print0(f"wrote {folder}: {system}, step {step}, {len(files)} files, {size:.1f} MB, {len(evaluations)} evaluations")
+    megabytes = sum(map(len, files.values())) / 1e6
+    print0(
+        f"wrote {folder}: {evaluated}, step {step}, {len(files)} files, {megabytes:.1f} MB; {len(evaluations)} "
+        "evaluations in its card"
+    )
 
 
 def define_flags() -> None:
@@ -70,7 +69,7 @@ def main() -> None:
     f = flags.FLAGS
     if f.push:
         check_push(f.push)
-    export_run(run_from_flags(), f.out, f.license, f.push.rpartition("/")[2], f.regions if f.stablehlo else 0)
+    export_run(run_from_flags(), f.out, f.license, f.push, f.regions if f.stablehlo else 0)
     if f.push:
         push_folder(check_out(f.out), f.push, f.private)
 

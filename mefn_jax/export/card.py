@@ -7,24 +7,25 @@ from pathlib import Path
 from etils import epath
 
 from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.evaluation.hub import HUB_NAME
 from mefn_jax.evaluation.results import read_report
+from mefn_jax.metrics import RECALLS
 from mefn_jax.runtime.console import print0, printable
 
 CARD_FILE = "README.md"
 UNKNOWN_LICENSE = "unknown"  # the hub's word
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-# Columns of the table of recalls, by their key in metrics.json.
-COLUMNS = {
-    (side, f"r{k}"): f"{words} R@{k}"
-    for side, words in (("i2t", "image to text"), ("t2i", "text to image"))
-    for k in (1, 5, 10)
-}
+SIDES_OF_RECALLS = {"i2t": "image to text", "t2i": "text to image"}
 CITATION = """\
+Cite the software, and the paper of the system (docs/method.md of mefn-jax lists them).
+
+```bibtex
 @software{mefn_jax,
   title = {mefn-jax: image-text retrieval in JAX},
   author = {{The mefn-jax authors}},
   license = {Apache-2.0}
-}"""
+}
+```"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class CardEvaluation:
 
     Attributes:
         report: the content of its `metrics.json`.
-        command: the command that evaluates the exported folder, whose name is FOLDER, in the same way.
+        command: the command that evaluates the exported model in the same way, with {} in place of its name.
     """
 
     report: dict
@@ -68,33 +69,36 @@ def find_evaluations(directory: epath.Path, evaluated: str, step: int) -> list[C
 def evaluation_command(report: dict, folder: str) -> str:
     """Returns the command of an evaluation, from its report and the name of its folder."""
     split, folds = report["protocol"]["split"], [report["protocol"]["folds"], *report.get("other_folds", {})]
-    words = ["python eval.py --workdir=FOLDER", f"--split={split}"]
+    words = ["python eval.py --workdir={}", f"--split={split}"]
     words += [f"--folds={','.join(map(str, folds))}"] if folds != [1] else []
     words += ["--certified"] if "certified" in report else []
     own = folder in (split, f"{split}_ema")
     return " ".join(words if own else [*words, "--data_dir=DIR"])
 
 
-def write_card(name: str, license_name: str, checkpoint: dict, is_averaged: bool, evaluations: list, parameters: int):
+def write_card(
+    repository: str, license_name: str, checkpoint: dict, is_averaged: bool, evaluations: list, parameters: int
+) -> str:
     """Returns the text of a card, which `huggingface_hub.ModelCard` reads.
 
-    `name` is the model's; `checkpoint` is what the checkpoint stores besides the state; `parameters` is their number.
+    `repository` is what loads the model: OWNER/NAME on the hub, or a folder. `checkpoint` is what the checkpoint stores
+    besides the state; `parameters` is their number.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData  # slow to import, and rarely needed
 
-    config, system = checkpoint["config"], checkpoint["config"]["model"]
+    name, system = clean(repository.rpartition("/")[2]), checkpoint["config"]["model"]
     results = [
         EvalResult(
             task_type="image-text-retrieval",
             dataset_type="image-text-pairs",
-            dataset_name=describe_data(config),
+            dataset_name=describe_data(checkpoint["config"]),
             dataset_split=evaluation.report["protocol"]["split"],
-            metric_type=f"{side}.{key}",
-            metric_name=column,
-            metric_value=evaluation.report[side][key],
+            metric_type=key,
+            metric_name=title,
+            metric_value=value,
         )
         for evaluation in evaluations
-        for (side, key), column in COLUMNS.items()
+        for key, (title, value) in list_recalls(evaluation.report).items()
     ]
     data = ModelCardData(
         license=license_name,
@@ -103,26 +107,33 @@ def write_card(name: str, license_name: str, checkpoint: dict, is_averaged: bool
         model_name=name if results else None,
         eval_results=results or None,
     )
-    body = "\n\n".join(
-        [
-            f"# {escape(name)}",
-            describe_model(checkpoint, is_averaged, parameters),
-            "## Use\n\n" + USE,
-            "## Data\n\n" + describe_training(checkpoint),
-            "## Evaluation\n\n" + describe_evaluations(evaluations),
-            "## License\n\n" + describe_license(license_name),
-            f"## Citation\n\n```bibtex\n{CITATION}\n```",
-        ]
-    )
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
-    return card.content
+    sections = {
+        name: describe_model(checkpoint, is_averaged, parameters),
+        "Use": USE.format(clean(repository)),
+        "Data": describe_training(checkpoint),
+        "Evaluation": "\n\n".join(describe_evaluation(e, clean(repository)) for e in evaluations) or "Not evaluated.",
+        "License": describe_license(license_name),
+        "Citation": CITATION,
+    }
+    body = "\n\n".join(f"{'##' if k else '#'} {title}\n\n{text}" for k, (title, text) in enumerate(sections.items()))
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n").content
+
+
+def list_recalls(report: dict) -> dict[str, tuple[str, float]]:
+    """Returns the title and the value of each recall of a report, and of their sum, by its key there."""
+    recalls = {
+        f"{side}.r{k}": (f"{words} R@{k}", report[side][f"r{k}"])
+        for side, words in SIDES_OF_RECALLS.items()
+        for k in RECALLS
+    }
+    return recalls | {"rsum": ("rSum", report["rsum"])}
 
 
 USE = """\
 ```python
-import mefn_jax  # pip install -e . in a checkout of mefn-jax
+import mefn_jax  # the package mefn-jax
 
-model = mefn_jax.load("FOLDER")  # or OWNER/NAME on the Hugging Face hub
+model = mefn_jax.load("{}")
 images, texts = model.encode_images(["one.jpg"]), model.encode_texts(["a caption"])
 print(model.score(images, texts))  # (1, 1), higher is better
 ```
@@ -136,7 +147,7 @@ def describe_model(checkpoint: dict, is_averaged: bool, parameters: int) -> str:
     config = checkpoint["config"]
     image, text = config["image"], config["text"]
     towers = [f"images by {image['arch']}", f"captions by {text['arch']}"]
-    origins = [f"`{printable(c['pretrained'])}`" for c in (image, text) if c["pretrained"]]
+    origins = [f"`{clean(name_tower(c['pretrained']))}`" for c in (image, text) if c["pretrained"]]
     adapted = config["train"].get("lora", {}).get("rank")
     purpose = (
         f"An image-text retrieval model of the system `{config['model']}`: it scores how well a caption describes an "
@@ -151,6 +162,11 @@ def describe_model(checkpoint: dict, is_averaged: bool, parameters: int) -> str:
         f"Trained with mefn-jax, commit {printable(checkpoint['commit'])}.",
     ]
     return " ".join(filter(None, sentences))
+
+
+def name_tower(pretrained: str) -> str:
+    """Returns the name of a pretrained tower: on the hub, or of its folder, without the place where that lay."""
+    return pretrained if HUB_NAME.fullmatch(pretrained) else Path(pretrained).name
 
 
 def describe_data(config: dict) -> str:
@@ -171,18 +187,11 @@ def describe_training(checkpoint: dict) -> str:
     )
 
 
-def describe_evaluations(evaluations: list[CardEvaluation]) -> str:
-    """Returns a table of recalls for each evaluation, with its protocol and its command."""
-    if not evaluations:
-        return "Not evaluated before the export."
-    return "\n\n".join(map(describe_evaluation, evaluations))
-
-
-def describe_evaluation(evaluation: CardEvaluation) -> str:
-    """Returns the protocol of an evaluation, the table of its recalls, and its command."""
+def describe_evaluation(evaluation: CardEvaluation, repository: str) -> str:
+    """Returns the protocol of an evaluation, the table of its recalls, and the command that gives them."""
     report, p = evaluation.report, evaluation.report["protocol"]
-    values = [f"{report[side][key]:.1f}" for side, key in COLUMNS]
-    rows = [[*COLUMNS.values(), "rSum"], ["---"] * (len(COLUMNS) + 1), [*values, f"{report['rsum']:.1f}"]]
+    titles, values = zip(*list_recalls(report).values(), strict=True)
+    rows = [titles, ["---"] * len(titles), [f"{value:.1f}" for value in values]]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     folds = f", {p['folds']} folds, averaged" if p["folds"] > 1 else ""
     reading = "; ".join(f"{key} {printable(str(p[key]))}" for key in ("text", "pixels") if key in p)
@@ -190,7 +199,7 @@ def describe_evaluation(evaluation: CardEvaluation) -> str:
         f"Split `{printable(p['split'])}`: {p['images']:,} images, {p['captions']:,} captions "
         f"({printable(p['captions_per_image'])} per image){folds}; ties {printable(p['ties'])}; {reading}."
     )
-    return f"{protocol}\n\n{table}\n\n    {evaluation.command}"
+    return f"{protocol}\n\n{table}\n\n    {evaluation.command.format(repository)}"
 
 
 def describe_license(name: str) -> str:
@@ -203,6 +212,7 @@ def describe_license(name: str) -> str:
     return f"`{name}`. Pretrained towers and training data may have terms of their own."
 
 
-def escape(name: str) -> str:
-    """Returns a name for a heading in Markdown."""
-    return re.sub(r"[`*_<>\[\]#]", "", printable(name)) or "model"
+def clean(name: str) -> str:
+    """Returns the name of a model or a folder without characters that have a meaning in Markdown or in the templates
+    here."""
+    return re.sub(r"[`*<>\[\]#{}\"\\]", "", printable(name)) or "model"

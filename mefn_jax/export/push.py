@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
+from mefn_jax.config import get_dotted
 from mefn_jax.errors import ConfigError, reason
+from mefn_jax.evaluation.exported import read_metadata
 from mefn_jax.evaluation.hub import HUB_NAME
 from mefn_jax.export.folder import FOLDER_FILES
+from mefn_jax.runtime.cli import PATH_OPTIONS
 from mefn_jax.runtime.console import print0
 
 
@@ -19,6 +24,7 @@ def push_folder(folder: Path, name: str, is_private: bool) -> str:
     Returns its address. Raises ConfigError if the hub refuses; the folder is complete then."""
     from huggingface_hub import HfApi  # slow to import, and rarely needed
 
+    note_paths(folder)
     api = HfApi()
     try:
         api.create_repo(name, repo_type="model", private=is_private, exist_ok=True)
@@ -31,3 +37,11 @@ def push_folder(folder: Path, name: str, is_private: bool) -> str:
         ) from None
     print0(f"pushed {folder} to {name}: {address}")
     return str(address)
+
+
+def note_paths(folder: Path) -> None:
+    """Prints a note for each absolute path of this machine that the configuration of an exported model names."""
+    config = ConfigDict(read_metadata(folder)["checkpoint"]["config"])
+    for key in PATH_OPTIONS:
+        if Path(path := get_dotted(config, key)).is_absolute():
+            print0(f"note: config.json, which is uploaded, names {key}={path}")

@@ -47,6 +47,7 @@ def test_pretrained_towers_train_with_frozen_text_and_resume(towers, command):
     shutil.rmtree(towers / "bert")
     shutil.rmtree(towers / "vit")
     assert "mefn (step" in command("eval.py", f"--workdir={workdir}").stdout
+    check_export(workdir, towers / "model", command)
     args = ("train.py", SMOKE, f"--workdir={workdir}")
     assert "train.lr_multipliers freezes other parameters" in refusal(command, *args, *options[:-1])
     assert "image.pretrained: " in refusal(command, *args, *options, f"--config.image.pretrained={towers}")
@@ -57,6 +58,16 @@ def test_pretrained_towers_train_with_frozen_text_and_resume(towers, command):
     np.testing.assert_array_equal(
         later_state["/params/text/backbone/words/embedding"], state["/params/text/backbone/words/embedding"]
     )
+
+
+def check_export(workdir, out, command):
+    """An export of the run evaluates as the run, and tells how pixels are prepared as the tower's checkpoint does."""
+    command("-m mefn_jax.export", f"--workdir={workdir}", f"--out={out}")
+    command("eval.py", f"--workdir={out}")
+    assert_same_results(workdir / "eval" / "test", out / "eval" / "test")
+    options = read_preprocessing(out)
+    assert (options["size"], options["resize"], options["crop"], options["resample"]) == (64, "squash", 1.0, "bicubic")
+    np.testing.assert_allclose((options["mean"], options["std"]), ((0.4, 0.5, 0.6), (0.2, 0.2, 0.2)), rtol=1e-12)
 
 
 def test_train_notes_unused_parts_of_pretrained_checkpoint(clip, prepared, tmp_path, command):
