@@ -34,16 +34,22 @@ LIBRARY = "mefn_jax"  # `library_name` of config.json, by which it differs from 
 EXPORT_FORMAT = Format(1, CheckpointError, "export the run again")
 # Keys of config.json, and of its `checkpoint`, what the checkpoint stored besides its state, with their types.
 CONFIG_TYPES = {"format": int, "library_name": str, "ema": bool, "parameters": str, "checkpoint": dict}
-CHECKPOINT_TYPES = {"format": int, "config": dict, "step": int, "examples": int, "data": dict | None}
-CHECKPOINT_TYPES |= {"preprocessing": dict, "commit": str, "versions": dict}
+CHECKPOINT_TYPES = {
+    **{"format": int, "config": dict, "step": int, "examples": int, "data": dict | None},
+    **{"preprocessing": dict, "commit": str, "versions": dict},
+}
 CONFIG_SECTIONS = {"data", "image", "text", "augment", "matcher", "loss", "mesh", "train", "eval"}
 COPY_AGAIN = "copy the folder again, or export the run again"
 MAX_PROBLEMS = 20  # largest number of tensors that one error names
 LARGEST_FILE = 2**26  # bytes of config.json and of tokenizer.json
 # Options that a model's arrays grow with before its parameters are compared with the file's.
 LARGEST_OPTIONS = {"text.max_tokens": 2**16, "image.region_grids": 2**8, "image.regions.grid": 2**8}
-TENSOR_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I16": "int16"}
-TENSOR_TYPES |= {"I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool"}
+# NumPy's names of the types in a file of tensors.
+TENSOR_TYPES = {
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BOOL": "bool"},
+    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8"},
+    **{"U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"},
+}
 
 
 def is_exported(directory) -> bool:

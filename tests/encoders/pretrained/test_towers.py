@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
-from commands import ROOT, SMOKE, read_state, refusal
+from commands import ROOT, SMOKE, assert_same_results, read_state, refusal
 from sample_data import add_rows
 
 from configs import default, flickr30k
 from mefn_jax.data.from_config import make_tokenizer
 from mefn_jax.encoders.pretrained import weights
+from mefn_jax.encoders.pretrained.preprocessor import read_preprocessing
 from mefn_jax.encoders.pretrained.towers import insert_pretrained, load_pretrained
 from mefn_jax.errors import WeightsError
 from mefn_jax.model import build_model, dummy_inputs
