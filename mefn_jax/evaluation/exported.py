@@ -35,8 +35,14 @@ EXPORT_FORMAT = Format(1, CheckpointError, "export the run again")
 # Keys of config.json, and of its `checkpoint`, what the checkpoint stored besides its state, with their types.
 CONFIG_TYPES = {"format": int, "library_name": str, "ema": bool, "parameters": str, "checkpoint": dict}
 CHECKPOINT_TYPES = {
-    **{"format": int, "config": dict, "step": int, "examples": int, "data": dict | None},
-    **{"preprocessing": dict, "commit": str, "versions": dict},
+    "format": int,
+    "config": dict,
+    "step": int,
+    "examples": int,
+    "data": dict | None,
+    "preprocessing": dict,
+    "commit": str,
+    "versions": dict,
 }
 CONFIG_SECTIONS = {"data", "image", "text", "augment", "matcher", "loss", "mesh", "train", "eval"}
 COPY_AGAIN = "copy the folder again, or export the run again"
@@ -46,9 +52,18 @@ LARGEST_FILE = 2**26  # bytes of config.json and of tokenizer.json
 LARGEST_OPTIONS = {"text.max_tokens": 2**16, "image.region_grids": 2**8, "image.regions.grid": 2**8}
 # NumPy's names of the types in a file of tensors.
 TENSOR_TYPES = {
-    **{"F64": "float64", "F32": "float32", "F16": "float16", "BOOL": "bool"},
-    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8"},
-    **{"U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"},
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BOOL": "bool",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
 }
 
 
