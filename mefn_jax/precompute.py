@@ -35,7 +35,7 @@ from mefn_jax.data.split import SPLIT_ALIASES, Split
 from mefn_jax.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import ConfigError, DataError, reason
-from mefn_jax.evaluation import evaluator
+from mefn_jax.evaluation.run import TrainedRun
 from mefn_jax.model import build_image_encoder, build_text_encoder, select_part
 from mefn_jax.resolve import resolve
 from mefn_jax.runtime.checkpoint import params_digest, versions
@@ -44,7 +44,7 @@ from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.lock import LOCK_FILE, hold_lock
 from mefn_jax.runtime.outputs import check_output_directory
 from mefn_jax.runtime.sharding import batch_sharding, from_local_rows, make_mesh, replicated, round_up
-from mefn_jax.runtime.storage import SAVE_SECONDS, resolve_directory
+from mefn_jax.runtime.storage import SAVE_SECONDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +82,9 @@ def from_config(config: ConfigDict) -> FrozenTowers:
 
 
 def from_run(workdir) -> FrozenTowers:
-    """Loads both towers of the best checkpoint of a training run. Raises ConfigError if the run lacks one of them."""
-    run_evaluator, params, _ = evaluator.load_checkpoint(workdir, "best")
+    """Loads both towers of the best checkpoint of a training run, or of an exported model. Raises ConfigError if it
+    lacks one of them."""
+    run_evaluator, params, _ = TrainedRun(workdir).load()
     if run_evaluator.config.image.arch == "regions":
         raise ConfigError(f"--workdir={workdir}: was trained on precomputed regions; it has no image tower")
     if run_evaluator.config.text.arch == "cached":
@@ -303,7 +304,7 @@ def _write_array(path: str, shape, dtype, offsets: np.ndarray, batches, progress
 def define_flags() -> None:
     """Defines the flags of the command."""
     define_config_flag(None)
-    define_path_flag("workdir", "", "Training run whose towers are used, instead of --config.")
+    define_path_flag("workdir", "", "Training run or exported model whose towers are used, instead of --config.")
     define_path_flag("data_dir", "", "Prepared data set; default: data.dir of the configuration.")
     define_path_flag("out", None, "Directory for the features.", required=True)
     flags.DEFINE_list("splits", ["train", "val", "test"], "Splits to write.")
@@ -321,7 +322,7 @@ def main() -> None:
     check_output_directory("--out", f.out, {})
     if f.config is not None:
         require_local("data.dir", f.config.data.dir)
-    frozen_towers = from_run(resolve_directory("--workdir", f.workdir)) if f.workdir else from_config(f.config)
+    frozen_towers = from_run(f.workdir) if f.workdir else from_config(f.config)
     if f.data_dir:
         frozen_towers.config.data.dir = f.data_dir
     try:

@@ -98,3 +98,16 @@ def assert_equal_states(a, b) -> None:
     assert a[1].keys() == b[1].keys()
     for key, value in a[1].items():
         np.testing.assert_array_equal(value, b[1][key], err_msg=key)
+
+
+def assert_same_results(first, second) -> None:
+    """Checks that two folders hold evaluations that are equal in everything but their time."""
+    from mefn_jax.evaluation.results import read_results
+
+    (report, ranks), (other, other_ranks) = read_results(first), read_results(second)
+    assert report.pop("seconds") > 0
+    assert other.pop("seconds") > 0
+    assert report == other
+    assert ranks.keys() == other_ranks.keys()
+    for name, array in ranks.items():
+        np.testing.assert_array_equal(array, other_ranks[name], err_msg=name)

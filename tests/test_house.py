@@ -20,6 +20,7 @@ ROOMS = (
     ("retrieval",),
     ("reports",),
     ("benchmarks",),
+    ("export",),
     ("evaluation",),
     ("resolve",),
     ("configs",),

@@ -117,7 +117,7 @@ def main(names: list[str]) -> None:
     else:
         run = run_from_flags()
         evaluator, params, _ = run.load()
-        evaluated = f"{evaluator.config.model}, averaged parameters" if run.ema else evaluator.config.model
-        default = run.directory / "benchmarks" / (names[0] + "_ema" * run.ema)
+        evaluated = f"{evaluator.config.model}, averaged parameters" if run.is_averaged else evaluator.config.model
+        default = run.results_directory / "benchmarks" / (names[0] + "_ema" * run.is_averaged)
         folder = resolve_directory("--out", f.out) if f.out else default
     run_benchmark(names[0], Scorer(evaluator, params), evaluated, folder, **options)

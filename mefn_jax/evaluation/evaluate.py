@@ -111,10 +111,10 @@ def evaluate(
     if gallery.data_dir and not (opened.is_own and may_replace(folder, opened.split)):
         folder = run.output_dir(gallery.split, out, gallery.data_dir)
     model = evaluator.config.model
-    name = f"{model} (step {step_number}{', averaged' if run.ema else ''})"
+    name = f"{model} (step {step_number}{', averaged' if run.is_averaged else ''})"
     result = evaluate_split(evaluator, params, name, gallery, opened, save_scores, rerank, certified, transductive)
     # A comparison does not take averaged parameters for another seed, because `evaluated` differs.
-    evaluated = f"{model}, averaged parameters" if run.ema else model
+    evaluated = f"{model}, averaged parameters" if run.is_averaged else model
     result.report.update({"step": step_number, "evaluated": evaluated})
     write_results(folder, result.report, result.ranks)
     return dataclasses.replace(result, folder=folder)

@@ -1,9 +1,10 @@
-"""A trained run and a gallery: which checkpoint a command evaluates, and on which images and captions.
+"""A trained model and a gallery: which checkpoint or export a command evaluates, and on which images and captions.
 
 The verbs of `eval.py` share the flags that name them.
 """
 
 import dataclasses
+import functools
 import hashlib
 import re
 from pathlib import Path
@@ -15,16 +16,20 @@ from mefn_jax.config import require_local
 from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluation.evaluator import load_checkpoint
+from mefn_jax.evaluation.exported import is_exported, load_exported, read_metadata
+from mefn_jax.evaluation.hub import download_model, is_hub_name
+from mefn_jax.runtime.checkpoint import Checkpoints
 from mefn_jax.runtime.cli import define_path_flag, parse_count
 from mefn_jax.runtime.storage import resolve_directory
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """A checkpoint of a training run.
+    """A checkpoint of a training run, or an exported model (docs/export.md).
 
     Attributes:
-        workdir: the directory of the run, which may be gs://BUCKET/PATH.
+        workdir: the directory of the run, which may be gs://BUCKET/PATH, the folder of an exported model, or its name
+            OWNER/NAME on the Hugging Face hub: text of this form that is no path here (`hub.is_hub_name`).
         step: "best" (by rSum on val), "latest" or the number of a step.
         ema: whether the averaged parameters are taken (`train.ema_decay`).
 
@@ -39,27 +44,51 @@ class TrainedRun:
         if str(self.step) not in ("best", "latest") and parse_count(str(self.step)) is None:
             raise ConfigError(f"--step={self.step}: not best, latest or the number of a step")
 
-    @property
+    @functools.cached_property
     def directory(self) -> epath.Path:
-        """Returns the workdir. Raises ConfigError for a URL that is not gs://, or a bucket that cannot be used."""
+        """Returns the workdir or the folder; that of a model on the hub is downloaded if necessary. Raises ConfigError
+        for a URL that is not gs://, or a bucket that cannot be used, CheckpointError if the hub has no such model."""
+        if is_hub_name(self.workdir):
+            return epath.Path(download_model(self.workdir))
         return resolve_directory("--workdir", self.workdir)
 
+    @property
+    def results_directory(self) -> epath.Path:
+        """Returns the directory below which a command writes what it finds: the workdir or the folder itself, but
+        `runs/OWNER/NAME` here for a model on the hub, whose folder is a cache."""
+        return epath.Path("runs") / self.workdir if is_hub_name(self.workdir) else self.directory
+
+    @property
+    def is_averaged(self) -> bool:
+        """Returns whether the parameters are averaged ones: taken by `ema`, or exported so."""
+        return self.ema or (is_exported(self.directory) and read_metadata(self.directory)["ema"])
+
     def load(self):
-        """Loads the checkpoint: `(Evaluator, params, step)`. Raises as `evaluator.load_checkpoint` does."""
-        return load_checkpoint(self.directory, str(self.step), self.ema)
+        """Loads the model: `(Evaluator, params, step)`. Raises as `evaluator.load_checkpoint` and
+        `exported.load_exported` do."""
+        load_model = load_exported if is_exported(self.directory) else load_checkpoint
+        return load_model(self.directory, str(self.step), self.ema)
+
+    def read_meta(self, step: int) -> dict:
+        """Returns what the checkpoint of a step, or the exported model, stores besides its state, without checksums
+        (`Checkpoints.meta`)."""
+        if is_exported(self.directory):
+            return read_metadata(self.directory)["checkpoint"]
+        with Checkpoints(self.directory) as checkpoints:
+            return {key: value for key, value in checkpoints.meta(step).items() if key != "checksum"}
 
     def output_dir(self, split: str, out: str = "", data_dir: str = "") -> epath.Path:
-        """Returns the directory of an evaluation's files: `out`, or `WORKDIR/eval/<split>/`.
+        """Returns the directory of an evaluation's files: `out`, or `eval/<split>/` in the `results_directory`.
 
-        Averaged parameters have `WORKDIR/eval/<split>_ema/`. `data_dir`: a data set that the run was not trained on,
-        whose name is appended with a few letters of the digest of its path.
+        Averaged parameters have `eval/<split>_ema/`. `data_dir`: a data set that the run was not trained on, whose name
+        is appended with a few letters of the digest of its path.
         """
-        name = split + "_ema" * self.ema
+        name = split + "_ema" * self.is_averaged
         if data_dir:
             path = Path(data_dir).resolve()
             label = re.sub(r"[^\w.-]+", "_", path.name)
             name += f"_{label}-{hashlib.sha256(str(path).encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
-        return resolve_directory("--out", out) if out else self.directory / "eval" / name
+        return resolve_directory("--out", out) if out else self.results_directory / "eval" / name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +113,11 @@ class Gallery:
 
 def define_run_flags() -> None:
     """Defines the flags that name a trained run."""
-    define_path_flag("workdir", "runs/shapes", "Directory of the training run, may be gs://BUCKET/PATH.")
+    define_path_flag(
+        "workdir",
+        "runs/shapes",
+        "Directory of the training run, may be gs://BUCKET/PATH; or an exported model: its folder, or OWNER/NAME.",
+    )
     define_checkpoint_flags()
 
 
@@ -119,7 +152,8 @@ def define_scores_flag() -> None:
 def run_from_flags() -> TrainedRun:
     """Returns the run that the flags of `define_run_flags` name."""
     f = flags.FLAGS
-    return TrainedRun(f.workdir, f.step, f.ema)
+    workdir = f.workdir if f["workdir"].present else Path(f.workdir)  # the default is no name on the hub
+    return TrainedRun(workdir, f.step, f.ema)
 
 
 def split_from_flags() -> str:

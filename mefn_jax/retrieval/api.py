@@ -112,15 +112,16 @@ class Retriever:
 
 
 def load(workdir: str | Path, step: str | int = "best", ema: bool = False) -> Retriever:
-    """Loads a trained model from a run's directory, which may be gs://; nothing else is needed.
+    """Loads a trained model from a run's directory, which may be gs://, or an exported one from its folder or from the
+    Hugging Face hub, as a text OWNER/NAME; nothing else is needed.
 
     `step` is "best" (by rSum on val), "latest" or a number; `ema` takes the averaged parameters. Raises
     CheckpointError, and ConfigError for a `workdir` or a `step` that cannot be one.
     """
     if not isinstance(workdir, str | os.PathLike) or not str(workdir) or "\0" in str(workdir):
         raise ConfigError(f"load: workdir is {_describe(workdir)}; give the directory of a training run")
-    workdir = expand_home(os.fspath(workdir))
-    return Retriever(*TrainedRun(workdir, step, ema).load())
+    expanded = expand_home(os.fspath(workdir))
+    return Retriever(*TrainedRun(expanded if isinstance(workdir, str) else Path(expanded), step, ema).load())
 
 
 def read_image(image: str | Path | bytes, name: str) -> tuple[bytes, str]:

@@ -103,6 +103,8 @@ OPTIONS_OF_6 = {
     "train.patience": 0,
     "data.negatives": "",
     "data.negatives_per_pair": 1,
+    "train.init_from": "",
+    "train.init_new": "",
 }
 
 

@@ -21,7 +21,10 @@ from mefn_jax.runtime.config_files import find_config, is_installed
 from mefn_jax.runtime.storage import expand_home
 
 # Options of the configuration that are paths or, for `pretrained`, may be.
-PATH_OPTIONS = ("data.dir", "data.cached_text", "data.negatives", "image.pretrained", "text.pretrained")
+PATH_OPTIONS = (
+    *("data.dir", "data.cached_text", "data.negatives", "image.pretrained", "text.pretrained"),
+    "train.init_from",
+)
 LARGEST_COUNT = 10**9  # of a flag that counts something
 # Commands of a checkout, and what pyproject.toml calls them in an installed package.
 SCRIPTS = {

@@ -40,6 +40,7 @@ from mefn_jax.runtime.sharding import (
 from mefn_jax.training import cca_init, state, step
 from mefn_jax.training.hyperparameters import Hyperparameters, hyperparameters_from_config
 from mefn_jax.training.patience import BestRecord, restore_record
+from mefn_jax.training.init_from import Source, load_source, note_differences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +174,14 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
         tokenizer = make_tokenizer(config, saved_meta["tokenizer"])
         start = Position(first_step, saved_meta["examples"])
     else:
-        resolved = on_all_processes(lambda: resolve(data.config, splits))
+        source = on_all_processes(lambda: load_source(data.config))
+        resolved = on_all_processes(lambda: resolve(data.config, splits, source and source.config))
         config = resolved.config
-        tokenizer = choose_tokenizer(config, resolved.tokenizer_json, data.dataset, data.train)
+        if source is None:
+            tokenizer = choose_tokenizer(config, resolved.tokenizer_json, data.dataset, data.train)
+        else:
+            note_differences(config, source)
+            tokenizer = make_tokenizer(config, source.tokenizer_json)
     check_processes_agree({"tokenizer": hashlib.sha256(tokenizer.json.encode()).hexdigest()[:12]})
     model = build_model(config, tokenizer.vocab_size)
     init = make_init(model, config, mesh)
@@ -192,7 +198,7 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
     train_state = (
         restore_state(make_state, checkpoints, mesh)
         if first_step
-        else initial_state(make_state, resolved.towers, lr_multipliers, evaluator, data.train)
+        else initial_state(make_state, resolved.towers, lr_multipliers, evaluator, data.train, source)
     )
     return Run(
         config=config,
@@ -255,14 +261,21 @@ def make_init(model: Model, config, mesh):
     return init
 
 
-def initial_state(make_state, towers: dict, lr_multipliers, evaluator: Evaluator, split: Split) -> state.TrainState:
+def initial_state(
+    make_state, towers: dict, lr_multipliers, evaluator: Evaluator, split: Split, source: Source | None
+) -> state.TrainState:
     """Returns the initial state: the random variables of `make_state(mesh)`, the pretrained towers in their places, and
     what begins as a function of the training data (`training/cca_init.py`): projections with train.init=cca, the hub
-    vectors, and the constants of a matcher that has some."""
+    vectors, and the constants of a matcher that has some. With a `source`, its variables are in their places instead,
+    and only those that are new begin so."""
     mesh = evaluator.mesh
     train_state = make_state(mesh)
     variables = shard_params(mesh, insert_pretrained(train_state.variables, towers))
-    variables = shard_params(mesh, cca_init.init_from_training_data(evaluator, variables, split))
+    insert = (lambda variables: variables) if source is None else source.insert
+    variables = shard_params(mesh, insert(variables))
+    if source is None or not source.takes_all(variables):
+        variables = cca_init.init_from_training_data(evaluator, variables, split)
+        variables = shard_params(mesh, insert(variables))
     params, constants = split_constants(variables)
     # A copy, because the train step donates the arrays of its state.
     ema = None if train_state.ema is None else jax.tree.map(jnp.copy, optim.select_trainable(params, lr_multipliers))

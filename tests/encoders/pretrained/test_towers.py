@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
-from commands import ROOT, SMOKE, read_state, refusal
+from commands import ROOT, SMOKE, assert_same_results, read_state, refusal
 from sample_data import add_rows
 
 from configs import default, flickr30k
 from mefn_jax.data.from_config import make_tokenizer
 from mefn_jax.encoders.pretrained import weights
+from mefn_jax.encoders.pretrained.preprocessor import read_preprocessing
 from mefn_jax.encoders.pretrained.towers import insert_pretrained, load_pretrained
 from mefn_jax.errors import WeightsError
 from mefn_jax.model import build_model, dummy_inputs
@@ -47,6 +48,7 @@ def test_pretrained_towers_train_with_frozen_text_and_resume(towers, command):
     shutil.rmtree(towers / "bert")
     shutil.rmtree(towers / "vit")
     assert "mefn (step" in command("eval.py", f"--workdir={workdir}").stdout
+    check_export(workdir, towers / "model", command)
     args = ("train.py", SMOKE, f"--workdir={workdir}")
     assert "train.lr_multipliers freezes other parameters" in refusal(command, *args, *options[:-1])
     assert "image.pretrained: " in refusal(command, *args, *options, f"--config.image.pretrained={towers}")
@@ -57,6 +59,16 @@ def test_pretrained_towers_train_with_frozen_text_and_resume(towers, command):
     np.testing.assert_array_equal(
         later_state["/params/text/backbone/words/embedding"], state["/params/text/backbone/words/embedding"]
     )
+
+
+def check_export(workdir, out, command):
+    """An export of the run evaluates as the run, and tells how pixels are prepared as the tower's checkpoint does."""
+    command("-m mefn_jax.export", f"--workdir={workdir}", f"--out={out}")
+    command("eval.py", f"--workdir={out}")
+    assert_same_results(workdir / "eval" / "test", out / "eval" / "test")
+    options = read_preprocessing(out)
+    assert (options["size"], options["resize"], options["crop"], options["resample"]) == (64, "squash", 1.0, "bicubic")
+    np.testing.assert_allclose((options["mean"], options["std"]), ((0.4, 0.5, 0.6), (0.2, 0.2, 0.2)), rtol=1e-12)
 
 
 def test_train_notes_unused_parts_of_pretrained_checkpoint(clip, prepared, tmp_path, command):

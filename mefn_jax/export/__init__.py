@@ -1,0 +1,1 @@
+"""Exports trained models as folders that others can use: weights, configuration, tokenizer and a card."""

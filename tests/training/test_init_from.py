@@ -1,0 +1,121 @@
+"""A run that begins with the parameters of another one, or of an exported model."""
+
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from commands import read_state
+
+from configs import shapes
+from mefn_jax.errors import CheckpointError, ConfigError
+from mefn_jax.evaluation.exported import name_variables
+from mefn_jax.evaluation.run import TrainedRun
+from mefn_jax.export.__main__ import export_run
+from mefn_jax.training import loop
+from mefn_jax.training.init_from import Source, check_towers, load_source, note_differences
+
+
+def make_config(source, model="mefn", **train):
+    """The configuration of a run of one step that hardly moves, from `source`."""
+    config = shapes.get_config(f"smoke,model={model}")
+    with config.unlocked():
+        config.train.update(steps=1, eval_every=100, learning_rate=1e-30, weight_decay=0.0, init_from=str(source))
+        config.train.update(**train)
+    return config
+
+
+@pytest.fixture(scope="module")
+def model(mefn_run):
+    """The variables of `mefn_run`, by path, and its step."""
+    _, variables, step = TrainedRun(mefn_run).load()
+    return {name: np.asarray(x) for name, x in name_variables(variables).items()}, step
+
+
+def test_run_begins_with_parameters_and_resumes_without_them(mefn_run, model, tmp_path, capsys):
+    source, run = tmp_path / "model", tmp_path / "run"
+    export_run(TrainedRun(mefn_run), source)
+    loop.train(make_config(source), run)
+    assert f"train.init_from={source}: begins with the parameters of step {model[1]}" in capsys.readouterr().out
+    _, state = read_state(run)
+    for name, value in model[0].items():
+        np.testing.assert_allclose(state[f"/params/{name}"], value, rtol=0, atol=1e-20, err_msg=name)
+    meta = TrainedRun(run, "latest").read_meta(1)
+    assert meta["config"]["train"]["init_from"] == str(source)
+    assert meta["tokenizer"] == (source / "tokenizer.json").read_text()
+    shutil.rmtree(source)
+    loop.train(make_config(source, steps=2), run)
+    printed = capsys.readouterr().out
+    assert "resuming after 1" in printed
+    assert "begins with the parameters" not in printed
+
+
+def test_run_of_another_system_takes_what_it_has_in_common(mefn_run, model, tmp_path):
+    loop.train(make_config(mefn_run, "vsepp", init_new="^(matcher|loss|text/words)/"), tmp_path / "run")
+    _, state = read_state(tmp_path / "run")
+    common = [name for name in model[0] if name.startswith(("image/", "text/backbone/"))]
+    assert len(common) > 20
+    for name in common:
+        np.testing.assert_allclose(state[f"/params/{name}"], model[0][name], rtol=0, atol=1e-20, err_msg=name)
+    kernel = "text/words/kernel"
+    assert np.abs(state[f"/params/{kernel}"] - model[0][kernel]).max() > 1e-3
+
+
+def make_source(variables, may_differ=""):
+    return Source("runs/a", None, "", variables, re.compile(may_differ) if may_differ else None)
+
+
+def test_parameters_that_do_not_fit_are_named_in_one_error():
+    own = {"image": {"kernel": np.zeros((2, 3), np.float32)}, "matcher": {"gate": np.float32(0)}, "constants": {}}
+    other = {"image": {"kernel": np.ones((2, 4), np.float32)}, "loss": {"scale": np.float32(1)}, "constants": {}}
+    with pytest.raises(CheckpointError) as raised:
+        make_source(other).insert(own)
+    message = str(raised.value)
+    for part in (
+        "train.init_from=runs/a: ",
+        "missing matcher/gate float32 ()",
+        "surplus loss/scale float32 ()",
+        "image/kernel is float32 (2, 4), not float32 (2, 3)",
+        "train.init_new",
+    ):
+        assert part in message, message
+    assert "\n" not in message
+    with pytest.raises(CheckpointError, match=r"configuration: image/kernel is float32 \(2, 4\), not .*; give the"):
+        make_source(other, "^(loss|matcher)/").insert(own)
+    kept = make_source(other, "^(loss|matcher|image)/").insert(own)
+    jax.tree.map(np.testing.assert_array_equal, kept, own)
+
+
+def test_adapters_begin_anew_and_constants_are_taken():
+    own = {"image": {"kernel": np.zeros(3)}, "lora": {"up": np.zeros(2)}, "constants": {"matcher": {"a": np.zeros(1)}}}
+    other = {"image": {"kernel": np.ones(3)}, "constants": {"matcher": {"a": np.ones(1)}}}
+    taken = make_source(other).insert(own)
+    expected = {"image": {"kernel": np.ones(3)}, "lora": {"up": np.zeros(2)}} | {"constants": other["constants"]}
+    jax.tree.map(np.testing.assert_array_equal, taken, expected)
+    assert make_source(other).takes_all(own)
+    assert not make_source(other, "^matcher/").takes_all(own)
+    kept = make_source(other, "^matcher/").insert(own)
+    assert kept["constants"]["matcher"]["a"] == 0
+
+
+def test_contradicting_options_are_refused(mefn_run, capsys):
+    with pytest.raises(ConfigError, match=r"train.init_new: '\(' is no regular expression"):
+        load_source(make_config(mefn_run, init_new="("))
+    with pytest.raises(ConfigError, match=r"train\.init_new needs train.init_from"):
+        load_source(make_config("", init_new="^loss/"))
+    with pytest.raises(CheckpointError, match="no checkpoints here"):
+        load_source(make_config("/nowhere"))
+    config, source = make_config("a"), make_config("a")
+    with config.unlocked():
+        config.image.pretrained = "google/vit"
+    with pytest.raises(ConfigError, match=r"image.pretrained=google/vit: train.init_from=a gives this tower \(not pre"):
+        check_towers(config, source)
+    with config.unlocked():
+        config.image.update(pretrained="", mean=(0.1, 0.2, 0.3))
+    note_differences(config, Source("a", source, "", {}, None))
+    assert capsys.readouterr().out == "note: image.mean is [0.5, 0.5, 0.5] in a and [0.1, 0.2, 0.3] here\n"
+    with config.unlocked():
+        config.text.lower_case = False
+    with pytest.raises(ConfigError, match=r"text\.lower_case=False, but True in train.init_from=a, whose tokenizer"):
+        note_differences(config, Source("a", source, "", {}, None))
