@@ -21,7 +21,7 @@ from mefn_jax.data.sources.shard import (
 from mefn_jax.data.sources.table import read_rows
 from mefn_jax.errors import DataError
 
-METADATA = ("metadata.jsonl", "metadata.csv")
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 
 
 def read(path, _, columns: Columns) -> tuple[list[Shard], list[str]]:
@@ -30,8 +30,10 @@ def read(path, _, columns: Columns) -> tuple[list[Shard], list[str]]:
     root, gathered, notes = Path(path), _Gathered(), []
     if not root.is_dir():
         raise DataError(f"--path={path}: no such folder")
-    for table, _relative in list_files(root, METADATA, "--source=imagefolder needs it; --source=table reads others"):
-        if table.name not in METADATA:
+    for table, _relative in list_files(
+        root, METADATA_FILES, "--source=imagefolder needs it; --source=table reads others"
+    ):
+        if table.name not in METADATA_FILES:
             continue
         for where, row in read_rows(table):
             gathered.add_row(where, row, table.parent, root, columns)

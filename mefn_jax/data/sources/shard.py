@@ -163,6 +163,8 @@ def gather_captions(values: Iterable[tuple[str, object]], where: str) -> list[st
             raise DataError(f"{where}: no caption in {name!r}; write one or remove the entry")
         for k, text in enumerate(value if isinstance(value, list) else [value]):
             place = f"{where}: {name}[{k}]" if isinstance(value, list) else f"{where}: {name}"
+            if text is None:
+                raise DataError(f"{place}: no caption; write one or remove the entry")
             if not isinstance(text, str):
                 raise DataError(f"{place}: a caption must be a text, found {str(text)[:60]!r}")
             captions.append(clean_caption(text, place))
@@ -187,7 +189,8 @@ def check_image(data: bytes | None, where: str) -> bytes:
         with Image.open(io.BytesIO(data)) as image:
             image.size  # noqa: B018 (a plugin may read it late)
     except Exception as e:  # for damaged files, Pillow raises errors of any class
-        raise DataError(f"{where}: not an image ({reason(e)})") from None
+        cause = re.sub(r" *<[^>]* at 0x[0-9a-f]+>", "", reason(e))  # the same text in each process
+        raise DataError(f"{where}: not an image ({cause})") from None
     return data
 
 
