@@ -43,6 +43,8 @@ def read(path, _, columns: Columns) -> tuple[list[Shard], list[str]]:
     shards = list_image_shards(str(path), splits, faults, checks_images=True)
     if not shards and faults:
         raise DataError(f"{faults[0]}; there is no image without such a fault")
+    if not shards:
+        raise DataError(f"{path}: no rows of images in {' or '.join(METADATA_FILES)}")
     return shards, notes
 
 

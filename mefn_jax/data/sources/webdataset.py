@@ -29,6 +29,7 @@ from mefn_jax.errors import DataError, reason
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+LARGEST_TAR = 2**36  # bytes of a compressed tar, when it is decompressed
 LARGEST_TEXT = 2**22  # bytes of a file of captions
 END = 1024  # zero bytes that end a tar
 
@@ -152,11 +153,15 @@ def _read_members(file: Path) -> Iterator[tuple[str, bytes | DataError] | Fault]
     """Yields the names of the files of a tar and their content, a DataError if it is too large. Links, devices, names
     that leave the archive, and a cut end are faults."""
     try:
+        # A size that is claimed but not there would be skipped in endless small steps.
+        end = file.stat().st_size if _is_plain(file) else LARGEST_TAR
         with tarfile.open(file, "r|*", bufsize=2**16) as tar:
             for member in tar:
                 tar.members = []  # the library would keep all of them
                 name = member.name.removeprefix("./")
                 where = f"{file}: {name!r}".encode("utf-8", "backslashreplace").decode()
+                if member.offset_data + member.size > end:
+                    raise DataError(f"{where}: cut (it claims {member.size:,} bytes); copy the file again")
                 if member.isdir() or name.rpartition("/")[2].startswith("."):
                     continue
                 if name.startswith("/") or ".." in name.split("/"):
@@ -186,9 +191,15 @@ def _read_file(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> byt
 
 def _check_end(file: Path) -> None:
     """Raises DataError if a tar that is not compressed does not end as tars do: it was cut between two members."""
+    if not _is_plain(file):
+        return
     with file.open("rb") as stream:
-        if stream.read(512)[257:262] != b"ustar":
-            return  # compressed, or older than the standard
         stream.seek(-min(END, file.stat().st_size), 2)
         if stream.read().strip(b"\0"):
             raise DataError(f"{file}: cut (it does not end as tars do); copy the file again")
+
+
+def _is_plain(file: Path) -> bool:
+    """Returns whether a tar is neither compressed nor older than the standard."""
+    with file.open("rb") as stream:
+        return stream.read(512)[257:262] == b"ustar"
