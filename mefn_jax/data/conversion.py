@@ -198,7 +198,7 @@ def _open_part(folder: Path, made_from: str) -> Part | None:
         facts = json.loads((folder / PART_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if facts["made_from"] != made_from:
+    if not isinstance(facts, dict) or facts.get("made_from") != made_from:
         return None
     splits = {name: SplitOfPart(**split) for name, split in facts["splits"].items()}
     return Part(folder, splits, facts["faults"], facts["num_shortened"])

@@ -1,5 +1,6 @@
 """Conversion of shards: the files that it writes, whatever the source, the processes and the interruptions."""
 
+import io
 import json
 import os
 import signal
@@ -8,8 +9,10 @@ import sys
 import tarfile
 import time
 
+import numpy as np
 import pytest
 from commands import ROOT, environment
+from PIL import Image
 from sample_data import PREPARE_OPTIONS, write_formats, write_tar
 
 from mefn_jax.data import conversion
@@ -193,3 +196,26 @@ def test_an_id_in_two_splits_is_an_error(tmp_path):
     (folders["parquet"] / "test-00000-of-00001.parquet").write_bytes(path.read_bytes())
     with pytest.raises(DataError, match=r"'train/00000/000..jpg' is in the data 2 times \(test, shard 1; train"):
         prepare("parquet", folders["parquet"], tmp_path / "out", **PREPARE_OPTIONS)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_pairs_fit_into_a_gigabyte(tmp_path, cache):
+    """Also where a shard is one row group; the bound is for the command and its two processes together."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(out, "JPEG")
+    for shard in range(4):
+        names = [f"{25_000 * shard + k:06}" for k in range(25_000)]
+        column = [{"bytes": out.getvalue() + name.encode(), "path": name} for name in names]
+        table = pa.table({"image": column, "text": [f"a dog and w{name}" for name in names]})
+        pq.write_table(table, tmp_path / f"train-{shard:05}.parquet", row_group_size=25_000)
+        del column, table
+    words = [sys.executable, "-m", "mefn_jax.data.prepare", "--source=parquet", f"--path={tmp_path}", "--workers=2"]
+    process = subprocess.Popen([*words, f"--out={tmp_path / 'out'}"], cwd=ROOT, env=environment(cache))
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status
+    assert status == 0
+    assert 3 * usage.ru_maxrss < 10**6  # in KB, of the largest of the three processes
+    assert Dataset(tmp_path / "out").split("train").num_images == 100_000

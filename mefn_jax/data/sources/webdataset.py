@@ -51,7 +51,7 @@ def read_tar(file: Path, stem: str, split: str, columns: Columns) -> Iterator[Ex
     """Yields the samples of a tar and what is wrong in it. Members whose names are equal up to the first dot are a
     sample, and follow one another."""
     seen, sample = set(), None
-    for member in _read_members(file):
+    for member in _read_members(file, {*IMAGES, "txt", "json", columns.image}):
         if isinstance(member, Fault):
             yield member
             continue
@@ -149,9 +149,9 @@ def _split_name(name: str) -> tuple[str, str]:
     return f"{folder}/{first}" if folder else first, suffix.lower()
 
 
-def _read_members(file: Path) -> Iterator[tuple[str, bytes | DataError] | Fault]:
-    """Yields the names of the files of a tar and their content, a DataError if it is too large. Links, devices, names
-    that leave the archive, and a cut end are faults."""
+def _read_members(file: Path, wanted: set[str]) -> Iterator[tuple[str, bytes | DataError] | Fault]:
+    """Yields the names of the files of a tar and their content: a DataError if it is too large, and b"" if the ending of
+    the name is none of `wanted`. Links, devices, names that leave the archive, and a cut end are faults."""
     try:
         # A size that is claimed but not there would be skipped in endless small steps.
         end = file.stat().st_size if _is_plain(file) else LARGEST_TAR
@@ -169,7 +169,8 @@ def _read_members(file: Path) -> Iterator[tuple[str, bytes | DataError] | Fault]
                 elif not member.isreg() or member.issparse():
                     yield Fault(f"{where}: a link or device, not a file; store the file itself")
                 else:
-                    yield name, _read_file(tar, member, where)
+                    is_wanted = _split_name(name)[1] in wanted
+                    yield name, _read_file(tar, member, where) if is_wanted else b""
         _check_end(file)
     except DataError as e:
         yield Fault(str(e))
