@@ -150,8 +150,8 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 def _read_members(file: Path, wanted: set[str]) -> Iterator[tuple[str, bytes | DataError] | Fault]:
-    """Yields the names of the files of a tar and their content: a DataError if it is too large, and b"" if the ending of
-    the name is none of `wanted`. Links, devices, names that leave the archive, and a cut end are faults."""
+    """Yields the names of the files of a tar and their content: a DataError if it is too large, b"" if the ending of
+    the name is not wanted. Links, devices, names that leave the archive, and a cut end are faults."""
     try:
         # A size that is claimed but not there would be skipped in endless small steps.
         end = file.stat().st_size if _is_plain(file) else LARGEST_TAR
