@@ -124,8 +124,16 @@ def _staging_directory(out: Path):
     A directory of a killed run, on which no process holds a lock, is taken up with what is in it; further ones are
     removed. It stays after an interruption, and after an error that the next run can go on from.
     """
-    prefix = f".{out.name}.incomplete-"
+    prefix, removed = f".{out.name}.incomplete-", f".{out.name}.removed-"
     out.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in out.parent.glob(f"{glob.escape(removed)}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+    def remove(directory: Path) -> None:  # by another name, so that no other process takes it up meanwhile
+        with contextlib.suppress(OSError):
+            directory = directory.rename(directory.with_name(directory.name.replace(prefix, removed)))
+        shutil.rmtree(directory, ignore_errors=True)
+
     with contextlib.ExitStack() as stack:
         work = None
         for leftover in sorted(out.parent.glob(f"{glob.escape(prefix)}*")):
@@ -135,7 +143,7 @@ def _staging_directory(out: Path):
                     work = leftover
                     stack.enter_context(lock.pop_all())
                 else:
-                    shutil.rmtree(leftover, ignore_errors=True)
+                    remove(leftover)
         if work is None:
             # It gets the name by which others find it when it is locked, so that none takes it for one of a killed run.
             unlocked = Path(tempfile.mkdtemp(prefix=f".{out.name}.unlocked-", dir=out.parent))
@@ -148,9 +156,9 @@ def _staging_directory(out: Path):
         except DamagedEntriesError:
             raise
         except Exception:
-            shutil.rmtree(work, ignore_errors=True)
+            remove(work)
             raise
-        shutil.rmtree(work, ignore_errors=True)
+        remove(work)
 
 
 def _list_shards(source: str, path: str, image_folder: str, columns: Columns, scenes, seed) -> tuple[list[Shard], list]:
