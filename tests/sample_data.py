@@ -1,5 +1,6 @@
 """Small data sets, written in the formats of their sources."""
 
+import csv
 import io
 import json
 import shutil
@@ -102,8 +103,9 @@ def write_formats(root: Path, numbers=(("train", 9), ("val", 4), ("test", 3)), c
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).save(path)
             entries.append((name, path.read_bytes(), texts))
-        rows = [{"image": name, "caption": text} for name, _, texts in entries for text in texts]
-        (folders["table"] / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with (folders["table"] / f"{split}.csv").open("w", newline="") as stream:
+            rows = [(name, text) for name, _, texts in entries for text in texts]
+            csv.writer(stream).writerows([("image", "caption"), *rows])
         for start in range(0, number, 5):
             shard = entries[start : start + 5]
             column = [{"bytes": data, "path": name} for name, data, _ in shard]

@@ -221,3 +221,12 @@ def test_parse_seeds_refuses_what_is_no_number_or_there_twice(texts):
     with pytest.raises(ConfigError, match=f"--seeds={','.join(texts)}: give "):
         sweep.parse_seeds(texts)
     assert sweep.parse_seeds(["0", "17", "123456789012"]) == [0, 17, 123456789012]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [("a", "b", False), ("a:1,b:1", "a:1,b:2", True), ("a", "a:1,b:2", True), ("", "c:/x", False)],
+)
+def test_other_weights_of_a_mixture_are_another_run(old, new, changed):
+    """Another path may be the same data that has moved, but not where there are weights."""
+    assert sweep._changes_mixture({"data.dir": (old, new)}) == changed

@@ -154,7 +154,11 @@ def damage_formats(folders) -> dict[str, list[str]]:
             "row 3: captions[1]",
             "00001-of-00002.parquet",
         ],
-        "webdataset": ["00000.tar: '0001': not an image", "00000.tar: '0000': json: not JSON", "00001.tar: '0005.jpg': cut"],
+        "webdataset": [
+            "00000.tar: '0001': not an image",
+            "00000.tar: '0000': json: not JSON",
+            "00001.tar: '0005.jpg': cut",
+        ],
         "imagefolder": ["0003.jpg' is not in", "0001.jpg: not an image"],
     }
 
