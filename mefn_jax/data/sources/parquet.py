@@ -42,9 +42,11 @@ def read(path, images, columns: Columns) -> tuple[list[Shard], list[str]]:
     `images`. Returns `(shards, notes)`. Raises DataError if there are none."""
     shards, num_unnamed = [], 0
     for file, name in list_files(Path(path), (".parquet",), "give the folder of the Parquet shards"):
-        split = None if _has_column(file, "split") else find_split(name)
-        if split is None and not _has_column(file, "split"):
-            split, num_unnamed = "train", num_unnamed + 1
+        split = None
+        if not _has_column(file, "split"):
+            split = find_split(name)
+            num_unnamed += split is None
+            split = split or "train"
         options = [[*stat_file(file), str(images)], [columns.image, columns.captions, columns.image_id]]
         read_shard = functools.partial(read_rows_of_shard, file, name_without_suffix(name), split, images, columns)
         shards.append(Shard(str(file), split, options, read_shard))
@@ -63,30 +65,41 @@ def _has_column(file: Path, name: str) -> bool:
 def read_rows_of_shard(file: Path, stem: str, split: str | None, images, columns: Columns) -> Iterator[Example | Fault]:
     """Yields the images of a file and what is wrong in it. Rows that follow one another and have the same id and the
     same image are captions of one. Raises DataError if the columns cannot be used."""
-    last, row = None, 0
+    last = None
+    for item in _read_rows(file, stem, split, Path(images), columns):
+        if isinstance(item, Fault):
+            yield item
+        elif last and _is_continued(last, item, stem):
+            last.captions.extend(item.captions)
+        else:
+            if last:
+                yield last
+            last = item
+    if last:
+        yield last
+
+
+def _is_continued(last: Example, example: Example, stem: str) -> bool:
+    """Returns whether an example is the image of the one before it, with other captions."""
+    is_numbered = example.image_id.startswith(f"{stem}/")  # by rows, which always differ
+    same_id = is_numbered or last.image_id == example.image_id
+    return same_id and last.split == example.split and last.image == example.image
+
+
+def _read_rows(file: Path, stem: str, split: str | None, images: Path, columns: Columns) -> Iterator[Example | Fault]:
+    """Yields the example of each row, or what is wrong. Raises DataError if the columns cannot be used."""
+    row = 0
     try:
         with pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_AT_ONCE) as table:
-            layout = _Layout(table.schema_arrow, columns, stem, split, Path(images), str(file))
+            layout = _Layout(table.schema_arrow, columns, stem, split, images, str(file))
             for batch in table.iter_batches(ROWS_AT_ONCE, columns=layout.needed, use_threads=False):
                 for k in range(batch.num_rows):
-                    try:
-                        example = layout.read_row(batch, k, row)
-                    except DataError as e:
-                        yield Fault(str(e))
-                    else:
-                        if last and layout.is_continued(last, example):
-                            last.captions.extend(example.captions)
-                        else:
-                            if last:
-                                yield last
-                            last = example
+                    yield layout.read_row(batch, k, row)
                     row += 1
     except DataError:
         raise
     except Exception as e:  # Arrow raises errors of many classes for damaged files
         yield Fault(f"{file}: cut or damaged from row {row} on ({reason(e)}); copy the file again")
-    if last:
-        yield last
 
 
 class _Layout:
@@ -121,24 +134,21 @@ class _Layout:
             if not _is_text(kind) and not (_is_list(kind) and _is_text(kind.value_type)):
                 raise DataError(f"{where}: column {name!r} is {kind}; it must hold a text or a list of texts")
 
-    def read_row(self, batch: pa.RecordBatch, k: int, row: int) -> Example:
-        """Returns the example of row k of a batch, which is row `row` of the file. Raises DataError that names it."""
+    def read_row(self, batch: pa.RecordBatch, k: int, row: int) -> Example | Fault:
+        """Returns the example of row k of a batch, which is row `row` of the file, or what is wrong in it."""
         where = f"{self.where}: row {row}"
-        values = {name: _read_value(batch.column(j)[k], name, where) for j, name in enumerate(batch.schema.names)}
-        split = self.split or SPLIT_WORDS.get(str(values["split"]).lower())
-        if split is None:
-            raise DataError(f"{where}: split {str(values['split'])[:60]!r} is none of train, val, test")
-        data, path = self._read_image(values[self.image], where)
-        names = (path if column is None else values[column] for column in self.ids)
-        image_id = next((str(name) for name in names if name not in (None, "")), f"{self.stem}/{row}")
-        captions = gather_captions([(name, values[name]) for name in self.captions], where)
-        return Example(split, check_image(data, where), check_image_id(image_id, where), captions)
-
-    def is_continued(self, last: Example, example: Example) -> bool:
-        """Returns whether an example is the image of the one before it, with other captions."""
-        is_numbered = example.image_id.startswith(f"{self.stem}/")  # by rows, which always differ
-        same_id = is_numbered or last.image_id == example.image_id
-        return same_id and last.split == example.split and last.image == example.image
+        try:
+            values = {name: _read_value(batch.column(j)[k], name, where) for j, name in enumerate(batch.schema.names)}
+            split = self.split or SPLIT_WORDS.get(str(values["split"]).lower())
+            if split is None:
+                raise DataError(f"{where}: split {str(values['split'])[:60]!r} is none of train, val, test")
+            data, path = self._read_image(values[self.image], where)
+            names = (path if column is None else values[column] for column in self.ids)
+            image_id = next((str(name) for name in names if name not in (None, "")), f"{self.stem}/{row}")
+            captions = gather_captions([(name, values[name]) for name in self.captions], where)
+            return Example(split, check_image(data, where), check_image_id(image_id, where), captions)
+        except DataError as e:
+            return Fault(str(e))
 
     def _read_image(self, value, where: str) -> tuple[bytes | None, str | None]:
         """Returns the bytes of an image, and its path if it has one. Raises DataError if its file does not exist."""
