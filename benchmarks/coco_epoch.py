@@ -36,20 +36,23 @@ def make_caption(k: int) -> str:
 
 def make_prepared(out: Path, number: int) -> None:
     """Writes a data set as `prepare` does."""
-    from mefn_jax.data import tokenizer
-    from mefn_jax.data.formats.tfds_writer import write_dataset
+    from mefn_jax.data import conversion, tokenizer
+    from mefn_jax.data.sources.shard import Example, Shard
 
     photographs = [make_jpeg(seed) for seed in range(64)]
 
-    def examples(count):
+    def examples(split, count):
         for k in range(count):
             texts = [make_caption(5 * k + n) for n in range(5)]
-            yield {"image": photographs[k % 64], "captions": texts, "image_id": str(k)}
+            yield Example(split, photographs[k % 64], str(k), texts)
 
     metadata = {"source": "synthetic", "lower_case": True, "punctuation": "keep", "vocab_size": 8000}
-    splits = {"train": (number, functools.partial(examples, number)), "val": (5, functools.partial(examples, 5))}
+    numbers = {"train": number, "val": 5}
+    shards = [Shard(split, split, n, functools.partial(examples, split, n)) for split, n in numbers.items()]
     out.mkdir()
-    write_dataset(splits, metadata, out)
+    with tempfile.TemporaryDirectory(dir=out.parent) as parts:
+        converted = conversion.convert_shards(shards, Path(parts), 0, 1, False, lambda _: None)
+        conversion.join_parts(converted, metadata, out)
     texts = [make_caption(k) for k in range(20_000)]
     (out / tokenizer.TOKENIZER_FILE).write_text(tokenizer.train_tokenizer(texts, 8000, True, "keep"), encoding="utf-8")
 

@@ -24,7 +24,7 @@ def base(model="mefn"):
     c.embed_dim = 256  # D, the width of the joint space of regions, words and pooled embeddings
 
     c.data = ConfigDict()
-    c.data.dir = ""  # a prepared data set, TFDS coco_captions or SCAN's *_precomp folder; empty: drawn scenes
+    c.data.dir = ""  # a prepared data set, TFDS coco_captions, SCAN's *_precomp, or A:0.7,B:0.3; empty: drawn scenes
     c.data.scenes = (4000, 500, 500)  # drawn scenes: numbers of scenes in train, val, test
     c.data.scene_seed = 0  # drawn scenes: seed they are drawn from
     c.data.pair_twins = False  # drawn scenes: put a caption and that of its twin into one batch, as hard negatives

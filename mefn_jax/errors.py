@@ -13,6 +13,10 @@ class DataError(UserError):
     """Error in the data: a file is missing or malformed."""
 
 
+class DamagedEntriesError(DataError):
+    """Error because entries of a source cannot be used; the work that is done can be taken up again."""
+
+
 class LockError(UserError):
     """Error because another process writes into the same directory."""
 

@@ -31,6 +31,7 @@ from mefn_jax.data.digests import digest_text
 from mefn_jax.data.formats.precomputed import SPLIT_FILES
 from mefn_jax.data.from_config import make_tokenizer, open_dataset
 from mefn_jax.data.images import resize_from_config
+from mefn_jax.data.mixed_dataset import MixedDataset
 from mefn_jax.data.split import SPLIT_ALIASES, Split
 from mefn_jax.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from mefn_jax.encoders.pretrained import towers
@@ -108,6 +109,10 @@ def _precompute(frozen_towers: FrozenTowers, out: Path, splits: list[str]) -> No
     params = jax.device_put(frozen_towers.params, replicated(mesh))
     progress = Progress(out, feature_settings(frozen_towers))
     dataset = open_dataset(frozen_towers.config)
+    if isinstance(dataset, MixedDataset):
+        raise ConfigError(
+            "data.dir is a mixture: write the features of each data set into a folder, and mix the folders"
+        )
     opened_splits = [dataset.split(name) for name in splits]
     if frozen_towers.image and any(split.region_width for split in opened_splits):
         raise ConfigError(

@@ -13,6 +13,7 @@ from absl import flags
 
 from mefn_jax.data import pipeline, sheet, statistics
 from mefn_jax.data.from_config import open_dataset
+from mefn_jax.data.mixture import MixedSplit
 from mefn_jax.reports import contact_sheet
 from mefn_jax.resolve import resolve, validate
 from mefn_jax.runtime.cli import define_config_flag, define_count_flag, define_path_flag, run_command
@@ -36,6 +37,8 @@ def show_data(config, out: str, rows: int, step: int) -> None:
         name: statistics.compute_statistics(split if name == "train" else dataset.split(name), tokenizer)
         for name in names
     }
+    if isinstance(split, MixedSplit):
+        print0(f"mixture: {split.describe()}")
     print0("\n".join(statistics.format_statistics(statistics_of_splits, tokenizer)))
     split = dataclasses.replace(split, cached_text=None)  # draws captions in place of cached words
     full_batch = pipeline.training_dataset_from_config(config, split, tokenizer)[step]

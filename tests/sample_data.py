@@ -1,7 +1,10 @@
 """Small data sets, written in the formats of their sources."""
 
+import csv
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +83,63 @@ def write_table(root: Path, kind: str) -> Path:
         lines = [json.dumps({"image": i, "caption": c, "split": s}) for i, c, s in rows]
     path = root / f"data.{kind}"
     path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def write_formats(root: Path, numbers=(("train", 9), ("val", 4), ("test", 3)), captions=2) -> dict[str, Path]:
+    """Writes the same images and captions as a table, Parquet shards, tars and an image folder; returns their
+    folders by the names of the sources. The images are JPEGs of noise in `table`, called as the tars call them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng, folders = np.random.default_rng(5), {n: root / n for n in ("table", "parquet", "webdataset", "imagefolder")}
+    for name in folders:
+        folders[name].mkdir(parents=True)
+    for split, number in numbers:
+        entries = []
+        for k in range(number):
+            name, texts = f"{split}/{k // 5:05}/{k:04}.jpg", [f"{rng.choice(CAPTIONS)} {k}" for _ in range(captions)]
+            path = folders["table"] / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).save(path)
+            entries.append((name, path.read_bytes(), texts))
+        with (folders["table"] / f"{split}.csv").open("w", newline="") as stream:
+            rows = [(name, text) for name, _, texts in entries for text in texts]
+            csv.writer(stream).writerows([("image", "caption"), *rows])
+        for start in range(0, number, 5):
+            shard = entries[start : start + 5]
+            column = [{"bytes": data, "path": name} for name, data, _ in shard]
+            columns = {"image": column, "captions": [texts for *_, texts in shard], "other": [0] * len(shard)}
+            file = f"{'validation' if split == 'val' else split}-{start // 5:05}-of-{-(-number // 5):05}.parquet"
+            pq.write_table(pa.table(columns), folders["parquet"] / file, row_group_size=2)
+            members = [
+                member
+                for name, data, texts in shard
+                for member in (
+                    (name.rpartition("/")[2], data),
+                    (f"{Path(name).stem}.json", json.dumps({"captions": texts, "status": "success"}).encode()),
+                )
+            ]
+            write_tar(folders["webdataset"] / split / f"{start // 5:05}.tar", members)
+            (folders["webdataset"] / split / f"{start // 5:05}_stats.json").write_text("{}")
+        for name, data, _ in entries:
+            path = folders["imagefolder"] / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        metadata = [{"file_name": name.partition("/")[2], "text": texts} for name, _, texts in entries]
+        text = "".join(json.dumps(row) + "\n" for row in metadata)
+        (folders["imagefolder"] / split / "metadata.jsonl").write_text(text)
+    return folders
+
+
+def write_tar(path: Path, members, mode="w") -> Path:
+    """Writes a tar of members, pairs of name and content; `mode` is that of `tarfile.open`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
     return path
 
 

@@ -141,6 +141,7 @@ def test_precompute_refuses_other_settings_and_missing_towers(towers, prepared, 
     command("-m mefn_jax.data.prepare", "--source=flickr8k", f"--path={other}", f"--out={tmp_path / 'data'}")
     changed = refusal(*options(towers, tmp_path / "data", out), "--splits=val")
     assert "holds features of other data for val" in changed
+    assert "data.dir is a mixture" in refusal(*options(towers, f"{prepared}:1,{tmp_path / 'data'}:1", out))
     (out / "features.json").write_text("{")
     assert "features.json: cannot be read" in refusal(*options(towers, prepared, out))
     assert "--splits is empty" in refusal(*options(towers, prepared, out), "--splits=")

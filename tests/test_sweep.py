@@ -23,6 +23,7 @@ from mefn_jax.data.digests import digest_gallery
 from mefn_jax.errors import ConfigError, UserError
 from mefn_jax.evaluation.results import METRIC_NAMES, write_results
 from mefn_jax.runtime.lock import hold_lock
+from mefn_jax.sweeps import earlier
 from mefn_jax.sweeps.earlier import RECORD
 from mefn_jax.sweeps.grid import parse_grid
 from mefn_jax.sweeps.plan import choose_part, parse_part, parse_seeds
@@ -360,3 +361,12 @@ def test_directory_of_a_grid_is_one_folder_whatever_the_value(fake):
     rows = list(csv.DictReader((fake.out / "summary.csv").open()))
     assert [row["data.cached_text"] for row in rows] == ["", "a/b", "a_b"]
     assert [(row["seeds"], row["rsum.mean"], row["rsum.std"]) for row in rows] == [("0", "300", "")] * 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [("a", "b", False), ("a:1,b:1", "a:1,b:2", True), ("a", "a:1,b:2", True), ("", "c:/x", False)],
+)
+def test_other_weights_of_a_mixture_are_another_run(old, new, changed):
+    """Another path may be the same data that has moved, but not where there are weights."""
+    assert earlier._changes_mixture({"data.dir": (old, new)}) == changed

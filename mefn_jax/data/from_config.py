@@ -3,15 +3,24 @@
 import ml_collections
 
 from mefn_jax.data.dataset import Dataset
+from mefn_jax.data.mixed_dataset import MixedDataset
+from mefn_jax.data.mixture import parse_mixture
 from mefn_jax.data.prepare import open_drawn_scenes
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.errors import ConfigError
 
 
-def open_dataset(config) -> Dataset:
-    """Opens the data set of a configuration: `data.dir`, or the drawn scenes if it is empty."""
+def open_dataset(config) -> Dataset | MixedDataset:
+    """Opens the data set of a configuration: `data.dir`, a mixture if it names one, or the drawn scenes if it is empty.
+
+    Raises ConfigError if it is no mixture that can be read, and with cached text, which belongs to one data set."""
     d = config.data
+    mixture = parse_mixture(d.dir)
+    if len(mixture) > 1:
+        if d.cached_text:
+            raise ConfigError("data.cached_text belongs to one data set; leave it empty, or data.dir without a mixture")
+        return MixedDataset(mixture, d.skip_undecodable, d.held_out_images)
     directory = d.dir or open_drawn_scenes(d.scenes, d.scene_seed)
     return Dataset(directory, d.skip_undecodable, d.held_out_images, d.cached_text, config.text.max_tokens)
 

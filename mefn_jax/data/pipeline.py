@@ -24,9 +24,12 @@ import numpy as np
 
 from mefn_jax.data import images, word_augment
 from mefn_jax.data.augment import Augment
-from mefn_jax.data.negatives import HardNegatives, arrange_groups, read_negatives
+from mefn_jax.data.mixture import MixedSplit
+from mefn_jax.data.negatives import read_negatives
+from mefn_jax.data.order import GroupedCaptions, MixedCaptions, ShuffledCaptions, make_rng, make_singles
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import EncodedCaptions, Tokenizer
+from mefn_jax.errors import ConfigError
 from mefn_jax.runtime.processes import set_up_worker
 
 PASSES = 1_000_000  # passes over the data: more than any run makes, but few enough that positions fit into int64
@@ -59,8 +62,8 @@ class LoadBatch(grain.transforms.Map):
     def map(self, step: int) -> dict:
         """Loads the rows of a step."""
         positions = self.offset + step * self.size + self.pairs
-        caption_index = self.order[positions].astype(np.int32)
-        epoch = (positions // len(self.order)).astype(np.int32)
+        captions, epochs = self.order.locate(positions)
+        caption_index, epoch = captions.astype(np.int32), epochs.astype(np.int32)
         image_index = self.split.caption_image[caption_index]
         records = [self.split.record(image) for image in image_index]
         caption_in_image = caption_index - self.split.caption_offsets[image_index]
@@ -110,7 +113,7 @@ class LoadBatch(grain.transforms.Map):
         alone."""
         # These keys lie below 2^63; those from there on belong to `ShuffledCaptions`.
         return [
-            _make_rng(2 * self.seed + stream, (epoch << 32) + caption, view=view)
+            make_rng(2 * self.seed + stream, (epoch << 32) + caption, view=view)
             for epoch, caption, view in zip(epochs.tolist(), captions.tolist(), self.view.tolist(), strict=True)
         ]
 
@@ -119,12 +122,6 @@ def digest_captions(captions: list[str]) -> np.ndarray:
     """Returns the first 64 bits of the SHA-256 of each caption, lower case and with single spaces, int32 `(B, 2)`."""
     digests = [hashlib.sha256(" ".join(caption.lower().split()).encode()).digest()[:8] for caption in captions]
     return np.frombuffer(b"".join(digests), "<i4").reshape(-1, 2).astype(np.int32)
-
-
-def _make_rng(*key: int, view: int = 0) -> np.random.Generator:
-    """Returns the random generator that follows from a key of two numbers below 2^64, and from the number of a view.
-    Generators of other views begin so far ahead in the key's sequence that they never meet."""
-    return np.random.Generator(np.random.Philox(key=np.uint64(key), counter=(0, 0, 0, view)))
 
 
 def _may_flip(captions: list[str]) -> bool:
@@ -157,18 +154,24 @@ def training_dataset(
     even number of pairs hold both; if an odd number of captions has no twin, one of them is visited twice. `may_reduce`
     is that of `images.decode`. `order` replaces the endless sequence of captions by another.
     """
-    if order is None:
-        order = (
-            shuffle_twin_pairs(split, seed)
-            if pair_twins
-            else ShuffledCaptions(np.arange(split.num_captions)[:, None], seed)
-        )
+    order = order_captions(split, seed, pair_twins) if order is None else order
     size = batch_size // views
     steps = PASSES * (len(order) // size + 1)
     rows = np.arange(batch_size) if rows is None else rows
     return grain.MapDataset.range(steps).map(
         LoadBatch(split, order, size, views, rows, tokenizer, resize, augment, seed, offset, may_reduce)
     )
+
+
+def order_captions(split: Split, seed: int, pair_twins: bool):
+    """Returns the endless sequence of a split's captions. Raises ConfigError for twins of a mixture."""
+    if isinstance(split, MixedSplit):
+        if pair_twins:
+            raise ConfigError(
+                "data.pair_twins does not go with a mixture: its scenes have twins by position; set False"
+            )
+        return MixedCaptions(split.captions_of_parts, split.shares, seed)
+    return shuffle_twin_pairs(split, seed) if pair_twins else ShuffledCaptions(make_singles(split.num_captions), seed)
 
 
 def training_dataset_from_config(
@@ -183,62 +186,12 @@ def training_dataset_from_config(
     may_reduce = not config.image.pretrained
     order = None
     if d.negatives:
+        if isinstance(split, MixedSplit):
+            raise ConfigError("data.negatives does not go with a mixture: mine from one data set and train on it alone")
         order = GroupedCaptions(read_negatives(d.negatives, split), 1 + d.negatives_per_pair, t.seed)
     return training_dataset(
         split, tokenizer, resize, t.batch_size, t.seed, rows, d.pair_twins, augment, offset, may_reduce, d.views, order
     )
-
-
-class ShuffledCaptions:
-    """Endless sequence of captions: groups of captions `(G, n)` in a new order in every epoch.
-
-    `order[positions]` are the captions at these positions. Each epoch's order is a permutation of all groups that
-    follows from (seed, epoch). grain's `shuffle` is not used, for two reasons. It takes 10 microseconds for each
-    position, a tenth of the time that reading regions takes. And with it, seed 0 has in epoch 1 the order that seed 1
-    has in epoch 0.
-    """
-
-    def __init__(self, groups: np.ndarray, seed: int):
-        self.groups, self.seed = groups, seed
-        self._epochs = {}
-
-    def __len__(self):
-        return self.groups.size
-
-    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
-        """Returns the captions int64 `(B,)` at positions int64 `(B,)`."""
-        epochs, positions = np.divmod(positions, len(self))
-        captions = np.empty(len(positions), np.int64)
-        for epoch in np.unique(epochs).tolist():
-            in_epoch = epochs == epoch
-            captions[in_epoch] = self._permute(epoch)[positions[in_epoch]]
-        return captions
-
-    def _permute(self, epoch: int) -> np.ndarray:
-        """Returns all captions in the order of an epoch, int64 `(G n,)`."""
-        order = self._epochs.get(epoch)
-        if order is None:
-            # From 2^63 on, so that no row of a batch draws from the same key (`LoadBatch`).
-            order = self._draw(_make_rng(2**63 + self.seed, epoch), epoch)
-            # Another thread may still read the previous epoch.
-            self._epochs = {e: o for e, o in self._epochs.items() if e == epoch - 1} | {epoch: order}
-        return order
-
-    def _draw(self, rng: np.random.Generator, epoch: int) -> np.ndarray:
-        return self.groups[rng.permutation(len(self.groups))].reshape(-1)
-
-
-class GroupedCaptions(ShuffledCaptions):
-    """Endless sequence of captions in which each stands beside hard negatives of its own: in every epoch all captions,
-    in other groups of `size` (`negatives.arrange_groups`). Groups begin at multiples of their size, over all epochs, so
-    that batches hold whole groups."""
-
-    def __init__(self, negatives: HardNegatives, size: int, seed: int):
-        super().__init__(np.arange(len(negatives.texts))[:, None], seed)
-        self.negatives, self.size = negatives, size
-
-    def _draw(self, rng: np.random.Generator, epoch: int) -> np.ndarray:
-        return arrange_groups(self.negatives, self.size, rng, -epoch * len(self) % self.size)
 
 
 def shuffle_twin_pairs(split: Split, seed: int) -> ShuffledCaptions:

@@ -1,8 +1,10 @@
 """Tokenization of captions: text normalization, training of a WordPiece vocabulary, and encoding to fixed shapes."""
 
+import itertools
 import json as json_module
 import re
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ VOCAB_SIZE = 8000  # default for the largest number of wordpieces of a trained v
 UNICODE_FORM = "NFKC"  # of trained vocabularies: one form of accents, ligatures and wide letters
 # Longer words are encoded in parts: the time that WordPiece takes grows with the cube of a word's length.
 MAX_WORD = 500
+ENCODED_AT_ONCE = 10_000  # captions, when a vocabulary is trained
 # Names that tokenizers use for the tokens around a caption and for padding.
 STARTS, ENDS, PADS = (CLS, "<|startoftext|>", "<s>"), (SEP, "<|endoftext|>", "</s>"), (PAD, "<pad>", "<|endoftext|>")
 MASKS = (MASK, "<mask>")
@@ -39,25 +42,54 @@ def normalize_caption(caption: str, lower_case: bool, punctuation: str, unicode_
     return " ".join(caption.split())
 
 
-def train_tokenizer(captions: list[str], vocab_size: int, lower_case: bool, punctuation: str) -> str:
+def train_tokenizer(captions: Iterable[str], vocab_size: int, lower_case: bool, punctuation: str) -> str:
     """Trains a WordPiece vocabulary on training captions and returns the tokenizer as JSON text.
 
-    Pieces that no training caption uses (intermediate merges) are dropped and the rest is sorted, so that a small
-    closed vocabulary always gets the same ids. Single characters stay, so that unseen words can be spelled.
+    `captions` are iterated over several times, and never held together in memory. Pieces that no training caption uses
+    (intermediate merges) are dropped and the rest is sorted, so that a small closed vocabulary always gets the same
+    ids. Single characters stay, so that unseen words can be spelled. The same captions give the same text.
     """
-    texts = [normalize_caption(c, lower_case, punctuation, UNICODE_FORM) for c in captions]
+
+    def texts():
+        return (normalize_caption(c, lower_case, punctuation, UNICODE_FORM) for c in captions)
+
+    tokenizer = _make_untrained()
+    # The library numbers the characters within words in the order of a hash table that is random in each process, and
+    # breaks ties between pairs by these numbers. Tokens that are given to it are numbered in their order.
+    given = [*SPECIAL, *_find_continuations(tokenizer, texts())]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=given, show_progress=False)
+    tokenizer.train_from_iterator(texts(), trainer)
+    trained_pieces = tokenizer.get_vocab()
+    tokenizer = _make_untrained()  # one that knows the characters as pieces only, not as special tokens
+    tokenizer.model = _make_model(trained_pieces)
+    used_pieces, remaining = set(), texts()
+    while chunk := list(itertools.islice(remaining, ENCODED_AT_ONCE)):
+        used_pieces.update(piece for encoding in tokenizer.encode_batch(chunk) for piece in encoding.tokens)
+    vocabulary = {p for p in trained_pieces if p in used_pieces or len(p.removeprefix("##")) == 1}
+    pieces = [*SPECIAL, *sorted(vocabulary - set(SPECIAL))]
+    tokenizer.model = _make_model({p: k for k, p in enumerate(pieces)})
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer.to_str()
+
+
+def _make_untrained() -> tokenizers.Tokenizer:
+    """Returns a WordPiece tokenizer without a vocabulary."""
     tokenizer = tokenizers.Tokenizer(_make_model(None))
     tokenizer.normalizer = _make_normalizer()
     parts = pre_tokenizers.Split(tokenizers.Regex(f".{{1,{MAX_WORD}}}"), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), parts])
-    tokenizer.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False)
-    )
-    used_pieces = {piece for encoding in tokenizer.encode_batch(texts) for piece in encoding.tokens}
-    vocabulary = {p for p in tokenizer.get_vocab() if p in used_pieces or len(p.removeprefix("##")) == 1}
-    pieces = [*SPECIAL, *sorted(vocabulary - set(SPECIAL))]
-    tokenizer.model = _make_model({p: k for k, p in enumerate(pieces)})
-    return tokenizer.to_str()
+    return tokenizer
+
+
+def _find_continuations(tokenizer: tokenizers.Tokenizer, texts: Iterable[str]) -> list[str]:
+    """Returns the pieces `##c` of all characters c that follow another one in a word, sorted."""
+    words, characters = set(), set()
+    for text in texts:
+        words.update(text.split())
+    for word in words:
+        for part, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(word)):
+            characters.update(part[1:])
+    return sorted(f"##{c}" for c in characters)
 
 
 def _make_model(vocabulary: dict[str, int] | None) -> models.WordPiece:

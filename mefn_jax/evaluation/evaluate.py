@@ -22,6 +22,8 @@ from mefn_jax.data import statistics
 from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.digests import digest_data, digest_gallery, digest_text, find_changes
 from mefn_jax.data.from_config import fill_data_widths, open_dataset
+from mefn_jax.data.mixed_dataset import MixedDataset
+from mefn_jax.data.mixture import MixedSplit
 from mefn_jax.data.split import Split
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation import baselines, pointing, twins
@@ -142,6 +144,8 @@ def open_split(evaluator: Evaluator, gallery: Gallery) -> OpenedGallery:
         config.data.dir = gallery.data_dir
     dataset = open_dataset(config)
     split = dataset.split(gallery.split)
+    if isinstance(dataset, MixedDataset) and not isinstance(split, MixedSplit):
+        print0(f"note: {gallery.split} is that of {dataset.directory}, the first data set of the mixture")
     fill_data_widths(config, split)
     own_digests = evaluator.data or {}
     digests = digest_data(dataset) if own_digests else {}

@@ -13,6 +13,7 @@ from absl import flags
 from etils import epath
 
 from mefn_jax.config import require_local
+from mefn_jax.data.mixture import parse_mixture
 from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluation.evaluator import load_checkpoint
@@ -100,7 +101,7 @@ class Gallery:
         split: "train", "val", "test" or "held_out".
         folds: numbers of consecutive folds of the images, over which metrics are averaged; 1 is the whole gallery.
 
-    Raises ConfigError if `data_dir` is a URL.
+    Raises ConfigError if `data_dir` is a URL or a mixture.
     """
 
     data_dir: str = ""
@@ -109,6 +110,8 @@ class Gallery:
 
     def __post_init__(self):
         require_local("--data_dir", self.data_dir)
+        if len(parse_mixture(self.data_dir)) > 1:
+            raise ConfigError(f"--data_dir={self.data_dir}: give one data set; a mixture is evaluated on its first")
 
 
 def define_run_flags() -> None:

@@ -11,6 +11,7 @@ from mefn_jax import config as configuration
 from mefn_jax.config import suggest
 from mefn_jax.data.digests import digest_gallery
 from mefn_jax.data.from_config import open_dataset
+from mefn_jax.data.mixture import parse_mixture
 from mefn_jax.data.parsing import read_json
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.runtime.storage import write_atomic
@@ -39,7 +40,7 @@ def check_earlier_runs(runs: list[PlannedRun], split: str) -> None:
                 f"data.dir={run.config.data.dir} has now; choose another --out, or remove it"
             )
         changes = find_changed_options(run, split)
-        if gallery or not report.is_file():
+        if (gallery or not report.is_file()) and not _changes_mixture(changes):
             changes.pop("data.dir", None)
         if changes:
             shown = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changes.items())
@@ -68,6 +69,11 @@ def _make_digest(config, split: str) -> Callable[[], str | None]:
             return None
 
     return digest
+
+
+def _changes_mixture(changes: dict[str, tuple]) -> bool:
+    """Returns whether the data sets were, or are now, a mixture: then other paths may be other weights."""
+    return any(len(parse_mixture(text)) > 1 for text in changes.get("data.dir", ()) if isinstance(text, str))
 
 
 def find_changed_options(run: PlannedRun, split: str) -> dict[str, tuple]:

@@ -17,6 +17,7 @@ from mefn_jax.data.dataset import HELD_OUT, Dataset
 from mefn_jax.data.digests import digest_data, find_changes
 from mefn_jax.data.from_config import make_tokenizer, open_dataset
 from mefn_jax.data.images import resize_from_config
+from mefn_jax.data.mixture import MixedSplit
 from mefn_jax.data.negatives import digest_file, read_negatives
 from mefn_jax.data.split import Split
 from mefn_jax.data.statistics import summarize_text
@@ -39,8 +40,8 @@ from mefn_jax.runtime.sharding import (
 )
 from mefn_jax.training import cca_init, state, step
 from mefn_jax.training.hyperparameters import Hyperparameters, hyperparameters_from_config
-from mefn_jax.training.patience import BestRecord, restore_record
 from mefn_jax.training.init_from import Source, load_source, note_differences
+from mefn_jax.training.patience import BestRecord, restore_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -398,6 +399,7 @@ def print_header(run: Run, workdir) -> None:
             "data": f"{config.data.dir or 'drawn scenes'}: train {train_split.num_images:,} images, "
             f"{train_split.num_captions:,} captions; {val_split.name} {val_split.num_images:,}, "
             f"{val_split.num_captions:,}",
+            **({"mixture": train_split.describe()} if isinstance(train_split, MixedSplit) else {}),
             "text": text,
             "devices": f"{mesh.size} x {device.device_kind}, {jax.process_count()} process(es), {describe_mesh(mesh)}",
             "batch": (f"{pairs} pairs" if views == 1 else f"{pairs} pairs in {views} views, {rows} rows")

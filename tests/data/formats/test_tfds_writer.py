@@ -7,8 +7,7 @@ from mefn_jax.data.formats import tfds_writer
 from mefn_jax.data.prepare import prepare
 
 
-def test_write_dataset_keeps_order_across_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds_writer, "AT_ONCE", 3)
+def test_example_files_keep_order_across_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_writer, "SHARD", 4)
     prepare("flickr8k", write_flickr8k(tmp_path / "source"), tmp_path / "out", **PREPARE_OPTIONS)
     assert len(list((tmp_path / "out").glob("*-train.array_record-*"))) == 3
