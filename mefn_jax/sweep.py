@@ -23,6 +23,7 @@ from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import ConfigError, DataError, LockError
 from mefn_jax.evaluation.results import read_report
 from mefn_jax.runtime.cli import define_path_flag, run_command
+from mefn_jax.runtime.compile_cache import digest_processor
 from mefn_jax.runtime.console import format_duration
 from mefn_jax.runtime.lock import hold_lock
 from mefn_jax.runtime.outputs import check_output_directory
@@ -34,7 +35,7 @@ from mefn_jax.sweeps.plan import PlannedRun, Sweep, choose_part, parse_part, par
 from mefn_jax.sweeps.summary import SUMMARY_FILES, write_summary
 
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = "compiled"  # folder in --out for the compiled programs, which all runs share
+CACHE = "compiled"  # folder in --out for the compiled programs of one kind of processor, which all runs share
 RUN_LOCK = ".sweep.lock"  # in the directory of a run, beside the lock of its training
 
 
@@ -80,7 +81,8 @@ def _train_and_evaluate(plan: Sweep, run: PlannedRun) -> bool:
         ["train.py", run.arguments[0], f"--workdir={run.workdir}", *run.arguments[1:]],
         ["eval.py", f"--workdir={run.workdir}", f"--split={plan.split}"],
     )
-    if not all(_succeeds(command, log, plan.out / CACHE) for command in commands):
+    cache = plan.out / f"{CACHE}-{digest_processor()}"  # jobs on several machines may share the disk
+    if not all(_succeeds(command, log, cache) for command in commands):
         print(f"{run.name}: failed, {last_line(log)}; see {log}", flush=True)
         return False
     line, succeeded = describe_report(run.report(plan.split), plan.split)

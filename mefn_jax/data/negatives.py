@@ -21,6 +21,7 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from mefn_jax.config import require_local
 from mefn_jax.data.digests import digest_split
 from mefn_jax.data.split import Split
 from mefn_jax.errors import ConfigError, DataError, reason
@@ -91,8 +92,9 @@ def is_negatives(path: Path) -> bool:
 
 
 def read_negatives(path: str, split: Split) -> HardNegatives:
-    """Reads the hard negatives of a split. Raises DataError if the file cannot be read, is of other images or captions,
-    or names as a negative what is none."""
+    """Reads the hard negatives of a split. Raises ConfigError for a URL, DataError if the file cannot be read, is of
+    other images or captions, or names as a negative what is none."""
+    require_local("data.negatives", path)
     subject = f"data.negatives={path}"
     try:
         with safe_open(path, "numpy") as file:
@@ -101,7 +103,7 @@ def read_negatives(path: str, split: Split) -> HardNegatives:
             arrays = {name: file.get_tensor(name) for name in TENSORS}
     except FileNotFoundError:
         raise DataError(f"{subject}: no such file; make it with python eval.py mine --out={path}") from None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise DataError(f"{subject}: cannot be read as hard negatives ({reason(e)}); mine them again") from None
     number = split.num_captions
     for name, (kind, axes) in TENSORS.items():

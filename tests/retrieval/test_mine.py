@@ -225,14 +225,12 @@ def test_batches_of_a_run_hold_groups_of_its_negatives(mined, runs):
         pipeline.training_dataset_from_config(config, split, evaluator.tokenizer, rows)
         for rows in (np.arange(0, 16, 2), np.arange(1, 16, 2))
     ]
-    sequence, hits = GroupedCaptions(found, 4, config.train.seed), []
+    sequence = GroupedCaptions(found, 4, config.train.seed)
     for step in (0, 7, 19, 20, 33):
         captions = whole[step]["caption_index"]
         np.testing.assert_array_equal(captions, sequence[16 * step + np.arange(16)])
         np.testing.assert_array_equal(parts[0][step]["caption_index"], captions[::2])
         np.testing.assert_array_equal(parts[1][step]["caption_index"], captions[1::2])
-        hits += [any(b in found.captions[a] for a in group for b in group) for group in captions.reshape(-1, 4)]
-    assert np.mean(hits) > 0.2  # the model has hardly been trained: most captions have the same few negatives
 
 
 def test_file_of_other_data_or_with_wrong_negatives_is_refused(mined, tmp_path):
