@@ -65,7 +65,8 @@ def perform_run(plan: Sweep, run: PlannedRun) -> bool:
             try:
                 stack.enter_context(hold_lock("--out", run.workdir, RUN_LOCK))
             except LockError as e:
-                print(f"{run.name}: left to another job ({str(e).partition('; ')[0]})", flush=True)
+                holder = str(e).partition("; ")[0]
+                print(f"{run.name}: left to another job ({holder})", flush=True)
                 return True
         if run.report(plan.split).is_file():  # perhaps since a moment ago
             line, succeeded = describe_report(run.report(plan.split), plan.split)
