@@ -23,6 +23,7 @@ from mefn_jax.data.split import SPLIT_ALIASES
 from mefn_jax.errors import ConfigError, DataError, LockError
 from mefn_jax.evaluation.results import read_report
 from mefn_jax.runtime.cli import define_path_flag, run_command
+from mefn_jax.runtime.compile_cache import digest_processor
 from mefn_jax.runtime.config_files import find_config
 from mefn_jax.runtime.console import format_duration
 from mefn_jax.runtime.lock import hold_lock
@@ -34,7 +35,7 @@ from mefn_jax.sweeps.grid import check_grid, parse_grid
 from mefn_jax.sweeps.plan import PlannedRun, Sweep, choose_part, parse_part, parse_seeds, plan_runs
 from mefn_jax.sweeps.summary import SUMMARY_FILES, write_summary
 
-CACHE = "compiled"  # folder in --out for the compiled programs, which all runs share
+CACHE = "compiled"  # folder in --out for the compiled programs of one kind of processor, which all runs share
 RUN_LOCK = ".sweep.lock"  # in the directory of a run, beside the lock of its training
 
 
@@ -64,7 +65,8 @@ def perform_run(plan: Sweep, run: PlannedRun) -> bool:
             try:
                 stack.enter_context(hold_lock("--out", run.workdir, RUN_LOCK))
             except LockError as e:
-                print(f"{run.name}: left to another job ({e})", flush=True)
+                holder = str(e).partition("; ")[0]
+                print(f"{run.name}: left to another job ({holder})", flush=True)
                 return True
         if run.report(plan.split).is_file():  # perhaps since a moment ago
             line, succeeded = describe_report(run.report(plan.split), plan.split)
@@ -80,7 +82,8 @@ def _train_and_evaluate(plan: Sweep, run: PlannedRun) -> bool:
         ["train", run.arguments[0], f"--workdir={run.workdir}", *run.arguments[1:]],
         ["eval", f"--workdir={run.workdir}", f"--split={plan.split}"],
     )
-    if not all(_succeeds(command, log, plan.out / CACHE) for command in commands):
+    cache = plan.out / f"{CACHE}-{digest_processor()}"  # jobs on several machines may share the disk
+    if not all(_succeeds(command, log, cache) for command in commands):
         print(f"{run.name}: failed, {last_line(log)}; see {log}", flush=True)
         return False
     line, succeeded = describe_report(run.report(plan.split), plan.split)

@@ -100,3 +100,21 @@ def test_tile_traffic_benchmark_keeps_blocks_on_chip(command):
     assert result_of["blocks_in_hbm"] == 0
     assert result_of["largest_in_hbm"]
     assert result_of["least_us"]["hbm"] > 0
+
+
+def test_study_of_hard_negatives_runs(command, tmp_path):
+    for row in ("with", "without", "with"):
+        command("benchmarks/hard_negatives.py", row, "--seed=3", f"--out={tmp_path}", "--smoke")
+    table = command("benchmarks/hard_negatives.py", "table", f"--out={tmp_path}").stdout.splitlines()
+    assert table[0] == "| row | | seed 3 | mean ± deviation |"
+    assert [line.split(" | ")[:2] for line in table[2:]] == [
+        ["| without", "rSum"],
+        ["| without", "twins"],
+        ["| with", "rSum"],
+        ["| with", "twins"],
+    ]
+    logs = {row: (tmp_path / "3" / row / "metrics.jsonl").read_text().splitlines() for row in ("with", "without")}
+    steps = {row: [json.loads(line) for line in lines if '"loss"' in line] for row, lines in logs.items()}
+    losses = {row: {line["step"]: line["loss"] for line in lines} for row, lines in steps.items()}
+    assert losses["with"][4] == losses["without"][4]  # the first half is the same
+    assert losses["with"][8] != losses["without"][8]

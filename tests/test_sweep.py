@@ -81,7 +81,8 @@ def test_sweep_compiles_train_step_and_initial_state_once(tmp_path):
     lines, summary = done.stdout.split("\n\n")[:2]
     assert [line.split(":")[0] for line in lines.splitlines()] == names
     assert (out / "summary.md").read_text() == f"{summary}\n"
-    programs = [name for name in os.listdir(out / "compiled") if name.endswith("-cache")]
+    (folder,) = out.glob("compiled-*")
+    programs = [name for name in os.listdir(folder) if name.endswith("-cache")]
     for function in ("train_step", "build_state"):
         assert len([name for name in programs if name.startswith(f"jit_{function}-")]) == 1, programs
     # The runs differ all the same.

@@ -13,7 +13,6 @@ the model's parameters, the step of its checkpoint, and the numbers `k` and `can
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from mefn_jax.config import require_local
 from mefn_jax.data.digests import digest_split
 from mefn_jax.data.split import Split
 from mefn_jax.errors import ConfigError, DataError, reason
@@ -92,8 +92,9 @@ def is_negatives(path: Path) -> bool:
 
 
 def read_negatives(path: str, split: Split) -> HardNegatives:
-    """Reads the hard negatives of a split. Raises DataError if the file cannot be read, is of other images or captions,
-    or names as a negative what is none."""
+    """Reads the hard negatives of a split. Raises ConfigError for a URL, DataError if the file cannot be read, is of
+    other images or captions, or names as a negative what is none."""
+    require_local("data.negatives", path)
     subject = f"data.negatives={path}"
     try:
         with safe_open(path, "numpy") as file:
@@ -102,7 +103,7 @@ def read_negatives(path: str, split: Split) -> HardNegatives:
             arrays = {name: file.get_tensor(name) for name in TENSORS}
     except FileNotFoundError:
         raise DataError(f"{subject}: no such file; make it with python eval.py mine --out={path}") from None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise DataError(f"{subject}: cannot be read as hard negatives ({reason(e)}); mine them again") from None
     number = split.num_captions
     for name, (kind, axes) in TENSORS.items():
@@ -144,23 +145,21 @@ def arrange_groups(negatives: HardNegatives, size: int, rng: np.random.Generator
     """Returns all C captions in an order in which groups of `size` stand together: a caption and the hardest of its
     negatives that are free, any two of which are negatives of each other; int64 `(C,)`.
 
-    Captions are visited in a random order, so that a caption whose negatives have all been taken is another one each
-    time; such captions form groups among themselves, as they come. Groups come in a random order, after `lead` captions
-    without a group.
+    Captions are visited in a random order, so that others find their negatives taken each time; these share a group
+    with captions that are as they are. Groups come in a random order, after `lead` captions without a group.
     """
-    groups, rest = _form_groups(negatives, size, rng.permutation(len(negatives.texts)).tolist())
-    while len(rest) < lead and groups:
-        rest.extend(groups.pop())
-    head, rest = rest[:lead], rest[lead:]
-    whole = len(rest) - len(rest) % size
-    blocks = np.array([*itertools.chain(*groups), *rest[:whole]], np.int64).reshape(-1, size)
+    groups, partial = _form_groups(negatives, size, rng.permutation(len(negatives.texts)).tolist())
+    head = _take_captions(partial, groups, lead)
+    groups += _join_partial(partial, size)
+    tail = groups.pop() if groups and len(groups[-1]) < size else []
+    blocks = np.array(groups, np.int64).reshape(-1, size)
     blocks = blocks[rng.permutation(len(blocks))]
-    return np.concatenate([np.array(head, np.int64), blocks.reshape(-1), np.array(rest[whole:], np.int64)])
+    return np.concatenate([np.array(head, np.int64), blocks.reshape(-1), np.array(tail, np.int64)])
 
 
-def _form_groups(negatives: HardNegatives, size: int, order: list[int]) -> tuple[list[list[int]], list[int]]:
-    """Returns the full groups of captions, and the captions of the others, one group after the other."""
-    is_free, groups, rest = bytearray(b"\1") * len(order), [], []
+def _form_groups(negatives: HardNegatives, size: int, order: list[int]) -> tuple[list[list[int]], list[list[int]]]:
+    """Returns the full groups of captions, and those that lack negatives."""
+    is_free, groups, partial = bytearray(b"\1") * len(order), [], []
     for caption in order:
         if not is_free[caption]:
             continue
@@ -172,8 +171,35 @@ def _form_groups(negatives: HardNegatives, size: int, order: list[int]) -> tuple
             if other >= 0 and is_free[other] and (len(group) == 1 or negatives.is_negative(group[1:], other).all()):
                 is_free[other] = 0
                 group.append(other)
-        if len(group) == size:
-            groups.append(group)
-        else:
-            rest.extend(group)
-    return groups, rest
+        (groups if len(group) == size else partial).append(group)
+    return groups, partial
+
+
+def _take_captions(partial: list[list[int]], groups: list[list[int]], number: int) -> list[int]:
+    """Removes and returns a number of captions, or all there are: of the smallest partial groups, then of full ones."""
+    taken = []
+    partial.sort(key=len, reverse=True)
+    while len(taken) < number and (partial or groups):
+        group, wanted = (partial or groups).pop(), number - len(taken)
+        taken += group[:wanted]
+        if group[wanted:]:
+            partial.append(group[wanted:])
+    return taken
+
+
+def _join_partial(partial: list[list[int]], size: int) -> list[list[int]]:
+    """Returns partial groups joined to groups of `size`, the last one perhaps smaller. A group is cut in two only if no
+    other fits."""
+    by_length = {length: [group for group in partial if len(group) == length] for length in range(1, size)}
+    joined = []
+    while any(by_length.values()):
+        block = []
+        while len(block) < size and any(by_length.values()):
+            wanted = size - len(block)
+            lengths = [length for length, groups in by_length.items() if groups]
+            group = by_length[max((n for n in lengths if n <= wanted), default=lengths[0])].pop()
+            block += group[:wanted]
+            if group[wanted:]:
+                by_length[len(group) - wanted].append(group[wanted:])
+        joined.append(block)
+    return joined

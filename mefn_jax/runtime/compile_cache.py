@@ -21,7 +21,7 @@ def keep_compiled_programs() -> None:
         return
     try:
         # Machines may share a home directory, and a program for a CPU may use instructions that another CPU lacks.
-        directory = cache_directory() / f"compiled-{_digest_processor()}"
+        directory = cache_directory() / f"compiled-{digest_processor()}"
         directory.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
         return
@@ -32,7 +32,7 @@ def keep_compiled_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
 
 
-def _digest_processor() -> str:
+def digest_processor() -> str:
     """Returns a digest, 12 hexadecimal digits, of the processor's model and its instruction sets."""
     description = [platform.machine(), platform.processor()]
     try:
