@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 from mefn_jax import metrics
 from mefn_jax.evaluation.evaluator import default_score_tile_mib
-from mefn_jax.model import MODELS
+from mefn_jax.matching.systems import MODELS
 from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.scoring.ranking import rank
 from mefn_jax.scoring.tiles import TILE_CAPTIONS, TILE_IMAGES, TiledScores, compile_tile_scorer, even_slices

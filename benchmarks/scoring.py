@@ -38,7 +38,8 @@ from configs import default
 from mefn_jax.evaluation.evaluator import Evaluator, default_score_tile_mib
 from mefn_jax.features import Features
 from mefn_jax.matching.matcher import Matcher
-from mefn_jax.model import MODELS, build_model
+from mefn_jax.matching.systems import MODELS
+from mefn_jax.model import build_model
 from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.scoring.packing import pack
 from mefn_jax.scoring.ranking import rank

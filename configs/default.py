@@ -7,7 +7,7 @@ Arguments after the colon (`--config=configs/NAME.py:model=vsepp,smoke`) choose 
 from ml_collections import ConfigDict
 
 from mefn_jax.config import parse_arg, set_dotted
-from mefn_jax.model import find_system, matcher_options
+from mefn_jax.matching.systems import find_system, matcher_options
 
 
 def get_config(arg=""):
@@ -20,7 +20,7 @@ def base(model="mefn"):
     """Returns all options of a system with their defaults, unlocked. A configuration file overrides some of them, and
     then `finish` sets those that the system requires."""
     c = ConfigDict()
-    c.model = model  # the system: a name of MODELS in mefn_jax/model.py
+    c.model = model  # the system: a name of MODELS in mefn_jax/matching/systems.py
     c.embed_dim = 256  # D, the width of the joint space of regions, words and pooled embeddings
 
     c.data = ConfigDict()

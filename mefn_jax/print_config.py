@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mefn_jax.config import flatten
 from mefn_jax.configs import default
-from mefn_jax.model import find_system
+from mefn_jax.matching.systems import find_system
 
 OPTION = re.compile(r"    c\.(?P<key>[\w.]+) = .*?  # (?P<comment>.*)")
 FIELD = re.compile(r"^    (?P<names>\w+(?:, \w+)*): (?P<comment>(?:.|\n {8})*)", re.MULTILINE)

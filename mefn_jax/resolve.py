@@ -11,7 +11,8 @@ from mefn_jax.encoders.pretrained.towers import keep_saved_options, load_pretrai
 from mefn_jax.encoders.pretrained.weights import Tower
 from mefn_jax.errors import ConfigError
 from mefn_jax.losses import LOSS_CHOICES, LOSSES, check_loss
-from mefn_jax.model import MODEL_CHOICES, find_system
+from mefn_jax.matching.systems import find_system
+from mefn_jax.model import MODEL_CHOICES
 from mefn_jax.runtime.console import print0
 
 

@@ -4,7 +4,7 @@ import functools
 
 from configs import default
 from mefn_jax.matching.matcher import Matcher
-from mefn_jax.model import MODELS
+from mefn_jax.matching.systems import MODELS
 
 # The systems whose scores differ in more than what options switch off, or what encoders and losses do.
 ABLATIONS = {name for name in MODELS if name.startswith(("visita_", "sfe_", "mate_"))}

@@ -14,7 +14,8 @@ from mefn_jax import aot, losses
 from mefn_jax import config as configuration
 from mefn_jax.errors import ConfigError
 from mefn_jax.matching.matcher import Matcher
-from mefn_jax.model import MODEL_CHOICES, MODELS, matcher_options
+from mefn_jax.matching.systems import MODELS, matcher_options
+from mefn_jax.model import MODEL_CHOICES
 from mefn_jax.resolve import note_contradictions
 from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.training.step import compile_step

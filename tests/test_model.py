@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from configs import precomputed, shapes
 from mefn_jax import losses, model, optim
 from mefn_jax.encoders.grids import grid_boxes
+from mefn_jax.matching import systems
 from mefn_jax.matching.matcher import Matcher
 from mefn_jax.matching.sfe import CUES
 from mefn_jax.runtime.sharding import make_mesh
@@ -53,7 +54,7 @@ def tiny_config(name: str) -> ConfigDict:
     return config
 
 
-@pytest.mark.parametrize("name", sorted(model.MODELS))
+@pytest.mark.parametrize("name", sorted(systems.MODELS))
 def test_init_makes_every_declared_parameter(name):
     config = tiny_config(name)
     built, (pixels, *words) = model.build_model(config, 50), model.dummy_inputs(config, 2)
@@ -111,7 +112,7 @@ class LearnedEmbedding(Matcher, kw_only=True):
 
 
 def test_init_embeds_with_transforms_and_parameters_of_matcher(monkeypatch):
-    monkeypatch.setitem(model.MODELS, "new", model.System(LearnedEmbedding))
+    monkeypatch.setitem(systems.MODELS, "new", systems.System(LearnedEmbedding))
     config = tiny_config("new")
     built = model.build_model(config, 50)
     variables = jax.eval_shape(built.init, jax.random.key(0), *model.dummy_inputs(config))

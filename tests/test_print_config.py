@@ -7,7 +7,7 @@ import pytest
 
 from configs import flickr30k, shapes
 from mefn_jax.config import flatten
-from mefn_jax.model import MODELS
+from mefn_jax.matching.systems import MODELS
 from mefn_jax.print_config import format_config
 
 LINE = re.compile(r"(?P<key>[\w.]+) = (?P<value>.*?)  \[(?P<origin>[^]]*)\]  (?P<comment>\S.*)")

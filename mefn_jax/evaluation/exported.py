@@ -21,7 +21,8 @@ from mefn_jax.encoders.pretrained.files import locate_file, to_one_line
 from mefn_jax.encoders.pretrained.towers import check_vocabulary
 from mefn_jax.errors import CheckpointError, UserError
 from mefn_jax.evaluation.evaluator import Evaluator
-from mefn_jax.model import Model, build_model, dummy_inputs, matcher_options
+from mefn_jax.matching.systems import matcher_options
+from mefn_jax.model import Model, build_model, dummy_inputs
 from mefn_jax.resolve import check_options
 from mefn_jax.runtime.checkpoint import CHECKPOINT_FORMAT, params_digest
 from mefn_jax.runtime.formats import Format

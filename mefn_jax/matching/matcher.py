@@ -16,7 +16,7 @@ from mefn_jax.scoring.layouts import (
 
 class Matcher(nn.Module, kw_only=True):
     """Scores all pairs of images and texts. Subclass it, define `score` or `score_products`, and add a line to `MODELS`
-    of `model.py`.
+    of `systems.py`.
 
     The fields of a subclass are its options (`config.matcher`); they are keyword-only and have defaults. A matcher
     whose scores follow from inner products defines `score_products`: training then takes less time and memory, and

@@ -26,8 +26,8 @@ from mefn_jax.runtime.outputs import check_output_directory
 from mefn_jax.runtime.storage import write_atomic
 
 ROWS_OF_FILE = 1_000_000  # images in one file of vectors and one of metadata
-ROWS_AT_ONCE = 1 << 16  # vectors and names that are in memory at once
-EXPORT_FORMAT = 1
+EXPORTED_AT_ONCE = 1 << 16  # vectors and names that are in memory at once
+INDEX_EXPORT_FORMAT = 1
 EXPORT_FILE, STAGING = "export.json", ".export"  # the description, and the folder of an export that is not complete
 CONTENT = ("img_emb", "metadata", "image.index")  # what an export may have besides
 
@@ -72,7 +72,7 @@ def check_export_directory(out: Path) -> None:
 def describe_export(path, opened: Index, rows: np.ndarray, kind: str) -> dict:
     """Returns the content of `export.json`."""
     return {
-        "format": EXPORT_FORMAT,
+        "format": INDEX_EXPORT_FORMAT,
         "kind": kind,
         "checkpoint": read_json(Path(path) / "index.json")["checkpoint"],
         "images": len(rows),
@@ -104,8 +104,8 @@ def write_metadata(opened: Index, rows: np.ndarray, folder: Path) -> None:
     num_escaped = 0
     for name, part in split_rows(rows, "metadata", "parquet"):
         with parquet.ParquetWriter(folder / name, schema) as writer:
-            for first in range(0, len(part), ROWS_AT_ONCE):
-                paths = [str(opened.folder / opened.names[row]) for row in part[first : first + ROWS_AT_ONCE]]
+            for first in range(0, len(part), EXPORTED_AT_ONCE):
+                paths = [str(opened.folder / opened.names[row]) for row in part[first : first + EXPORTED_AT_ONCE]]
                 texts = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in paths]
                 num_escaped += sum(a != b for a, b in zip(texts, paths, strict=True))
                 table = {"image_path": texts, "caption": [""] * len(texts)}
@@ -137,9 +137,9 @@ def write_faiss(opened: Index, rows: np.ndarray, folder: Path) -> None:
 
 
 def read_vectors(opened: Index, rows: np.ndarray):
-    """Yields the vectors of images, ROWS_AT_ONCE at a time, and the position in `rows` of the first."""
-    for first in range(0, len(rows), ROWS_AT_ONCE):
-        yield first, opened.embeddings[rows[first : first + ROWS_AT_ONCE]]
+    """Yields the vectors of images, EXPORTED_AT_ONCE at a time, and the position in `rows` of the first."""
+    for first in range(0, len(rows), EXPORTED_AT_ONCE):
+        yield first, opened.embeddings[rows[first : first + EXPORTED_AT_ONCE]]
 
 
 def split_rows(rows: np.ndarray, name: str, suffix: str):

@@ -13,6 +13,7 @@ from mefn_jax.encoders.pooling import max_pool
 from mefn_jax.evaluation import evaluate
 from mefn_jax.evaluation.run import Gallery, TrainedRun
 from mefn_jax.features import Features, unit
+from mefn_jax.matching import systems
 from mefn_jax.matching.matcher import Matcher
 from mefn_jax.runtime.checkpoint import Checkpoints
 from mefn_jax.training import loop
@@ -60,8 +61,8 @@ class Fusion(Matcher, kw_only=True):
 @pytest.fixture
 def name(request, monkeypatch):
     """The name of a matcher that is added to the tables of `model.py`, as one line there would do."""
-    monkeypatch.setitem(model.MODELS, request.param.__name__, model.System(request.param))
-    monkeypatch.setitem(model.MODEL_CHOICES, "model", tuple(model.MODELS))
+    monkeypatch.setitem(systems.MODELS, request.param.__name__, systems.System(request.param))
+    monkeypatch.setitem(model.MODEL_CHOICES, "model", tuple(systems.MODELS))
     if request.param is Views:
         for kind in ("build_image_encoder", "build_text_encoder"):
             make = getattr(model, kind)

@@ -13,7 +13,7 @@ from random_features import masks, random_features
 from systems import make_matcher
 
 from mefn_jax.features import make_features
-from mefn_jax.model import MODELS
+from mefn_jax.matching.systems import MODELS
 
 N, M, D = 4, 5, 6
 FORMS = sorted(name for name in MODELS if name.startswith("scan"))

@@ -14,7 +14,7 @@ from systems import make_matcher
 
 from mefn_jax.features import make_features
 from mefn_jax.matching.sfe import mean_pooled_of_words
-from mefn_jax.model import MODELS
+from mefn_jax.matching.systems import MODELS
 
 N, M, D, B, K = 4, 5, 6, 3, 5
 FORMS = [name for name in MODELS if name.startswith("sfe")]

@@ -13,8 +13,8 @@ from random_features import length_mask, masks, random_features
 from systems import make_matcher
 
 from mefn_jax.features import make_features
+from mefn_jax.matching.systems import MODELS
 from mefn_jax.matching.visita import attend, form_groups, regions_as_sources, words_as_sources
-from mefn_jax.model import MODELS
 from mefn_jax.scoring.layouts import region_block, to_padded
 
 N, M, D, B = 4, 5, 6, 3
