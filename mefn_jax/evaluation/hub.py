@@ -11,11 +11,14 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def is_hub_name(workdir) -> bool:
-    """Returns whether a text names a model on the hub: OWNER/NAME, where this machine has neither this path nor a
-    directory OWNER, in which the path is missing by mistake. A `Path` is always a path."""
+    """Returns whether a text names a model on the hub: OWNER/NAME, where this machine has no directory OWNER, in which
+    NAME lies, or is missing by mistake. A `Path` is always a path."""
     if not isinstance(workdir, str) or not HUB_NAME.fullmatch(workdir):
         return False
-    return not Path(workdir).exists() and not Path(workdir).parent.exists()
+    try:
+        return not Path(workdir).parent.exists()
+    except OSError:  # a name that the file system cannot hold
+        return False
 
 
 def download_model(name: str) -> str:

@@ -39,7 +39,8 @@ def export_run(
     evaluated = f"{system}, averaged parameters" if is_averaged else system
     evaluations = find_evaluations(run.results_directory, evaluated, step)
     size = sum(x.size for x in jax.tree.leaves(variables))
-    card = write_card(repository or str(out), license_name, checkpoint, is_averaged, evaluations, size)
+    name = repository or folder.absolute().name  # the card does not say where the folder lay
+    card = write_card(name, license_name, checkpoint, is_averaged, evaluations, size)
     files = model_files(evaluator, variables, checkpoint, is_averaged) | {CARD_FILE: card.encode()}
     if regions:
         files |= export_programs(evaluator, variables, regions)

@@ -111,7 +111,7 @@ def write_card(
         name: describe_model(checkpoint, is_averaged, parameters),
         "Use": USE.format(clean(repository)),
         "Data": describe_training(checkpoint),
-        "Evaluation": "\n\n".join(describe_evaluation(e, clean(repository)) for e in evaluations) or "Not evaluated.",
+        "Evaluation": describe_evaluations(evaluations, clean(repository), checkpoint["config"]),
         "License": describe_license(license_name),
         "Citation": CITATION,
     }
@@ -185,6 +185,13 @@ def describe_training(checkpoint: dict) -> str:
         f"Training split of `{name}`{known}: {examples:,} pairs in {steps:,} steps of the loss `{loss}`, seed "
         f"{config['train']['seed']}."
     )
+
+
+def describe_evaluations(evaluations: list[CardEvaluation], repository: str, config: dict) -> str:
+    """Returns a table for each evaluation, with its protocol and its command."""
+    place = ["If the data set lies elsewhere than in training, add `--data_dir=DIR`."] if config["data"]["dir"] else []
+    parts = [describe_evaluation(evaluation, repository) for evaluation in evaluations]
+    return "\n\n".join([*parts, *place]) if parts else "Not evaluated."
 
 
 def describe_evaluation(evaluation: CardEvaluation, repository: str) -> str:

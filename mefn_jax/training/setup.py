@@ -27,7 +27,14 @@ from mefn_jax.errors import CheckpointError, ConfigError, OtherProcessError, Unr
 from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.model import Model, build_model, dummy_inputs, split_constants
 from mefn_jax.resolve import resolve
-from mefn_jax.runtime.checkpoint import CHECKPOINT_FORMAT, Checkpoints, code_digest, git_commit, versions
+from mefn_jax.runtime.checkpoint import (
+    CHECKPOINT_FORMAT,
+    Checkpoints,
+    code_digest,
+    git_commit,
+    params_digest,
+    versions,
+)
 from mefn_jax.runtime.console import print0, print_rows
 from mefn_jax.runtime.multihost import broadcast_text, check_processes_agree, on_all_processes
 from mefn_jax.runtime.sharding import (
@@ -182,6 +189,7 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
             tokenizer = choose_tokenizer(config, resolved.tokenizer_json, data.dataset, data.train)
         else:
             note_differences(config, source)
+            check_processes_agree({"parameters of train.init_from": params_digest(source.variables)})
             tokenizer = make_tokenizer(config, source.tokenizer_json)
     check_processes_agree({"tokenizer": hashlib.sha256(tokenizer.json.encode()).hexdigest()[:12]})
     model = build_model(config, tokenizer.vocab_size)

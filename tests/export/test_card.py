@@ -11,7 +11,7 @@ import yaml
 
 from mefn_jax.evaluation.run import TrainedRun
 from mefn_jax.export.__main__ import export_run
-from mefn_jax.export.card import evaluation_command, name_tower
+from mefn_jax.export.card import describe_data, evaluation_command, name_tower
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,14 @@ def test_card_is_read_with_its_recalls_and_fields(card, small_run):
     for title in ("## Use", "## Data", "## Evaluation", "## License", "## Citation", "```bibtex"):
         assert title in card.text
     assert "drawn scenes" in card.text
+    assert str(small_run.parent) not in card.content
+    assert 'mefn_jax.load("model")' in card.text
     assert f"| {report['rsum']:.1f} |" in card.text
 
 
-def test_command_of_card_gives_its_recalls(card, small_export, exported, command):
+def test_command_of_card_gives_its_recalls(card, exported, command):
     (line,) = re.findall(r"^    python (eval\.py .*)", card.text, re.MULTILINE)
-    words = shlex.split(line.replace(str(small_export), str(exported)))
+    words = shlex.split(line.replace("--workdir=model", f"--workdir={exported}"))
     assert f"--workdir={exported}" in words
     command(*words)
     report = json.loads((exported / "eval" / "val" / "metrics.json").read_text())
@@ -74,6 +76,8 @@ def test_command_has_flags_of_evaluation(protocol, more, folder, words):
     assert evaluation_command({"protocol": protocol} | more, folder) == f"python eval.py --workdir={{}} {words}"
 
 
-def test_card_names_towers_without_paths():
+def test_card_names_towers_and_data_without_paths():
     assert name_tower("google/vit-base-patch16-224") == "google/vit-base-patch16-224"
     assert name_tower("/home/somebody/towers/vit") == "vit"
+    assert describe_data({"data": {"dir": "/home/somebody/data/f8k"}}) == "f8k"
+    assert describe_data({"data": {"dir": ""}}) == "drawn scenes"

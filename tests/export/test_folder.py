@@ -17,8 +17,9 @@ from mefn_jax.evaluation.evaluate import evaluate
 from mefn_jax.evaluation.run import Gallery, TrainedRun
 from mefn_jax.export.__main__ import export_run
 from mefn_jax.export.folder import write_folder
-from mefn_jax.runtime.checkpoint import v1
-from mefn_jax.training import loop
+from mefn_jax.runtime.checkpoint import Checkpoints
+from mefn_jax.runtime.sharding import make_mesh
+from mefn_jax.training import setup
 
 
 def test_export_of_drawn_scenes_evaluates_by_command_as_its_deleted_run(trained, tmp_path, command):
@@ -52,12 +53,14 @@ def test_export_of_regions_and_adapted_pretrained_tower_has_merged_weights(tower
     with config.unlocked():
         config.data.dir, config.text.pretrained = str(data), str(towers / "bert")
         config.text.max_tokens = 10
-        config.train.update(steps=2, eval_every=2, learning_rate=0.01)
         config.train.lora.rank = 2
-    loop.train(config, run)
+    with Checkpoints(run, create=True) as checkpoints:
+        begun = setup.set_up_run(setup.open_data(config, make_mesh()), checkpoints, run, make_mesh())
+        params = begun.state.params
+        moved = params | {"lora": jax.tree.map(lambda x: x + 0.01, params["lora"])}  # `up` begins as zeros
+        checkpoints.save(1, begun.state.replace(params=moved), begun.meta | {"examples": 1})
     evaluate(TrainedRun(run), Gallery(split="val"), out=str(towers / "before"))
     export_run(TrainedRun(run), out)
-    params = v1.load_checkpointables(run / "checkpoints" / "2", {"state": None})["state"]["params"]
     for folder in ("run", "bert"):
         shutil.rmtree(towers / folder)
     evaluate(TrainedRun(out), Gallery(split="val"))
@@ -65,7 +68,7 @@ def test_export_of_regions_and_adapted_pretrained_tower_has_merged_weights(tower
     assert not (out / "preprocessor_config.json").exists()
     tensors = load_file(out / "model.safetensors")
     assert not [name for name in tensors if "lora" in name]
-    adapter = params["lora"]["text"]["backbone"]["layer_0"]["attention"]["query"]
+    adapter = moved["lora"]["text"]["backbone"]["layer_0"]["attention"]["query"]
     added = 16.0 / 2 * np.asarray(adapter["down"]) @ np.asarray(adapter["up"])
     assert np.abs(added).max() > 1e-4
     whole = params["text"]["backbone"]["layer_0"]["attention"]["query"]["kernel"] + added

@@ -75,7 +75,19 @@ def test_missing_model_is_explained(cached):
 def test_paths_of_this_machine_are_no_names(cached):
     (cached.parent / "runs" / "one").mkdir(parents=True)
     assert hub.is_hub_name("somebody/model")
-    for name in ("/somebody/model", "./model", "../model", "model", "a/b/c", "gs://a/b", "~/b", "a b/c", "-/..", ""):
+    for name in (
+        "/somebody/model",
+        "./model",
+        "../model",
+        "model",
+        "a/b/c",
+        "gs://a/b",
+        "~/b",
+        "a b/c",
+        "-/..",
+        "",
+        "x" * 300 + "/y",
+    ):
         assert not hub.is_hub_name(name), name
     shutil.copytree(cached.parent / "runs", "runs")
     assert not hub.is_hub_name("runs/one")

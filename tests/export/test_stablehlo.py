@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from commands import ROOT, environment
 
+from mefn_jax.data.pipeline import pad_rows
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluation.run import TrainedRun
 from mefn_jax.export.__main__ import export_run
@@ -40,7 +41,8 @@ def test_programs_give_scores_of_evaluator_in_process_with_jax_alone(programs, c
     pixels = rng.integers(0, 256, (3, evaluator.config.image.size, evaluator.config.image.size, 3), np.uint8)
     captions = ["a red circle", "a blue square left of a green triangle", "a square", "a circle", "red"]
     ids, mask = evaluator.tokenizer(captions)
-    images, texts = evaluator.encode_pixels(params, pixels, 3), evaluator.encode_captions(params, captions)
+    images = evaluator.encode_pixels(params, pad_rows(pixels, evaluator.mesh.size), 3)
+    texts = evaluator.encode_captions(params, captions)
     expected = evaluator.scores(params, images, texts)(slice(0, 3), slice(0, 5))
     np.savez(tmp_path / "inputs.npz", images=pixels, ids=ids, mask=mask)
     code = READER.replace('"FOLDER"', repr(str(programs))) + USE

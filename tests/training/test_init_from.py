@@ -6,60 +6,64 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from commands import read_state
+from commands import SMOKE, read_state
 
 from configs import shapes
 from mefn_jax.errors import CheckpointError, ConfigError
 from mefn_jax.evaluation.exported import name_variables
 from mefn_jax.evaluation.run import TrainedRun
 from mefn_jax.export.__main__ import export_run
-from mefn_jax.training import loop
+from mefn_jax.runtime.checkpoint import Checkpoints
+from mefn_jax.runtime.sharding import make_mesh
+from mefn_jax.training import setup
 from mefn_jax.training.init_from import Source, check_towers, load_source, note_differences
 
 
 def make_config(source, model="mefn", **train):
-    """The configuration of a run of one step that hardly moves, from `source`."""
+    """The configuration of a run that begins from `source`."""
     config = shapes.get_config(f"smoke,model={model}")
     with config.unlocked():
-        config.train.update(steps=1, eval_every=100, learning_rate=1e-30, weight_decay=0.0, init_from=str(source))
-        config.train.update(**train)
+        config.train.update(init_from=str(source), **train)
     return config
 
 
 @pytest.fixture(scope="module")
-def model(mefn_run):
-    """The variables of `mefn_run`, by path, and its step."""
-    _, variables, step = TrainedRun(mefn_run).load()
+def model(trained):
+    """The variables of `trained`, by path, and its step."""
+    _, variables, step = TrainedRun(trained[0]).load()
     return {name: np.asarray(x) for name, x in name_variables(variables).items()}, step
 
 
-def test_run_begins_with_parameters_and_resumes_without_them(mefn_run, model, tmp_path, capsys):
+def test_command_begins_with_parameters_of_export_and_resumes_without_it(trained, model, tmp_path, command):
     source, run = tmp_path / "model", tmp_path / "run"
-    export_run(TrainedRun(mefn_run), source)
-    loop.train(make_config(source), run)
-    assert f"train.init_from={source}: begins with the parameters of step {model[1]}" in capsys.readouterr().out
+    export_run(TrainedRun(trained[0]), source)
+    options = ("eval_every=100", "learning_rate=1e-30", "weight_decay=0.0", f"init_from={source}")
+    words = ["train.py", SMOKE, f"--workdir={run}", *(f"--config.train.{option}" for option in options)]
+    printed = command(*words, "--config.train.steps=1").stdout
+    assert f"train.init_from={source}: begins with the parameters of step {model[1]}" in printed
     _, state = read_state(run)
     for name, value in model[0].items():
-        np.testing.assert_allclose(state[f"/params/{name}"], value, rtol=0, atol=1e-20, err_msg=name)
+        part = "/" if name.startswith("constants/") else "/params/"
+        np.testing.assert_allclose(state[part + name], value, rtol=0, atol=1e-20, err_msg=name)
     meta = TrainedRun(run, "latest").read_meta(1)
     assert meta["config"]["train"]["init_from"] == str(source)
     assert meta["tokenizer"] == (source / "tokenizer.json").read_text()
     shutil.rmtree(source)
-    loop.train(make_config(source, steps=2), run)
-    printed = capsys.readouterr().out
+    printed = command(*words, "--config.train.steps=2").stdout
     assert "resuming after 1" in printed
     assert "begins with the parameters" not in printed
 
 
-def test_run_of_another_system_takes_what_it_has_in_common(mefn_run, model, tmp_path):
-    loop.train(make_config(mefn_run, "vsepp", init_new="^(matcher|loss|text/words)/"), tmp_path / "run")
-    _, state = read_state(tmp_path / "run")
+def test_run_of_another_system_takes_what_it_has_in_common(trained, model, tmp_path):
+    config, mesh = make_config(trained[0], "vsepp", init_new="^(matcher|loss|text/words)/"), make_mesh()
+    with Checkpoints(tmp_path, create=True) as checkpoints:
+        run = setup.set_up_run(setup.open_data(config, mesh), checkpoints, tmp_path, mesh)
+    begun = name_variables(run.state.variables)
     common = [name for name in model[0] if name.startswith(("image/", "text/backbone/"))]
     assert len(common) > 20
     for name in common:
-        np.testing.assert_allclose(state[f"/params/{name}"], model[0][name], rtol=0, atol=1e-20, err_msg=name)
-    kernel = "text/words/kernel"
-    assert np.abs(state[f"/params/{kernel}"] - model[0][kernel]).max() > 1e-3
+        np.testing.assert_array_equal(begun[name], model[0][name], err_msg=name)
+    assert np.abs(begun["text/words/kernel"] - model[0]["text/words/kernel"]).max() > 1e-3
 
 
 def make_source(variables, may_differ=""):
@@ -99,9 +103,9 @@ def test_adapters_begin_anew_and_constants_are_taken():
     assert kept["constants"]["matcher"]["a"] == 0
 
 
-def test_contradicting_options_are_refused(mefn_run, capsys):
+def test_contradicting_options_are_refused(trained, capsys):
     with pytest.raises(ConfigError, match=r"train.init_new: '\(' is no regular expression"):
-        load_source(make_config(mefn_run, init_new="("))
+        load_source(make_config(trained[0], init_new="("))
     with pytest.raises(ConfigError, match=r"train\.init_new needs train.init_from"):
         load_source(make_config("", init_new="^loss/"))
     with pytest.raises(CheckpointError, match="no checkpoints here"):
