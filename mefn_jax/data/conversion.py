@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mefn_jax.data.sources.shard import SPLITS, Example, Fault, Shard
+from mefn_jax.data.sources.shard import SPLITS, Fault, Shard
 from mefn_jax.errors import DamagedEntriesError, DataError, reason
 from mefn_jax.runtime.processes import set_up_worker
 
@@ -144,7 +144,7 @@ def convert_shard(shard: Shard, folder: Path, limit: int, advance: Callable[[int
                     writers[item.split], counts[item.split] = ExampleFiles(name), []
                     stream = _entries_file(work, item.split).open("w", encoding="utf-8")
                     entries[item.split] = stack.enter_context(stream)
-                writers[item.split].add(_to_dict(item, captions))
+                writers[item.split].add(vars(item) | {"captions": captions})
                 counts[item.split].append(len(captions))
                 entries[item.split].write(json.dumps([item.image_id, captions]) + "\n")
                 advance(1)
@@ -162,15 +162,6 @@ def convert_shard(shard: Shard, folder: Path, limit: int, advance: Callable[[int
         shutil.rmtree(work, ignore_errors=True)
         raise
     return Part(folder, splits, faults, num_shortened)
-
-
-def _to_dict(example: Example, captions: list[str]) -> dict:
-    return {
-        "image": example.image,
-        "captions": captions,
-        "image_id": example.image_id,
-        "scene": example.scene,
-    }
 
 
 def _rank_split(name: str) -> int:

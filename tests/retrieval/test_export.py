@@ -52,7 +52,7 @@ def expected_paths(opened):
 def test_export_to_parquet_has_every_readable_image(index, tmp_path, monkeypatch, capsys):
     """In files of at most 25 rows, which are 12 of each kind."""
     monkeypatch.setattr(export, "ROWS_OF_FILE", 25)
-    monkeypatch.setattr(export, "ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(export, "EXPORTED_AT_ONCE", 10)
     out = tmp_path / "out"
     export_index(index, "parquet", out)
     opened = open_index(index)
