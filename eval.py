@@ -8,6 +8,7 @@
     python eval.py index     --workdir=DIR --images=FOLDER --out=INDEX            encodes a folder of images
     python eval.py search    --workdir=DIR --index=INDEX --caption=TEXT           finds its images for a caption
     python eval.py search    --workdir=DIR --image=FILE --captions=FILE.txt       finds captions for an image
+    python eval.py serve     --workdir=DIR [--index=INDEX]          a page to try a model on, in a browser
     python eval.py compare   DIR DIR 'runs/*/0' --out=DIR           puts evaluated runs into one table
     python eval.py ensemble  DIR DIR --out=DIR                      evaluates the mean of several runs' scores
     python eval.py zero_shot --config=FILE.py:model=clip,...        evaluates a pretrained CLIP or SigLIP
@@ -28,6 +29,7 @@ VERBS = {
     "explain": "mefn_jax.reports.explain",
     "index": "mefn_jax.retrieval.index",
     "search": "mefn_jax.retrieval.search",
+    "serve": "mefn_jax.serving.serve",
     "compare": "mefn_jax.reports.compare",
     "ensemble": "mefn_jax.evaluation.ensemble",
     "zero_shot": "mefn_jax.evaluation.zero_shot",

@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     ("aot", "precompute", "print_config", "sweep", "show_data"),
     ("training",),
+    ("serving",),
     ("retrieval",),
     ("reports",),
     ("benchmarks",),
