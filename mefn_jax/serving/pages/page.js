@@ -20,9 +20,12 @@ function writeState(state, replace = false) {
   history[replace ? "replaceState" : "pushState"](null, "", hash);
 }
 
-function go(state) {
+// Goes to a state; with an explained pair, that is then in view.
+async function go(state) {
   writeState(state);
-  update();
+  await update();
+  const pair = document.querySelector(".pair:not(:empty)");
+  if (pair && pair.getBoundingClientRect().top < 0) pair.scrollIntoView();
 }
 
 // Shows what the address says.
@@ -43,7 +46,7 @@ async function update() {
       if (state.by === "image") await Promise.all(modelsOf(state).map((model) => findCaptions(state, model, signal)));
       else if (state.caption) await Promise.all(setup.models.map((_, model) => findImages(state, model, signal)));
       shown = key;
-      if (state.caption || state.by) say(`${describeAnswers(state)} ${((performance.now() - start) / 1000).toFixed(2)} s`);
+      if (state.caption || state.by) say(describeAnswers(state, (performance.now() - start) / 1000));
     }
     mark(state);
     const hasPair = state.caption && (state.image !== undefined || (state.by && file));
@@ -54,10 +57,11 @@ async function update() {
   }
 }
 
-function describeAnswers(state) {
+function describeAnswers(state, seconds) {
   const notes = [...document.querySelectorAll("section.model")].flatMap((section) => JSON.parse(section.dataset.notes ?? "[]"));
-  const what = state.by ? `captions ranked for ${file ? "the image that you gave, which no link can hold" : "image"}` : "images";
-  return [...new Set(notes), `${what}: best first.`].join(" ");
+  const counts = modelsOf(state).map((model) => (state.by ? `${setup.models[model].lines} captions` : `${setup.models[model].images} images, ${section(model).dataset.scored} scored by the matcher`));
+  const link = file && state.by ? " A link cannot hold the image that you gave." : "";
+  return `${[...new Set(notes), ...new Set(counts)].join(" ")}, best first, in ${seconds.toFixed(2)} s.${link}`;
 }
 
 function say(text, isError = false) {
@@ -84,7 +88,7 @@ async function findImages(state, model, signal) {
   const results = answer.results.map(({ position, name, score }, k) => make("li", {}, make("button", {
     type: "button", class: "result", "data-position": position, onclick: () => go({ caption: state.caption, model, image: position }),
   }, photo(model, position), make("span", { class: "rank" }, `${k + 1}.`), ` ${score.toFixed(4)} `, make("span", { class: "file" }, name))));
-  fill(model, answer, make("ol", { class: "found" }, ...results));
+  fill(model, `images for “${state.caption}”`, answer, make("ol", { class: "found" }, ...results));
 }
 
 async function findCaptions(state, model, signal) {
@@ -94,14 +98,14 @@ async function findCaptions(state, model, signal) {
     type: "button", class: "result line", "data-position": position, onclick: () => go({ ...state, caption: name, word: undefined, region: undefined }),
   }, make("span", { class: "rank" }, `${k + 1}.`), ` ${score.toFixed(4)} `, make("span", { class: "text" }, name))));
   const image = file ? make("img", { src: fileUri, alt: "the image that you gave", class: "given" }) : photo(model, state.image);
-  fill(model, answer, make("div", { class: "asked" }, image), make("ol", { class: "lines" }, ...results));
+  fill(model, "captions for this image", answer, make("div", { class: "asked" }, image), make("ol", { class: "lines" }, ...results));
 }
 
-function fill(model, answer, ...content) {
-  const about = setup.models[model];
-  const title = setup.models.length > 1 ? [make("h2", {}, `${about.name} (${about.system})`)] : [make("h2", { class: "hidden" }, "Results")];
+function fill(model, title, answer, ...content) {
+  const about = setup.models[model], name = setup.models.length > 1 ? `${about.name} (${about.system}): ` : "";
+  section(model).dataset.scored = answer.scored;
   section(model).dataset.notes = JSON.stringify(answer.notes);
-  section(model).replaceChildren(...title, make("div", { class: "pair", "aria-label": "explained pair", role: "region" }), ...content);
+  section(model).replaceChildren(make("h2", {}, name + title), make("div", { class: "pair", "aria-label": "explained pair", role: "region" }), ...content);
 }
 
 function photo(model, position) {

@@ -38,14 +38,16 @@ export function showPair(element, pair, pinned, onPin) {
   }
 
   element.replaceChildren(
-    make("h3", {}, pair.title), words, reading, make("div", { class: "photos" }, ...photo, regions.element),
-    make("div", { class: "scroll" }, makeTerms(pair)), make("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "table of regions and words" }, table),
+    make("h3", {}, pair.title), words, reading,
+    make("div", { class: "parts" },
+      make("div", {}, make("div", { class: "photos" }, ...photo, regions.element), makeTerms(pair)),
+      make("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "table of regions and words" }, table)),
   );
   show(current);
 }
 
 function describe(pair, word, region) {
-  const list = (values, name) => findLit(values).sort((a, b) => values[b] - values[a]).map((k) => `${name(k)} ${values[k].toFixed(2)}`).join(", ");
+  const list = (values, name) => findLit(values).sort((a, b) => values[b] - values[a]).map((k) => `${name(k)} (${values[k].toFixed(2)})`).join(", ");
   if (word !== undefined) {
     const weight = pair.word_weights ? ` (weight ${pair.word_weights[word].toFixed(2)})` : "";
     return `“${pair.words[word]}”${weight} attends to ${list(pair.attention.map((row) => row[word]), (k) => `region ${k + 1}`)}`;
