@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import fcntl
+import importlib.resources
 import json
 import os
 import queue
@@ -25,6 +26,14 @@ def find_chromium() -> str:
             return path
     message = "no Chromium: install it (Debian: apt-get install chromium) to run the tests in a browser"
     return pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+
+
+def find_faults(tab: "Tab") -> list:
+    """Returns what axe-core finds on a page that is serious: ids, and the first elements."""
+    tab.evaluate(importlib.resources.files("axe_core_python").joinpath("axe.min.js").read_text() + "; true")
+    faults = tab.evaluate("axe.run(document, {resultTypes: ['violations']}).then((result) => result.violations)")
+    assert tab.evaluate("typeof axe.version") == "string"
+    return [(f["id"], f["impact"], f["nodes"][0]["html"][:200]) for f in faults if f["impact"] in ("serious", "critical")]
 
 
 class Chromium:

@@ -20,6 +20,13 @@ from mefn_jax.model import region_boxes
 
 PAIRS = 16  # pairs whose mean statistics training logs
 PHOTO_PIXELS = 360  # side of a photograph in a figure
+TERM_NAMES = {  # of `score_terms`, as pages and pictures show them
+    "global": "global similarity",
+    "local": "local attention",
+    "entropy": "entropy (MFE)",
+    "matcher": "matcher",
+    "hubness": "hubness",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mefn_jax.data.digests import digest_text
-from mefn_jax.reports.explanation import Explanation, score_terms
+from mefn_jax.reports.explanation import TERM_NAMES, Explanation, score_terms
 from mefn_jax.serving.pictures import photo_uri
 from mefn_jax.serving.served_model import EXAMPLES, Answer, ServedModel
 
@@ -50,7 +50,7 @@ def describe_explanation(x: Explanation) -> dict:
         "region_weights": round_floats(x.region_weights),
         "word_weights": round_floats(x.word_weights),
         "values": {name: round(value, DIGITS) for name, value in x.values.items()},
-        "terms": {name: round(value, DIGITS) for name, value in score_terms(x).items()},
+        "terms": [{"name": TERM_NAMES[name], "value": round(v, DIGITS)} for name, v in score_terms(x).items()],
     }
 
 

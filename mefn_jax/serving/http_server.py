@@ -175,7 +175,7 @@ class _RequestHandler(http.server.BaseHTTPRequestHandler):
     """Reads the requests of one connection."""
 
     protocol_version, server_version, sys_version = "HTTP/1.1", "mefn-jax", ""
-    disable_nagle_algorithm = True
+    disable_nagle_algorithm, wbufsize = True, 1 << 16  # so that a short answer is one packet
 
     def handle_one_request(self):
         """Reads a request and answers it."""
@@ -282,7 +282,7 @@ class _RequestHandler(http.server.BaseHTTPRequestHandler):
         message = message or HTTPStatus(code).phrase
         request = f"{self.command or ''} {getattr(self, 'path', '')}"[:100]
         self.server.note(str(int(code)), self.client_address[0], f"{request}: {message}")
-        self.close_connection = True
+        self.close_connection, self.request_version = True, self.protocol_version
         with contextlib.suppress(OSError):
             self._send(Response(json.dumps({"error": printable(message)}).encode() + b"\n"), int(code))
             self._drain()

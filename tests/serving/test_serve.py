@@ -15,7 +15,7 @@ from PIL import Image
 
 import mefn_jax
 from mefn_jax.data import from_config
-from mefn_jax.reports.explanation import score_terms
+from mefn_jax.reports.explanation import TERM_NAMES, score_terms
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,9 @@ def test_explain_gives_terms_of_static_pair(server, val):
         for name in ("attention", "H", "region_weights", "word_weights", "boxes"):
             np.testing.assert_allclose(answer[name], getattr(x, name), atol=2e-6, err_msg=name)
         assert answer["values"] == pytest.approx(x.values, abs=2e-6)
-        assert answer["terms"] == pytest.approx(score_terms(x), abs=2e-6)
-        assert sum(answer["terms"].values()) == pytest.approx(x.values["score"], abs=1e-5)
+        terms = {TERM_NAMES[name]: pytest.approx(value, abs=2e-6) for name, value in score_terms(x).items()}
+        assert {term["name"]: term["value"] for term in answer["terms"]} == terms
+        assert sum(term["value"] for term in answer["terms"]) == pytest.approx(x.values["score"], abs=1e-5)
         assert answer["photo"].startswith("data:image/jpeg;base64,")
 
 

@@ -3,7 +3,6 @@ import { make } from "/requests.js";
 import { RegionMap, findLit, useArrowKeys } from "/regions.js";
 
 const MOST_ROWS = 16; // regions in the table: those with the largest weights
-const NAMES = { global: "global similarity", local: "local attention", entropy: "entropy (MFE)", hubness: "hubness", matcher: "matcher" };
 const VIRIDIS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
 
 // Shows an explanation in an element. `pinned` is `{word}` or `{region}`, or empty; `onPin(pinned)` is told of changes.
@@ -73,9 +72,9 @@ function makeWords(pair, point, pin) {
 }
 
 function makeTerms(pair) {
-  const terms = Object.entries(pair.terms), total = terms.reduce((sum, [, value]) => sum + Math.abs(value), 0) || 1;
-  const rows = terms.map(([name, value]) => make("tr", { "data-term": name },
-    make("th", { scope: "row" }, NAMES[name] ?? name), make("td", {}, signed(value)), make("td", {}, `${Math.round((100 * Math.abs(value)) / total)} %`),
+  const total = pair.terms.reduce((sum, { value }) => sum + Math.abs(value), 0) || 1;
+  const rows = pair.terms.map(({ name, value }) => make("tr", { "data-term": name },
+    make("th", { scope: "row" }, name), make("td", {}, signed(value)), make("td", {}, `${Math.round((100 * Math.abs(value)) / total)} %`),
     make("td", {}, make("span", { class: "bar" }, make("span", { class: value < 0 ? "minus" : "plus", "--size": Math.abs(value) / total })))));
   const score = make("tr", { class: "total" }, make("th", { scope: "row" }, "score"), make("td", {}, signed(pair.values.score)), make("td"), make("td"));
   const caption = "MFE" in pair.values ? `MFE ${pair.values.MFE.toFixed(2)} nats, mean entropy ${pair.values.mean_entropy.toFixed(3)}` : "";
