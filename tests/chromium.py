@@ -33,7 +33,9 @@ def find_faults(tab: "Tab") -> list:
     tab.evaluate(importlib.resources.files("axe_core_python").joinpath("axe.min.js").read_text() + "; true")
     faults = tab.evaluate("axe.run(document, {resultTypes: ['violations']}).then((result) => result.violations)")
     assert tab.evaluate("typeof axe.version") == "string"
-    return [(f["id"], f["impact"], f["nodes"][0]["html"][:200]) for f in faults if f["impact"] in ("serious", "critical")]
+    return [
+        (f["id"], f["impact"], f["nodes"][0]["html"][:200]) for f in faults if f["impact"] in ("serious", "critical")
+    ]
 
 
 class Chromium:

@@ -266,9 +266,7 @@ def describe_pair(x: explanation.Explanation, uri: str) -> dict:
     return {"caption": x.caption, "words": words, "terms": named, "score": x.values["score"], "uri": uri}
 
 
-def render(
-    e: EvaluationResult, figure_files: dict[str, bytes], workdir: str, diagnosis: Diagnosis, pairs: list
-) -> str:
+def render(e: EvaluationResult, figure_files: dict[str, bytes], workdir: str, diagnosis: Diagnosis, pairs: list) -> str:
     """Returns the page; `pairs` are those of `explain_examples`. jinja2 escapes every value."""
     rows = {e.report["evaluated"]: e.report} | e.report.get("baselines", {})
     uris = {name: pages.data_uri("webp", to_webp(data)) for name, data in figure_files.items()}

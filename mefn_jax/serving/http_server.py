@@ -206,11 +206,13 @@ class _RequestHandler(http.server.BaseHTTPRequestHandler):
         if not self.server.limiter.allow(self.client_address[0]):
             raise RequestError(429, "too many requests; wait a second")
         self._check_host()
-        parts = urlsplit(self.path)
         try:
+            parts = urlsplit(self.path)
             query = {name: values[-1] for name, values in parse_qs(parts.query, max_num_fields=10).items()}
-        except ValueError:
-            raise RequestError(400, "too many values in the address") from None
+        except ValueError:  # too many values, or no address at all
+            raise RequestError(400, "the address cannot be read") from None
+        if not self.path.startswith("/"):
+            raise RequestError(400, "the address does not begin with a slash")
         length, held = self._check_length(parts.path), contextlib.nullcontext()
         if length > limits.MAX_JSON_BYTES:
             held = self.server.hold_upload()

@@ -44,9 +44,7 @@ def serve(runs: list[TrainedRun], indexes: list[str], gallery: Gallery, captions
     try:
         start = time.perf_counter()
         indexes = indexes or [""] * len(runs)
-        models = [
-            load_served_model(run, index, gallery, captions) for run, index in zip(runs, indexes, strict=True)
-        ]
+        models = [load_served_model(run, index, gallery, captions) for run, index in zip(runs, indexes, strict=True)]
         for model in models:
             warm_up(model)
             print0(describe_start(model))

@@ -17,6 +17,8 @@ import mefn_jax
 from mefn_jax.data import from_config
 from mefn_jax.reports.explanation import TERM_NAMES, score_terms
 
+IMAGE = {"Content-Type": "image/png"}
+
 
 @pytest.fixture(scope="module")
 def val(trained):
@@ -68,9 +70,6 @@ def test_lines_ranks_captions_of_split_for_image(server, val):
     for answer in (server.query("/api/lines", position=2, top_k=5), json.loads(sent)):
         assert [x["name"] for x in answer["results"]] == [texts[k] for k in order]
         np.testing.assert_allclose([x["score"] for x in answer["results"]], scores[order], atol=1e-5)
-
-
-IMAGE = {"Content-Type": "image/png"}
 
 
 def test_picture_is_image_as_model_sees_it(server, val):
@@ -176,3 +175,33 @@ def test_serve_refuses_what_it_cannot_serve(words, message, command):
 def test_serve_names_port_that_is_taken(server, command, trained):
     error = refusal(command, "eval.py", "serve", f"--workdir={trained[0]}", f"--port={server.port}")
     assert f"--port={server.port}: cannot be had" in error
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_1000_requests(server, val):
+    """Searches, explanations, images that are sent, pictures, and requests that fail, after 200 of them."""
+    captions, data = val[1].all_captions(), val[1].record(0)["image"]
+    explain = {"Content-Type": "application/json"}
+
+    def send(k):
+        caption = captions[k % len(captions)]
+        server.query("/api/search", caption=caption)
+        server.request("POST", "/api/explain", json.dumps({"caption": caption, "position": k % 20}), explain)
+        server.request("POST", "/api/lines", data, IMAGE)
+        server.request("GET", f"/image?position={k % 20}")
+        server.request("GET", f"/nothing/{k}")
+
+    for k in range(40):
+        send(k)
+    before = read_resident_mib(server)
+    for k in range(200):
+        send(k)
+    grown = read_resident_mib(server) - before
+    print(f"{before:.0f} MiB, grown by {grown:.1f} MiB")
+    assert grown < 20
+
+
+def read_resident_mib(server) -> float:
+    """Returns the memory that the server's process has in use, in MiB."""
+    with open(f"/proc/{server.process.pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
