@@ -140,10 +140,9 @@ class Tab:
 
     def find_center(self, selector: str) -> tuple[float, float]:
         """Returns the middle of an element, scrolled into view."""
-        x, y = self.evaluate(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            " const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
-        )
+        element = f"document.querySelector({json.dumps(selector)})"
+        box = "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2];"
+        x, y = self.evaluate(f"(() => {{ const e = {element}; e.scrollIntoView({{block: 'center'}}); {box} }})()")
         return x, y
 
     def hover(self, selector: str) -> None:

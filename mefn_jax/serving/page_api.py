@@ -9,7 +9,7 @@ from mefn_jax.errors import UserError
 from mefn_jax.runtime.console import print0
 from mefn_jax.serving import limits
 from mefn_jax.serving.answers import describe_model
-from mefn_jax.serving.http_server import Request, RequestError, Response
+from mefn_jax.serving.messages import PageRequest, RequestError, Response
 from mefn_jax.serving.pictures import make_thumbnail
 from mefn_jax.serving.queries import QUERIES, encode_line, find_model, find_position, run_query
 from mefn_jax.serving.served_model import ServedModel
@@ -51,7 +51,7 @@ class PageApi:
             return None
         return limits.MAX_JSON_BYTES if path == "/api/search" else limits.MAX_IMAGE_BYTES
 
-    def answer(self, request: Request) -> Response:
+    def answer(self, request: PageRequest) -> Response:
         """Answers a request. Raises RequestError, and ClientGoneError if nobody waits for the answer any longer."""
         if request.path in QUERIES:
             if request.method != "POST":
@@ -64,7 +64,7 @@ class PageApi:
             return self._make_picture(request)
         raise RequestError(404, "there is nothing at this address")
 
-    def _make_picture(self, request: Request) -> Response:
+    def _make_picture(self, request: PageRequest) -> Response:
         """Returns the picture of an image searched. Raises RequestError."""
         model = find_model(self.models, request.query)
         position = find_position(model, request.query)

@@ -14,7 +14,7 @@ from mefn_jax.reports import pages
 from mefn_jax.retrieval.image_folder import SNIFFED_FORMATS
 from mefn_jax.serving.limits import MAX_IMAGE_BYTES
 
-THUMBNAIL_PIXELS = 176  # side of a picture among results
+PICTURE_PIXELS = 176  # side of a picture among results
 JPEG_QUALITY = 88
 
 
@@ -36,7 +36,7 @@ def check_image(data: bytes, name: str) -> bytes:
     return data
 
 
-def make_thumbnail(data: bytes, resize: images.Resize, name: str, pixels: int = THUMBNAIL_PIXELS) -> bytes:
+def make_thumbnail(data: bytes, resize: images.Resize, name: str, pixels: int = PICTURE_PIXELS) -> bytes:
     """Returns a JPEG of an image, resized and cropped as the model sees it, but with this side. Raises DataError."""
     own_size = dataclasses.replace(resize, size=pixels, resample="bicubic")
     return encode_jpeg(images.decode(check_image(data, name), own_size, name, may_reduce=True))

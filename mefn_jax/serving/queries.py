@@ -12,15 +12,15 @@ from mefn_jax.errors import TrainingError, UserError, reason
 from mefn_jax.runtime.cli import parse_count
 from mefn_jax.serving import limits
 from mefn_jax.serving.answers import describe_answer, describe_explanation
-from mefn_jax.serving.http_server import ClientGoneError, Request, RequestError, Response
+from mefn_jax.serving.messages import ClientGoneError, PageRequest, RequestError, Response
 from mefn_jax.serving.served_model import ServedModel
 from mefn_jax.serving.worker import BusyError, CancelledError, Job, Worker
 
-STREAM_SECONDS, POLL_SECONDS = 0.5, 0.05  # after which progress is told; between looks at the client
+STREAM_SECONDS, LOOK_SECONDS = 0.5, 0.05  # after which progress is told; between looks at the client
 DEFAULT_RESULTS = 20
 
 
-def answer_search(models: list[ServedModel], request: Request) -> Callable:
+def answer_search(models: list[ServedModel], request: PageRequest) -> Callable:
     """Returns the computation of a search by a caption. Raises RequestError."""
     values = read_json_body(request)
     model, caption = find_model(models, values), check_caption_value(values)
@@ -28,7 +28,7 @@ def answer_search(models: list[ServedModel], request: Request) -> Callable:
     return lambda report: describe_answer(model.search(caption, top_k, report), names)
 
 
-def answer_lines(models: list[ServedModel], request: Request) -> Callable:
+def answer_lines(models: list[ServedModel], request: PageRequest) -> Callable:
     """Returns the computation of the ranking of lines for an image. Raises RequestError."""
     model, image, values = read_image_request(models, request)
     top_k = check_count_value(values)
@@ -37,7 +37,7 @@ def answer_lines(models: list[ServedModel], request: Request) -> Callable:
     return lambda report: describe_answer(model.rank_lines(image, top_k, report), model.lines)
 
 
-def answer_explain(models: list[ServedModel], request: Request) -> Callable:
+def answer_explain(models: list[ServedModel], request: PageRequest) -> Callable:
     """Returns the computation of an explanation. Raises RequestError."""
     model, image, values = read_image_request(models, request)
     caption = check_caption_value(values)
@@ -49,7 +49,7 @@ def answer_explain(models: list[ServedModel], request: Request) -> Callable:
 QUERIES = {"/api/search": answer_search, "/api/lines": answer_lines, "/api/explain": answer_explain}
 
 
-def read_json_body(request: Request) -> dict:
+def read_json_body(request: PageRequest) -> dict:
     """Returns the values of a body of JSON. Raises RequestError."""
     if request.kind != "application/json":
         raise RequestError(415, "send JSON, with the Content-Type application/json")
@@ -62,7 +62,7 @@ def read_json_body(request: Request) -> dict:
     return values
 
 
-def read_image_request(models: list[ServedModel], request: Request) -> tuple[ServedModel, int | bytes, dict]:
+def read_image_request(models: list[ServedModel], request: PageRequest) -> tuple[ServedModel, int | bytes, dict]:
     """Returns the model, the image and all values of a query: JSON names one of the images searched by `position`; the
     bytes of an image file come with the values in the address. Raises RequestError."""
     if not request.kind.startswith("image/"):
@@ -109,7 +109,7 @@ def check_count_value(values: dict) -> int:
     return number
 
 
-def run_query(worker: Worker, compute: Callable, request: Request, note: Callable[[str], None]) -> Response:
+def run_query(worker: Worker, compute: Callable, request: PageRequest, note: Callable[[str], None]) -> Response:
     """Waits until a query is computed; if that takes long, returns a Response that goes on to wait.
 
     A client that goes away cancels its query. `note(text)` is told of an error that comes after the first line. Raises
@@ -120,7 +120,7 @@ def run_query(worker: Worker, compute: Callable, request: Request, note: Callabl
         job = worker.submit(compute)
     except BusyError:
         raise RequestError(503, "too many queries wait; try again") from None
-    while not job.finished.wait(POLL_SECONDS):
+    while not job.finished.wait(LOOK_SECONDS):
         if request.is_gone():
             job.cancel()
             raise ClientGoneError
@@ -132,11 +132,11 @@ def run_query(worker: Worker, compute: Callable, request: Request, note: Callabl
     return Response(encode_line(line), "application/x-ndjson")
 
 
-def _stream(worker: Worker, job: Job, request: Request, start: float, note) -> Iterator[bytes]:
+def _stream(worker: Worker, job: Job, request: PageRequest, start: float, note) -> Iterator[bytes]:
     """Yields lines about the progress whenever it changes, and the last line."""
     last = None
     try:
-        while not job.finished.wait(POLL_SECONDS):
+        while not job.finished.wait(LOOK_SECONDS):
             done, total = job.progress
             state = {"done": done, "of": total} if job.started.is_set() else {"waiting": worker.waiting}
             if state != last:

@@ -102,7 +102,8 @@ def test_report_page_shows_terms_of_scores_of_explained_pairs(page):
     parsed = re.findall(r'<section class="pair">(.*?)</section>', page[1], re.DOTALL)
     assert len(parsed) == 3
     for pair in parsed:
-        values = [float(x.replace("−", "-")) for x in re.findall(r"<td>(−?[\d.]+)</td>", pair)]
+        text = pair.replace("\N{MINUS SIGN}", "-")
+        values = [float(x) for x in re.findall(r"<td>(-?[\d.]+)</td>", text)]
         assert sum(values[:-1]) == pytest.approx(values[-1], abs=0.003)
         names = re.findall(r'<th scope="row">(.*?)</th>', pair)
         assert names == ["global similarity", "local attention", "entropy (MFE)", "score"]

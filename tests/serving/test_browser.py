@@ -79,7 +79,7 @@ def test_caption_finds_its_scene_first_and_click_shows_the_pair(tab, easy):
     np.testing.assert_allclose(weights, np.array(pair["word_weights"]) / max(pair["word_weights"]), atol=1e-4)
     terms = tab.evaluate("[...document.querySelectorAll('.terms td:nth-child(2)')].map((e) => e.textContent)")
     expected = [*(term["value"] for term in pair["terms"]), pair["values"]["score"]]
-    np.testing.assert_allclose([float(x.replace("−", "-")) for x in terms], expected, atol=5.1e-4)
+    np.testing.assert_allclose([float(x.replace("\N{MINUS SIGN}", "-")) for x in terms], expected, atol=5.1e-4)
     assert read_map(tab) == pytest.approx(brightness(pair["region_weights"], pair["boxes"]), abs=0.01)
 
 

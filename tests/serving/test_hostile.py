@@ -243,7 +243,7 @@ def test_markup_in_names_and_captions_is_text_on_the_page(server, tmp_path):
         assert tab.evaluate("document.querySelector('#answers h2').textContent").endswith(f"“{CAPTIONS[0]}”")
         shown = tab.evaluate("[...document.querySelectorAll('.file')].map((e) => e.textContent)")
         assert set(NAMES) <= set(shown)
-        clean = [k for k, name in enumerate(shown) if name == NAMES[0]][0]
+        clean = next(k for k, name in enumerate(shown) if name == NAMES[0])
         tab.click(f".found li:nth-child({clean + 1}) .result")
         tab.wait_for("document.querySelector('.matrix')")
         assert tab.evaluate("document.querySelector('.pair h3').textContent") == NAMES[0]

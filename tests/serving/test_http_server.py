@@ -1,5 +1,6 @@
 """The server alone, with an answer that needs no model: slow clients, many of them, and requests from other pages."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -7,16 +8,17 @@ import time
 
 import pytest
 
-from mefn_jax.serving import http_server, limits
-from mefn_jax.serving.http_server import PageServer, Request, Response
+from mefn_jax.serving import limits, messages
+from mefn_jax.serving.http_server import PageServer
 from mefn_jax.serving.limits import RateLimiter
+from mefn_jax.serving.messages import PageRequest, Response
 
 
-def answer(request: Request) -> Response:
+def answer(request: PageRequest) -> Response:
     if request.path == "/wrong":
         raise ValueError("a mistake\nof two lines")
     if request.path == "/parts":
-        return Response((b"one\n" for _ in range(3)))
+        return Response(b"one\n" for _ in range(3))
     return Response(json.dumps([request.method, request.path, request.query, len(request.body)]).encode())
 
 
@@ -60,7 +62,7 @@ def test_answers_within_its_policy(server):
     head, body = exchange(server, GET).split(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK")
     assert json.loads(body) == ["GET", "/a", {"b": "2"}, 0]
-    for name, value in http_server.HEADERS.items():
+    for name, value in messages.HEADERS.items():
         assert f"{name}: {value}".encode() in head
     assert b"script-src 'self'" in head
     assert b"Python" not in head
@@ -104,10 +106,8 @@ def test_client_that_sends_a_byte_now_and_then_is_ended(begin, server):
         thread = threading.Thread(target=drip)
         thread.start()
         assert exchange(server, GET).startswith(b"HTTP/1.1 200")  # another client is answered meanwhile
-        try:
+        with contextlib.suppress(ConnectionResetError):
             read_all(connection)
-        except ConnectionResetError:
-            pass
         assert time.monotonic() - start < 3
         stop.set()
         thread.join()
