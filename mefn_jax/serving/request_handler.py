@@ -32,8 +32,8 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         try:
-            request, held = self._read_request()
-            with held:
+            with contextlib.ExitStack() as held:
+                request = self._read_request(held)
                 self.server.deadlines.set(self.connection, None)
                 self._send(self.server.answer(request))
         except RequestError as e:
@@ -43,8 +43,8 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
         except Exception as e:  # a mistake in the code is no reason to end
             self.send_error(500, f"internal error ({reason(e)})")
 
-    def _read_request(self):
-        """Returns the PageRequest, and the context that holds its body. Raises RequestError."""
+    def _read_request(self, held: contextlib.ExitStack) -> PageRequest:
+        """Returns the request; `held` gives a large body's place back when it is closed. Raises RequestError."""
         if not self.server.limiter.allow(self.client_address[0]):
             raise RequestError(429, "too many requests; wait a second")
         self._check_host()
@@ -55,15 +55,15 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
             raise RequestError(400, "the address cannot be read") from None
         if not self.path.startswith("/"):
             raise RequestError(400, "the address does not begin with a slash")
-        length, held = self._check_length(parts.path), contextlib.nullcontext()
+        length = self._check_length(parts.path)
         if length > limits.MAX_JSON_BYTES:
-            held = self.server.hold_upload()
+            held.enter_context(self.server.hold_upload())
         body = self.rfile.read(length) if length else b""
         if len(body) < length:
             self.close_connection = True
             raise RequestError(408, "the body did not come to its end in time")
         kind = self.headers.get_content_type() if "Content-Type" in self.headers else ""
-        return PageRequest(self.command, parts.path, query, body, kind, self._is_gone), held
+        return PageRequest(self.command, parts.path, query, body, kind, self._is_gone)
 
     def _check_host(self) -> None:
         """Raises RequestError unless the request is meant for this server, and not sent by a page of another one."""

@@ -53,11 +53,11 @@ def start_server(cache, tmp_path_factory):
     """`start_server("--workdir=...", ...)` starts `eval.py serve` at a free port and returns the Server."""
     started = []
 
-    def start(*words):
+    def start(*words, **variables):
         log = tmp_path_factory.mktemp("server") / "log.txt"
         (log.parent / "tmp").mkdir()
         command = [sys.executable, str(ROOT / "eval.py"), "serve", "--port=0", *map(str, words)]
-        env = environment(cache) | {"TMPDIR": str(log.parent / "tmp")}
+        env = environment(cache) | {"TMPDIR": str(log.parent / "tmp")} | variables
         options = {"cwd": ROOT, "env": env, "stderr": subprocess.STDOUT, "preexec_fn": reset_signals}
         with log.open("w") as out:
             process = subprocess.Popen(command, stdout=out, **options)
@@ -77,5 +77,5 @@ def start_server(cache, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server(start_server, trained):
-    """A server of the trained run's val split."""
-    return start_server(f"--workdir={trained[0]}", "--split=val")
+    """A server of the trained run's val split, which prints what it compiles."""
+    return start_server(f"--workdir={trained[0]}", "--split=val", JAX_LOG_COMPILES="1")

@@ -190,10 +190,16 @@ def test_holds_few_large_bodies_at_once(server):
     while server._uploads._value and time.monotonic() < end:
         time.sleep(0.01)
     assert exchange(server, head).startswith(b"HTTP/1.1 503")
-    for connection in held:
+    for connection in held[:2]:
         connection.sendall(bytes(1_000_000))
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+    for connection in held:  # two of them with half a body
         connection.close()
+    end = time.monotonic() + 5
+    while server._uploads._value < limits.MAX_UPLOADS and time.monotonic() < end:
+        time.sleep(0.01)
+    assert exchange(server, head + bytes(1_000_000)[:999_999] + b"x").startswith(b"HTTP/1.1 200")
+    assert server._uploads._value == limits.MAX_UPLOADS
 
 
 def test_port_that_is_taken_is_an_error(server):

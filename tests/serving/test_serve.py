@@ -95,6 +95,20 @@ def test_notes_tell_of_captions_that_are_read_badly(server):
     assert long["notes"] == ["The caption has 40 wordpieces; the model reads the first 16."]
 
 
+def test_no_query_compiles_anything(server, val):
+    """Of whatever length, even the first; of images that are searched or sent. The start compiles all programs."""
+    start, queries = server.log.read_text().split("loaded in")
+    assert start.count("Compiling") > 5
+    data = val[1].record(1)["image"]
+    for caption in ("red", "a red circle and a blue square", "green " * 30):
+        server.query("/api/search", caption=caption, top_k=len(caption) % 7 + 1)
+        server.query("/api/explain", caption=caption, position=1)
+        server.request("POST", f"/api/explain?caption={caption.replace(' ', '+')}", data, IMAGE)
+    server.query("/api/lines", position=1, top_k=3)
+    server.request("POST", "/api/lines", data, IMAGE)
+    assert "Compiling" not in server.log.read_text().split("loaded in")[1]
+
+
 def test_50_queries_at_once_are_answered_like_one(server, val):
     captions = (val[1].all_captions() * 50)[:50]
     expected = {caption: server.query("/api/search", caption=caption) for caption in set(captions)}
