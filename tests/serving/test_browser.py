@@ -142,6 +142,25 @@ def test_link_opens_the_same_view(tab, easy, browser):
     assert tab.evaluate("document.querySelector('#caption').value") == easy[0]
 
 
+def test_two_models_answer_side_by_side(browser, start_server, trained, easy):
+    """The same run twice: both columns show the same, and what is held in one is held in the other."""
+    server = start_server(f"--workdir={trained[0]},{trained[0]}", "--split=val")
+    tab = browser.open(server.url)
+    tab.wait_for("document.querySelectorAll('.example').length == 3")
+    search(tab, easy[0])
+    tab.click("[data-model='1'] .result")
+    tab.wait_for("document.querySelectorAll('.matrix').length == 2")
+    first, second = tab.evaluate("[...document.querySelectorAll('section.model')].map((e) => e.innerText)")
+    assert first == second
+    tab.click("[data-model='0'] [data-word='1']")
+    tab.hover("h1")
+    lit = find_lit(np.array(easy[2]["attention"])[:, 1])
+    assert read_lit(tab, "region") == lit + lit
+    tab.evaluate("location.hash = '#'")
+    tab.wait_for("!document.querySelector('.matrix')")
+    tab.close()
+
+
 def test_page_is_used_with_keys_alone(tab, easy):
     """Tab to the field, type, Enter; Tab to the first result, Enter; Tab to the words, arrows among them."""
     go_to(tab, "#caption")

@@ -4,6 +4,7 @@ import { showPair } from "/pair.js";
 
 const find = (id) => document.getElementById(id);
 const SHOWN = 20;
+const holds = []; // of each model, the function that holds a word or a region of its pair
 let setup, running = new AbortController(), file = null, fileUri = "", shown = "";
 
 // The address: `caption`; `image`, a position in what `model` searches; `by=image` if captions were searched for it;
@@ -135,8 +136,11 @@ async function explain(state, model, signal) {
   if (element.dataset.key === key) return;
   const values = file && state.by ? { caption: state.caption } : { caption: state.caption, position: state.image };
   const pair = await query("/api/explain", { model, ...values }, state.by ? file : null, () => {}, signal);
-  const pinned = state.word !== undefined && state.word < pair.words.length ? { word: state.word } : state.region !== undefined && state.region < pair.attention.length ? { region: state.region } : {};
-  showPair(element, pair, pinned, (to) => writeState({ ...readState(), word: undefined, region: undefined, ...to }, true));
+  const pinned = state.word !== undefined ? { word: state.word } : state.region !== undefined ? { region: state.region } : {};
+  holds[model] = showPair(element, pair, pinned, (to) => {
+    writeState({ ...readState(), word: undefined, region: undefined, ...to }, true);
+    setup.models.forEach((_, other) => other !== model && holds[other]?.(to)); // side by side, both show the same
+  });
   element.dataset.key = key;
   if (!file && about.lines && !state.by) element.append(make("button", { type: "button", class: "turn", onclick: () => go({ by: "image", model, image: state.image }) }, "Find the captions of this image"));
 }

@@ -6,6 +6,7 @@ const MOST_ROWS = 16; // regions in the table: those with the largest weights
 const VIRIDIS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
 
 // Shows an explanation in an element. `pinned` is `{word}` or `{region}`, or empty; `onPin(pinned)` is told of changes.
+// Returns a function that holds another word or region.
 export function showPair(element, pair, pinned, onPin) {
   let current = { ...pinned };
   const point = (to) => show(to ?? current);
@@ -42,7 +43,12 @@ export function showPair(element, pair, pinned, onPin) {
       make("div", {}, make("div", { class: "photos" }, ...photo, regions.element), makeTerms(pair)),
       make("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "table of regions and words" }, table)),
   );
-  show(current);
+  const hold = (to) => {
+    current = to.word < pair.words.length || to.region < pair.attention.length ? to : {};
+    show(current);
+  };
+  hold(current);
+  return hold;
 }
 
 function describe(pair, word, region) {
