@@ -25,7 +25,7 @@ from mefn_jax.retrieval.index import load_model, require_finite, search_embeddin
 from mefn_jax.retrieval.search import DEFAULT_CANDIDATES, sort_results
 from mefn_jax.scoring.tiles import TILE_CAPTIONS, TILE_IMAGES, even_slices
 from mefn_jax.serving.limits import MAX_RESULTS
-from mefn_jax.serving.pictures import check_image
+from mefn_jax.serving.pictures import check_image, encode_jpeg
 from mefn_jax.serving.searched_images import SearchedImages, encode_split, open_indexed_images
 
 EXAMPLES = 3  # captions that the page offers to try
@@ -194,11 +194,11 @@ def warm_up(model: ServedModel) -> None:
 
     caption = model.lines[0] if model.lines else "a"
     position = int(model.images.index.readable.argmax())
-    image = model._read(position) if model.images.read else position
+    takes_images = model.evaluator.config.image.arch != "regions"
+    image = encode_jpeg(np.zeros((64, 64, 3), np.uint8)) if takes_images else position
     if has_words(model.evaluator, caption):
         model.search(caption, 1, report)
         if model.describe_explanations() != "scores":
-            model.explain(position, caption, report)
             model.explain(image, caption, report)
     if model.texts is not None:
         model.rank_lines(position, 1, report)
