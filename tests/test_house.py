@@ -17,6 +17,7 @@ ROOMS = (
     ("aot", "precompute", "print_config", "sweep", "show_data"),
     ("sweeps",),
     ("training",),
+    ("serving",),
     ("retrieval",),
     ("reports",),
     ("benchmarks",),

@@ -10,6 +10,7 @@
     python eval.py search    --workdir=DIR --index=INDEX --caption=TEXT           finds its images for a caption
     python eval.py search    --workdir=DIR --index=INDEX --queries=FILE           ... for many captions
     python eval.py search    --workdir=DIR --image=FILE --captions=FILE.txt       finds captions for an image
+    python eval.py serve     --workdir=DIR [--index=INDEX]          a page to try a model on, in a browser
     python eval.py compare   DIR DIR 'runs/*/0' --out=DIR           puts evaluated runs into one table
     python eval.py ensemble  DIR DIR --out=DIR                      evaluates the mean of several runs' scores
     python eval.py zero_shot --config=FILE.py:model=clip,...        evaluates a pretrained CLIP or SigLIP
@@ -32,6 +33,7 @@ VERBS = {
     "index": "mefn_jax.retrieval.index_command",
     "search": "mefn_jax.retrieval.search",
     "mine": "mefn_jax.retrieval.mine",
+    "serve": "mefn_jax.serving.serve",
     "compare": "mefn_jax.reports.compare",
     "ensemble": "mefn_jax.evaluation.ensemble",
     "zero_shot": "mefn_jax.evaluation.zero_shot",

@@ -20,6 +20,13 @@ from mefn_jax.model import region_boxes
 
 PAIRS = 16  # pairs whose mean statistics training logs
 PHOTO_PIXELS = 360  # side of a photograph in a figure
+TERM_NAMES = {  # of `score_terms`, as pages and pictures show them
+    "global": "global similarity",
+    "local": "local attention",
+    "entropy": "entropy (MFE)",
+    "matcher": "matcher",
+    "hubness": "hubness",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +58,27 @@ class Explanation:
     region_weights: np.ndarray | None = None
     word_weights: np.ndarray | None = None
     photo_title: str = "as the model sees it"
+
+
+def score_terms(x: Explanation) -> dict[str, float]:
+    """Returns the terms by name whose sum is the score (docs/method.md, Eqs. 25 and 34). Of MEFN they are the global
+    and the local score with their weights, and minus the weighted entropy, the evidence; of any other matcher its whole
+    score. Terms that a model does not have are left out."""
+    v = x.values
+    offsets = v.get("image_hub_offset", 0.0) + v.get("text_hub_offset", 0.0)
+    if x.H is None:
+        terms = {"matcher": v["score"] + offsets}
+    else:
+        terms = {"global": (1 - v["gate"]) * v["global"], "local": v["gate"] * v["local"], "entropy": v["evidence"]}
+        has_part = {"global": v["gate"] < 1, "local": v["gate"] > 0, "entropy": "evidence_weight" in v}
+        terms = {name: value for name, value in terms.items() if has_part[name]}
+    return terms | ({"hubness": -offsets} if offsets else {})
+
+
+def term_share(terms: dict[str, float], name: str) -> float:
+    """Returns the share of a term of `score_terms` in the sum of the sizes of all, in [0, 1]."""
+    total = sum(map(abs, terms.values()))
+    return abs(terms.get(name, 0.0)) / total if total else 0.0
 
 
 def can_explain(evaluator: Evaluator) -> bool:

@@ -4,7 +4,6 @@ Imported only where a figure is drawn, since matplotlib is slow to import. N reg
 """
 
 import io
-import textwrap
 import warnings
 
 import matplotlib
@@ -12,12 +11,12 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
 from mefn_jax.reports.contact_sheet import picture_mark
-from mefn_jax.reports.explanation import Explanation
+from mefn_jax.reports.explanation import TERM_NAMES, Explanation, score_terms, term_share
 
 WIDTH, DPI = 12.0, 100  # inches, pixels per inch
 PANELS_PER_ROW, PANEL_ROWS = 6, 2  # of the panels that draw the attention of a word
@@ -37,7 +36,8 @@ FUNCTION_WORDS = (
     "a an the and or but of in on at to by with from for as is are was were be been it its his her their he she they "
     "this that these those there which who while into onto out up down over off some"
 )
-INK, GRAY, BLUE = "#222222", "#666666", "#3f6e9a"
+SUMMARY_TOP = 0.67  # of the panel with the caption: below it are the terms of the score
+INK, GRAY, BLUE, RED = "#222222", "#666666", "#3f6e9a", "#b5462f"
 
 
 def draw_explanation(x: Explanation) -> Figure:
@@ -174,7 +174,7 @@ def _draw_over_photo(axes, x: Explanation, values: np.ndarray):
     Returns the color scale. Without boxes, draws bars by region number and returns None.
     """
     if x.boxes is None:
-        axes.bar(np.arange(len(values)), values, color="#b5462f")
+        axes.bar(np.arange(len(values)), values, color=RED)
         axes.tick_params(labelsize=7)
         axes.set_xlabel("region", fontsize=7)
         return None
@@ -193,23 +193,56 @@ def _draw_over_photo(axes, x: Explanation, values: np.ndarray):
 
 def _draw_summary(axes, x: Explanation, panels: int) -> None:
     axes.set_axis_off()
-    v = x.values
-    lines = [f"score {v['score']:.3f}"]
+    v, lines = x.values, []
     if x.H is not None:
         lines.append(f"local {v['local']:.3f}   global {v['global']:.3f}   gate {v['gate']:.2f}")
-    if v.get("image_hub_offset") or v.get("text_hub_offset"):
-        lines.append(f"hubness offsets {v['image_hub_offset'] + v['text_hub_offset']:.3f}")
-    if x.H is not None:
         mean_entropy = f"MFE {v['MFE']:.3f} nats   mean entropy {v['mean_entropy']:.3f}"
         if "evidence_weight" in v:
-            mean_entropy += f"   evidence {v['evidence']:.3f} (weight {v['evidence_weight']:.2f})"
+            mean_entropy += f"   evidence weight {v['evidence_weight']:.2f}"
         kappa = f"   kappa {v['kappa']:.2f}" if "kappa" in v else "   uniform weights"
         lines += [mean_entropy, f"lambda {v['lambda']:.2f}{kappa}"]
     if panels < len(x.words):
         lines.append(f"below: the attention of {panels} of {len(x.words)} words")
-    caption = textwrap.fill(x.caption, 46, max_lines=9, placeholder=" …")
-    axes.text(0.0, 1.0, caption, va="top", fontsize=11, color=INK, wrap=False)
+    _draw_words(axes, x)
     axes.text(0.0, 0.0, "\n".join([x.title, *lines]), va="bottom", fontsize=9, color=GRAY, linespacing=1.5)
+    _draw_terms(axes.inset_axes((0.3, 0.36, 0.7, 0.065 * (1 + len(score_terms(x))))), x)
+
+
+def _draw_words(axes, x: Explanation) -> None:
+    """Draws the words of the caption in lines from the top, on a color that grows with their weight."""
+    weights = np.zeros(len(x.words)) if x.word_weights is None else x.word_weights / x.word_weights.max()
+    renderer = FigureCanvasAgg(axes.figure).get_renderer()
+    width, height = axes.get_window_extent(renderer).size
+    left, top, gap, line = 0.0, 1.0, 9 / width, 23 / height
+    for word, weight in zip(map(shorten, x.words), weights, strict=True):
+        box = {"boxstyle": "round,pad=0.15", "facecolor": (*to_rgb(BLUE), 0.55 * weight), "edgecolor": "none"}
+        text = axes.text(left, top, word, va="top", fontsize=11, color=INK, bbox=box)
+        share = text.get_window_extent(renderer).width / width
+        if left and left + share > 1:
+            if top - line < SUMMARY_TOP:  # no room for another line
+                text.set_text("…")
+                return
+            left, top = 0.0, top - line
+            text.set_position((left, top))
+        left += share + gap
+
+
+def _draw_terms(axes, x: Explanation) -> None:
+    """Draws the terms of the score as bars from zero, with their values and their shares, and their sum."""
+    terms = score_terms(x)
+    for row, (name, value) in enumerate(terms.items()):
+        axes.barh(row, value, 0.7, color=RED if value < 0 else BLUE)
+        share = f" {value:.3f}  ({100 * term_share(terms, name):.0f} %)"
+        axes.text(max(value, 0), row, share, va="center", fontsize=8, color=INK)
+    axes.axvline(0, color=GRAY, linewidth=0.8)
+    labels = [TERM_NAMES[name] for name in terms]
+    axes.set_yticks(np.arange(len(terms) + 1), [*labels, f"score {x.values['score']:.3f}"], fontsize=9)
+    axes.set_ylim(len(terms) + 0.5, -0.5)
+    values = [*terms.values(), 0.0]
+    axes.set_xlim(min(values), max(values) + 0.6 * (max(values) - min(values) or 1.0))
+    axes.tick_params(left=False, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    axes.patch.set_visible(False)
 
 
 def _draw_word_weights(axes, x: Explanation) -> None:

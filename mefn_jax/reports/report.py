@@ -62,7 +62,7 @@ def write_report(
     if jax.process_index():
         return folder / "report.html"
     figure_files = draw_figures(result, pairs, read_metrics_log(run.directory))
-    page = render(result, figure_files, str(run.workdir), diagnosis)
+    page = render(result, figure_files, str(run.workdir), diagnosis, pairs)
     try:
         for name, data in figure_files.items():
             write_atomic(folder / "report" / f"{name}.png", data)
@@ -252,8 +252,22 @@ def image_entry(split: Split, image: int, score: float | None, positive: bool) -
     return {"name": name, "uri": uri, "score": score, "positive": positive}
 
 
-def render(e: EvaluationResult, figure_files: dict[str, bytes], workdir: str, diagnosis: Diagnosis) -> str:
-    """Returns the page. jinja2 escapes every value."""
+def describe_pair(x: explanation.Explanation, uri: str) -> dict:
+    """Returns an explained pair for the page: its words with the share of the largest weight and a hint, the terms of
+    its score with their shares, and its picture."""
+    weights = np.zeros(len(x.words)) if x.word_weights is None else x.word_weights
+    hints = ["" if x.word_weights is None else f"weight {weight:.3f}" for weight in weights]
+    shares = (weights / max(weights.max(initial=0.0), 1e-9)).tolist()
+    terms = explanation.score_terms(x)
+    named = [
+        (explanation.TERM_NAMES[name], value, explanation.term_share(terms, name)) for name, value in terms.items()
+    ]
+    words = list(zip(x.words, shares, hints, strict=True))
+    return {"caption": x.caption, "words": words, "terms": named, "score": x.values["score"], "uri": uri}
+
+
+def render(e: EvaluationResult, figure_files: dict[str, bytes], workdir: str, diagnosis: Diagnosis, pairs: list) -> str:
+    """Returns the page; `pairs` are those of `explain_examples`. jinja2 escapes every value."""
     rows = {e.report["evaluated"]: e.report} | e.report.get("baselines", {})
     uris = {name: pages.data_uri("webp", to_webp(data)) for name, data in figure_files.items()}
     return pages.template("report.html").render(
@@ -264,7 +278,7 @@ def render(e: EvaluationResult, figure_files: dict[str, bytes], workdir: str, di
         captions=caption_queries(e),
         images=image_queries(e),
         figures=uris,
-        explanations=[uri for name, uri in uris.items() if name.startswith("explained")],
+        explanations=[describe_pair(x, uris[f"explained_{k}"]) for k, x in enumerate(pairs, 1)],
         sentences=diagnosis.sentences,
         groups=make_table(make_entries(diagnosis.measures, e.split.num_images)),
         config=configuration.flatten(e.report["config"]),

@@ -1,5 +1,6 @@
 """Explanations of pairs: their terms by word, boxes, and the statistics that training logs."""
 
+import dataclasses
 import json
 
 import jax
@@ -69,3 +70,24 @@ def test_training_logs_mean_statistics_and_draws_pairs(mefn_run, loaded):
     events = b"".join(path.read_bytes() for path in (mefn_run / "tensorboard").iterdir())
     assert b"explained/0" in events
     assert events.count(b"\x89PNG") == 2
+
+
+def test_score_terms_sum_to_score(loaded):
+    """Of MEFN, of its ablations without a branch or the evidence, with a hubness correction, and of another matcher."""
+    model, params, split, images, texts = loaded
+    (pair,) = explanation.explain_captions(model, params, split, images, texts, [3])
+    terms = explanation.score_terms(pair)
+    assert list(terms) == ["global", "local", "entropy"]
+    assert sum(terms.values()) == pytest.approx(pair.values["score"], abs=1e-5)
+    assert terms["entropy"] == pytest.approx(-pair.values["evidence_weight"] * pair.values["mean_entropy"], abs=1e-6)
+    shares = [explanation.term_share(terms, name) for name in terms]
+    assert sum(shares) == pytest.approx(1)
+    assert shares[2] == pytest.approx(abs(terms["entropy"]) / sum(map(abs, terms.values())))
+    values = {"local": 0.4, "global": 0.7, "evidence": 0.0, "image_hub_offset": 0.0, "text_hub_offset": 0.0}
+    for gate, expected in ((0.0, {"global": 0.7}), (1.0, {"local": 0.4})):
+        x = dataclasses.replace(pair, values=values | {"gate": gate, "score": sum(expected.values())})
+        assert explanation.score_terms(x) == expected
+    offsets = {"image_hub_offset": 0.1, "text_hub_offset": 0.05}
+    x = dataclasses.replace(pair, H=None, values={"score": 0.2} | offsets)
+    assert explanation.score_terms(x) == pytest.approx({"matcher": 0.35, "hubness": -0.15})
+    assert explanation.term_share({}, "entropy") == 0

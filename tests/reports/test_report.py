@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from chromium import Chromium, find_faults
 from commands import SMOKE_FLICKR8K
 from etils import epath
 from hypothesis import given, settings
@@ -80,6 +81,35 @@ def test_report_page_is_self_contained(page):
     assert "default-src 'none'" in text
     assert len(text) < 2_000_000  # a large split shows no more queries
     assert {path.name for path in (folder / "report").iterdir()} >= {"curves.png", "scores.png", "lengths.png"}
+
+
+def test_report_page_is_accessible_in_light_and_dark_and_printed(page, tmp_path):
+    """On a narrow screen, with captions and words of explained pairs that are markup."""
+    with Chromium(tmp_path) as browser:
+        for scheme in ("light", "dark"):
+            tab = browser.open((page[0] / "report.html").as_uri(), width=390, prefers_color_scheme=scheme)
+            assert find_faults(tab) == []
+            assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+            assert tab.evaluate("document.querySelectorAll('.pair .word').length") > 3
+            paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+        tab.send("Emulation.setEmulatedMedia", media="print")
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_report_page_shows_terms_of_scores_of_explained_pairs(page):
+    """They sum to the score, and the colors of words to those of the largest weights."""
+    parsed = re.findall(r'<section class="pair">(.*?)</section>', page[1], re.DOTALL)
+    assert len(parsed) == 3
+    for pair in parsed:
+        text = pair.replace("\N{MINUS SIGN}", "-")
+        values = [float(x) for x in re.findall(r"<td>(-?[\d.]+)</td>", text)]
+        assert sum(values[:-1]) == pytest.approx(values[-1], abs=0.003)
+        names = re.findall(r'<th scope="row">(.*?)</th>', pair)
+        assert names == ["global similarity", "local attention", "entropy (MFE)", "score"]
+        shares = [float(x) for x in re.findall(r'class="word" style="--share: ([\d.]+)"', pair)]
+        assert max(shares) == 1
+        assert min(shares) > 0
 
 
 def test_report_page_escapes_captions(page):

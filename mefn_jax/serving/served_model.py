@@ -1,0 +1,205 @@
+"""A trained model that answers the page: it is loaded and compiled once.
+
+Every program gets arrays of one shape whatever is asked, so that no query compiles anything. Between its steps a query
+calls `report(done, total)`, which also ends it if nobody waits any longer.
+"""
+
+import dataclasses
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+
+from mefn_jax.data import images as image_files
+from mefn_jax.data.parsing import read_text
+from mefn_jax.data.pipeline import pad_rows
+from mefn_jax.data.tokenizer import UNK
+from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.evaluation.captions import has_words
+from mefn_jax.evaluation.evaluator import Evaluator
+from mefn_jax.evaluation.run import Gallery, TrainedRun
+from mefn_jax.features import Features
+from mefn_jax.reports import explanation
+from mefn_jax.reports.explanation import Explanation
+from mefn_jax.retrieval.index import load_model, require_finite, search_embeddings
+from mefn_jax.retrieval.search import DEFAULT_CANDIDATES, sort_results
+from mefn_jax.scoring.tiles import TILE_CAPTIONS, TILE_IMAGES, even_slices
+from mefn_jax.serving.limits import MAX_RESULTS
+from mefn_jax.serving.pictures import check_image, encode_jpeg
+from mefn_jax.serving.searched_images import SearchedImages, encode_split, open_indexed_images
+
+EXAMPLES = 3  # captions that the page offers to try
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """Results of a query.
+
+    Attributes:
+        positions: int64 `(n,)`, of images or of lines, best first.
+        scores: float32 `(n,)`.
+        scored: how many items the matcher has scored.
+        notes: what a user should know, such as that the caption was cut.
+    """
+
+    positions: np.ndarray
+    scores: np.ndarray
+    scored: int
+    notes: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedModel:
+    """A model with the images that it searches and the lines that it ranks for an image.
+
+    Attributes:
+        name: the directory of its run.
+        step: the step of its checkpoint.
+        evaluator, params: the compiled model and its parameters.
+        images: what is searched.
+        lines: captions that are ranked for an image; `texts` are their Features, None without any.
+        candidates: how many images the matcher scores for a caption: the nearest by embedding.
+    """
+
+    name: str
+    step: int
+    evaluator: Evaluator
+    params: dict
+    images: SearchedImages
+    lines: list[str]
+    texts: Features | None
+    candidates: int = DEFAULT_CANDIDATES
+
+    def describe_explanations(self) -> str:
+        """Returns what of a pair can be shown: "entropies", "attention" or "scores" alone."""
+        model = self.evaluator.model
+        return "entropies" if model.has_entropies else "attention" if model.has_attention else "scores"
+
+    def check_caption(self, caption: str) -> list[str]:
+        """Returns what a user should know of a caption. Raises ConfigError if it has no words or is not UTF-8."""
+        if any(unicodedata.category(c) == "Cs" for c in caption):
+            raise ConfigError("the caption is not UTF-8")
+        if not has_words(self.evaluator, caption):
+            raise ConfigError("the caption has no words")
+        notes, tokenizer = [], self.evaluator.tokenizer
+        if set(tokenizer.pieces(caption)) == {UNK}:
+            notes.append("The model knows no word of this caption.")
+        if (count := tokenizer.count(caption)) > tokenizer.max_tokens:
+            notes.append(f"The caption has {count} wordpieces; the model reads the first {tokenizer.max_tokens}.")
+        return notes
+
+    def search(self, caption: str, top_k: int, report) -> Answer:
+        """Returns the images that match a caption best. Raises ConfigError for a caption without words, and
+        TrainingError for scores that are not finite."""
+        notes, index, mesh = self.check_caption(caption), self.images.index, self.evaluator.mesh
+        texts = self.evaluator.encode_captions(self.params, [caption])
+        query = self.evaluator.text_vectors(self.params, texts)[0]
+        if index.embeddings.shape[1:] != query.shape:
+            raise DataError("the index is damaged: its vectors have another number of dimensions; make it again")
+        number = max(MAX_RESULTS, self.candidates)
+        positions, scores = search_embeddings(index.embeddings, query, number, mesh, index.readable)
+        if not self.evaluator.model.is_dual_encoder:
+            scores = self._score_candidates(positions, texts, report)
+            require_finite(scores, [index.names[p] for p in positions])
+            positions, scores = sort_results(positions, scores)
+        return Answer(positions[:top_k], scores[:top_k], len(positions), notes)
+
+    def _score_candidates(self, positions: np.ndarray, texts: Features, report) -> np.ndarray:
+        """Returns the matcher's scores of images with one text, float32 `(n,)`, a tile at a time."""
+        slices, scores = even_slices(len(positions), TILE_IMAGES * self.evaluator.mesh.size), []
+        size = slices[0].stop
+        for k, rows in enumerate(slices):
+            report(k, len(slices))
+            tile = np.resize(positions[rows], size)  # the last one is filled up with images that it has already
+            tiled_scores = self.evaluator.scores(self.params, self.images.index.features(tile), texts)
+            scores.append(tiled_scores(slice(0, size), slice(0, 1))[: rows.stop - rows.start, 0])
+        return np.concatenate(scores)
+
+    def rank_lines(self, image: int | bytes, top_k: int, report) -> Answer:
+        """Returns the lines that match an image best: one of those searched, by position, or the bytes of a file.
+        Raises ConfigError without lines, and DataError for an image that cannot be read."""
+        if self.texts is None:
+            raise ConfigError("there are no captions to rank; start the server with --captions=FILE.txt")
+        report(0, 1)
+        tiled_scores = self.evaluator.scores(self.params, self._encode_image(image), self.texts)
+        slices, scores = even_slices(len(self.lines), TILE_CAPTIONS), []
+        for k, columns in enumerate(slices):
+            report(k, len(slices))
+            scores.append(tiled_scores(slice(0, 1), columns)[0])
+        scores = np.concatenate(scores)
+        require_finite(scores, self.lines)
+        order = np.argsort(-scores, kind="stable")[:top_k]
+        return Answer(order, scores[order], len(scores), [])
+
+    def explain(self, image: int | bytes, caption: str, report) -> Explanation:
+        """Returns the explanation of an image, as in `rank_lines`, with a caption. Raises ConfigError for a matcher
+        without attention, and as `check_caption` does."""
+        explanation.check_can_explain(self.evaluator)
+        self.check_caption(caption)
+        report(0, 1)
+        texts = self.evaluator.encode_captions(self.params, [caption])
+        features = self._encode_image(image)
+        terms = explanation.explain_features(self.evaluator, self.params, features, texts)
+        boxes = explanation.find_region_boxes(self.evaluator, features.mask.shape[1])
+        name = "the image that was sent" if isinstance(image, bytes) else self.images.index.names[image]
+        photo = None
+        if isinstance(image, bytes) or self.images.read:
+            photo = explanation.display_photo(self.evaluator, self._read(image), name)
+        terms = {key: value[0] for key, value in terms.items()}
+        return explanation.build_explanation(self.evaluator, caption, name, photo, boxes, terms)
+
+    def _read(self, image: int | bytes) -> bytes:
+        if isinstance(image, bytes):
+            return check_image(image, "the image that was sent")
+        return check_image(self.images.read(image), self.images.index.names[image])
+
+    def _encode_image(self, image: int | bytes) -> Features:
+        """Returns the Features of one image."""
+        if not isinstance(image, bytes) and self.images.index.fragments is not None:
+            return self.images.index.features(np.array([image]))
+        if self.evaluator.config.image.arch == "regions":
+            raise ConfigError("this model takes precomputed regions, not images")
+        resize = image_files.resize_from_config(self.evaluator.config.image)
+        pixels = image_files.decode(self._read(image), resize, "that was sent")[None]
+        return self.evaluator.encode_pixels(self.params, pad_rows(pixels, self.evaluator.mesh.size), 1)
+
+
+def load_served_model(run: TrainedRun, index: str | None, gallery: Gallery, captions: str) -> ServedModel:
+    """Loads a run and opens the index, or encodes the split of `gallery`. `captions` names a text file with a caption
+    on each line; empty for captions of the split. Raises ConfigError, DataError and CheckpointError."""
+    evaluator, params, checkpoint_id = load_model(run)
+    if evaluator.config.text.arch == "cached":
+        raise ConfigError(f"--workdir={run.workdir}: this model takes cached text, not captions that are typed")
+    images = open_indexed_images(index, checkpoint_id) if index else encode_split(evaluator, params, gallery)
+    lines = read_lines(captions, evaluator) if captions else images.captions
+    lines = [line for line in lines if has_words(evaluator, line)]
+    texts = evaluator.encode_captions(params, lines) if lines else None
+    return ServedModel(str(run.workdir), checkpoint_id["step"], evaluator, params, images, lines, texts)
+
+
+def read_lines(path: str, evaluator: Evaluator) -> list[str]:
+    """Returns the lines of a file of captions that have words. Raises DataError if there are none."""
+    lines = [line for line in (text.strip() for text in read_text(Path(path)).split("\n")) if line]
+    lines = [line for line in lines if has_words(evaluator, line)]
+    if not lines:
+        raise DataError(f"--captions={path}: no line with a word in it")
+    return lines
+
+
+def warm_up(model: ServedModel) -> None:
+    """Answers a query of each kind, so that all programs are compiled before the first user comes."""
+
+    def report(done: int, total: int) -> None:
+        """Takes no notice of the progress."""
+
+    caption = model.lines[0] if model.lines else "a"
+    position = int(model.images.index.readable.argmax())
+    takes_images = model.evaluator.config.image.arch != "regions"
+    image = encode_jpeg(np.zeros((64, 64, 3), np.uint8)) if takes_images else position
+    if has_words(model.evaluator, caption):
+        model.search(caption, 1, report)
+        if model.describe_explanations() != "scores":
+            model.explain(image, caption, report)
+    if model.texts is not None:
+        model.rank_lines(position, 1, report)
+        model.rank_lines(image, 1, report)
