@@ -21,10 +21,9 @@ from mefn_jax.evaluation.run import Gallery, TrainedRun
 from mefn_jax.features import Features
 from mefn_jax.reports import explanation
 from mefn_jax.reports.explanation import Explanation
-from mefn_jax.retrieval.index import load_model, require_finite, search_embeddings
-from mefn_jax.retrieval.search import DEFAULT_CANDIDATES, sort_results
-from mefn_jax.scoring.tiles import TILE_CAPTIONS, TILE_IMAGES, even_slices
-from mefn_jax.serving.limits import MAX_RESULTS
+from mefn_jax.retrieval.index import load_model, require_finite
+from mefn_jax.retrieval.searcher import Searcher
+from mefn_jax.scoring.tiles import TILE_CAPTIONS, even_slices
 from mefn_jax.serving.pictures import check_image, encode_jpeg
 from mefn_jax.serving.searched_images import SearchedImages, encode_split, open_indexed_images
 
@@ -38,7 +37,7 @@ class Answer:
     Attributes:
         positions: int64 `(n,)`, of images or of lines, best first.
         scores: float32 `(n,)`.
-        scored: how many items the matcher has scored.
+        scored: how many items the matcher has scored; 0 if the score is the product of the embeddings.
         notes: what a user should know, such as that the caption was cut.
     """
 
@@ -58,7 +57,7 @@ class ServedModel:
         evaluator, params: the compiled model and its parameters.
         images: what is searched.
         lines: captions that are ranked for an image; `texts` are their Features, None without any.
-        candidates: how many images the matcher scores for a caption: the nearest by embedding.
+        searcher: finds images for captions.
     """
 
     name: str
@@ -68,7 +67,7 @@ class ServedModel:
     images: SearchedImages
     lines: list[str]
     texts: Features | None
-    candidates: int = DEFAULT_CANDIDATES
+    searcher: Searcher
 
     def describe_explanations(self) -> str:
         """Returns what of a pair can be shown: "entropies", "attention" or "scores" alone."""
@@ -91,29 +90,10 @@ class ServedModel:
     def search(self, caption: str, top_k: int, report) -> Answer:
         """Returns the images that match a caption best. Raises ConfigError for a caption without words, and
         TrainingError for scores that are not finite."""
-        notes, index, mesh = self.check_caption(caption), self.images.index, self.evaluator.mesh
+        notes = self.check_caption(caption)
         texts = self.evaluator.encode_captions(self.params, [caption])
-        query = self.evaluator.text_vectors(self.params, texts)[0]
-        if index.embeddings.shape[1:] != query.shape:
-            raise DataError("the index is damaged: its vectors have another number of dimensions; make it again")
-        number = max(MAX_RESULTS, self.candidates)
-        positions, scores = search_embeddings(index.embeddings, query, number, mesh, index.readable)
-        if not self.evaluator.model.is_dual_encoder:
-            scores = self._score_candidates(positions, texts, report)
-            require_finite(scores, [index.names[p] for p in positions])
-            positions, scores = sort_results(positions, scores)
-        return Answer(positions[:top_k], scores[:top_k], len(positions), notes)
-
-    def _score_candidates(self, positions: np.ndarray, texts: Features, report) -> np.ndarray:
-        """Returns the matcher's scores of images with one text, float32 `(n,)`, a tile at a time."""
-        slices, scores = even_slices(len(positions), TILE_IMAGES * self.evaluator.mesh.size), []
-        size = slices[0].stop
-        for k, rows in enumerate(slices):
-            report(k, len(slices))
-            tile = np.resize(positions[rows], size)  # the last one is filled up with images that it has already
-            tiled_scores = self.evaluator.scores(self.params, self.images.index.features(tile), texts)
-            scores.append(tiled_scores(slice(0, size), slice(0, 1))[: rows.stop - rows.start, 0])
-        return np.concatenate(scores)
+        (found,) = self.searcher.search(texts, top_k, report)
+        return Answer(found.positions, found.scores, found.num_scored, notes)
 
     def rank_lines(self, image: int | bytes, top_k: int, report) -> Answer:
         """Returns the lines that match an image best: one of those searched, by position, or the bytes of a file.
@@ -174,7 +154,8 @@ def load_served_model(run: TrainedRun, index: str | None, gallery: Gallery, capt
     lines = read_lines(captions, evaluator) if captions else images.captions
     lines = [line for line in lines if has_words(evaluator, line)]
     texts = evaluator.encode_captions(params, lines) if lines else None
-    return ServedModel(str(run.workdir), checkpoint_id["step"], evaluator, params, images, lines, texts)
+    searcher = Searcher(evaluator, params, images.index)
+    return ServedModel(str(run.workdir), checkpoint_id["step"], evaluator, params, images, lines, texts, searcher)
 
 
 def read_lines(path: str, evaluator: Evaluator) -> list[str]:
