@@ -32,6 +32,7 @@ FOUND = {
     "format_3": FIRST_RUN,
     "format_4": (["0.png", "2.png", "1.png", "3.png"], [-0.1532, -0.1609, -0.1763, -0.1822]),
     "format_5": (["2.png", "3.png", "1.png", "0.png"], [-0.0744, -0.0829, -0.0937, -0.1041]),
+    "format_6": (["2.png", "3.png", "1.png", "0.png"], [-0.0736, -0.0812, -0.0940, -0.1014]),
 }
 ARCHIVES = sorted((ROOT / "tests" / "fixtures").glob("format_*.tar.gz"))
 
