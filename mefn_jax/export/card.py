@@ -108,7 +108,7 @@ def write_card(
         eval_results=results or None,
     )
     sections = {
-        name: describe_model(checkpoint, is_averaged, parameters),
+        name: describe_exported_model(checkpoint, is_averaged, parameters),
         "Use": USE.format(clean(repository)),
         "Data": describe_training(checkpoint),
         "Evaluation": describe_evaluations(evaluations, clean(repository), checkpoint["config"]),
@@ -142,7 +142,7 @@ print(model.score(images, texts))  # (1, 1), higher is better
 Nothing in this folder is code, and none of it is run."""
 
 
-def describe_model(checkpoint: dict, is_averaged: bool, parameters: int) -> str:
+def describe_exported_model(checkpoint: dict, is_averaged: bool, parameters: int) -> str:
     """Returns the sentences that say what a model is."""
     config = checkpoint["config"]
     image, text = config["image"], config["text"]

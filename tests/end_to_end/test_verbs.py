@@ -41,7 +41,7 @@ def test_help_of_verb_shows_its_command_and_flags(command, verb):
         (("search", "--image=x.png"), 1, "--captions is missing: a text file with one caption on each line, to rank"),
         (("compare", "--out=x"), 1, "no runs are named"),
         (("ensemble", "--out=x"), 1, "no runs are named"),
-        (("index", "--out=x"), 2, "--images is missing: folder of images"),
+        (("index", "--out=x"), 1, "--images is missing: folder of images"),
         (("compile", "--config=configs/shapes.py"), 2, "--target is missing: "),
         (("--workdir=runs/shapes", "report"), 2, "a verb is the first word: python eval.py report"),
         (("report", "runs/shapes"), 2, "unexpected argument 'runs/shapes'; options start with --"),

@@ -18,7 +18,7 @@ from mefn_jax.data.sources.shard import (
     Example,
     Fault,
     Shard,
-    check_image,
+    check_example_image,
     check_image_id,
     find_caption_columns,
     find_split,
@@ -146,7 +146,7 @@ class _Layout:
             names = (path if column is None else values[column] for column in self.ids)
             image_id = next((str(name) for name in names if name not in (None, "")), f"{self.stem}/{row}")
             captions = gather_captions([(name, values[name]) for name in self.captions], where)
-            return Example(split, check_image(data, where), check_image_id(image_id, where), captions)
+            return Example(split, check_example_image(data, where), check_image_id(image_id, where), captions)
         except DataError as e:
             return Fault(str(e))
 

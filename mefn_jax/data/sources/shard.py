@@ -180,7 +180,7 @@ def check_image_id(image_id: str, where: str) -> str:
     return image_id
 
 
-def check_image(data: bytes | None, where: str) -> bytes:
+def check_example_image(data: bytes | None, where: str) -> bytes:
     """Returns the bytes of an image file. Raises DataError if Pillow does not recognize an image in them. Their header
     is read alone: whether all pixels can be decoded shows when they are needed (`data.skip_undecodable`)."""
     if not data:
@@ -224,7 +224,7 @@ def _read_files(split: str, entries: list[dict], faults: list[str], checks: bool
         try:
             data = entry["image"].read_bytes()
             if checks:
-                check_image(data, str(entry["image"]))
+                check_example_image(data, str(entry["image"]))
             yield Example(split, data, entry["image_id"], entry["captions"])
         except DataError as e:
             yield Fault(str(e))

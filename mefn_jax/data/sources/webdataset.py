@@ -16,7 +16,7 @@ from mefn_jax.data.sources.shard import (
     Example,
     Fault,
     Shard,
-    check_image,
+    check_example_image,
     check_image_id,
     find_caption_columns,
     find_split,
@@ -93,7 +93,7 @@ class _Sample:
             name, data = self.files[suffixes[0]]
             image_id = check_image_id(f"{stem}/{name}", where)
             captions = self._read_captions(columns, where)
-            return Example(split, check_image(_unwrap(data), where), image_id, captions)
+            return Example(split, check_example_image(_unwrap(data), where), image_id, captions)
         except DataError as e:
             return Fault(str(e))
 
