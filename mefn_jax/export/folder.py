@@ -28,6 +28,8 @@ from mefn_jax.runtime.outputs import check_output_directory
 from mefn_jax.runtime.storage import is_remote
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
+# Of what a checkpoint stores: what is a file of its own here, and what only a run that goes on needs.
+LEFT_OUT = {"tokenizer", "best", "negatives"}
 FOLDER_FILES = {CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, PREPROCESSOR_FILE, CARD_FILE, *STABLEHLO_FILES}
 
 
@@ -41,7 +43,7 @@ def model_files(evaluator: Evaluator, variables: dict, checkpoint: dict, is_aver
         "library_name": LIBRARY,
         "ema": is_averaged,
         "parameters": params_digest(variables),
-        "checkpoint": {key: value for key, value in checkpoint.items() if key != "tokenizer"},
+        "checkpoint": {key: value for key, value in checkpoint.items() if key not in LEFT_OUT},
     }
     files = {
         CONFIG_FILE: json.dumps(config, indent=1, default=lambda x: x.item()).encode(),  # of NumPy's numbers

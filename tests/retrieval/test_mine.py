@@ -18,7 +18,8 @@ from mefn_jax.data import negatives as hard
 from mefn_jax.data import pipeline
 from mefn_jax.data.digests import digest_split
 from mefn_jax.data.negatives import HardNegatives, arrange_groups, number_texts, read_negatives, write_negatives
-from mefn_jax.data.pipeline import GroupedCaptions, ShuffledCaptions, digest_captions
+from mefn_jax.data.order import GroupedCaptions, ShuffledCaptions, make_rng
+from mefn_jax.data.pipeline import digest_captions
 from mefn_jax.data.split import Split
 from mefn_jax.errors import CheckpointError, ConfigError, DataError
 from mefn_jax.evaluation.run import TrainedRun
@@ -131,7 +132,7 @@ def test_sequence_follows_seed_and_position_and_batches_hold_whole_groups(galler
         assert sorted(own) == list(range(number))
         lead = -epoch * number % size
         assert 0 <= lead < size
-        expected = arrange_groups(found, size, pipeline._make_rng(2**63 + seed, epoch), lead)
+        expected = arrange_groups(found, size, make_rng(2**63 + seed, epoch), lead)
         np.testing.assert_array_equal(own, expected)
 
 

@@ -212,8 +212,11 @@ def test_searcher_reports_progress_and_can_be_ended(runs, indexes, monkeypatch):
     monkeypatch.setattr(searcher, "TILE_IMAGES", 4)
     search_it = search.load_searcher(TrainedRun(runs["mefn"], "latest"), indexes / "mefn")
     texts, reports = search_it.evaluator.encode_captions(search_it.params, [CAPTION]), []
-    search_it.search(texts, 3, lambda *report: reports.append(report))
-    assert reports == [(0, 11), (4, 11), (8, 11)]
+    at_once = 4 * search_it.evaluator.mesh.size
+    positions = np.arange(3 * at_once - 1) % 11
+    scores = search_it.score_images(positions, texts, lambda *report: reports.append(report))
+    assert reports == [(done, len(positions)) for done in (0, at_once, 2 * at_once)]
+    np.testing.assert_allclose(scores, scores[positions], atol=1e-6)
 
     def end(done, total):
         raise TimeoutError
