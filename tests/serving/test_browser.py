@@ -153,6 +153,7 @@ def test_two_models_answer_side_by_side(browser, start_server, trained, easy):
     search(tab, easy[0])
     tab.click("[data-model='1'] .result")
     tab.wait_for("document.querySelectorAll('.matrix').length == 2")
+    tab.hover("h1")  # the pair may have come to stand under the mouse
     first, second = tab.evaluate("[...document.querySelectorAll('section.model')].map((e) => e.innerText)")
     assert first == second
     tab.click("[data-model='0'] [data-word='1']")
