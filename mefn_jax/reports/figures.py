@@ -43,7 +43,9 @@ INK, GRAY, BLUE, RED = "#222222", "#666666", "#3f6e9a", "#b5462f"
 def draw_explanation(x: Explanation) -> Figure:
     """Draws an explanation (the paper's Figure 2): photograph, weights, attention of content words, entropy map. An
     explanation without entropies has the photograph and the attention alone."""
-    with matplotlib.rc_context({"font.family": font_families(), "text.parse_math": False}):
+    options = {"font.family": font_families(), "text.parse_math": False}
+    with matplotlib.rc_context(options), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of words that are measured
         return _lay_out_explanation(x)
 
 

@@ -64,3 +64,18 @@ def test_attention_heatmap_sums_densities_of_boxes():
     third = figures.MAP_PIXELS // 3
     assert one[third : 2 * third, third : 2 * third].min() == one.max() == 9
     assert one.mean() == pytest.approx(1)
+
+
+def test_draw_explanation_colors_words_by_weight_and_shows_terms_with_shares():
+    x = random_explanation(["a", "dog", "runs"])
+    figure = figures.draw_explanation(x)
+    texts = {text.get_text().strip(): text for axes in figure.axes for text in axes.texts}
+    alphas = [texts[word].get_bbox_patch().get_facecolor()[3] for word in x.words]
+    np.testing.assert_allclose(alphas, 0.55 * x.word_weights / x.word_weights.max(), rtol=1e-6)
+    terms = [axes for axes in figure.axes for axes in axes.child_axes if axes.get_yticklabels()]
+    (labels,) = [
+        names for names in ([t.get_text() for t in a.get_yticklabels()] for a in terms) if "score 0.500" in names
+    ]
+    assert labels == ["global similarity", "local attention", "entropy (MFE)", "score 0.500"]
+    inset_texts = [text.get_text().strip() for axes in terms for text in axes.texts]
+    assert inset_texts == ["0.300  (44 %)", "0.200  (29 %)", "-0.180  (26 %)"]

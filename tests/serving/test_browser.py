@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from chromium import Chromium, find_faults
 from PIL import Image
+from random_explanation import random_explanation
 
+from mefn_jax.reports.explanation import TERM_NAMES, score_terms
 from mefn_jax.reports.figures import MAP_PIXELS, attention_heatmap
+from mefn_jax.serving.answers import describe_explanation
 
 PAIR = "document.querySelector('.matrix')"
 FOUND = "document.querySelectorAll('.result').length && !document.querySelector('#status').textContent.includes('…')"
@@ -150,6 +153,7 @@ def test_two_models_answer_side_by_side(browser, start_server, trained, easy):
     search(tab, easy[0])
     tab.click("[data-model='1'] .result")
     tab.wait_for("document.querySelectorAll('.matrix').length == 2")
+    tab.hover("h1")  # the pair may have come to stand under the mouse
     first, second = tab.evaluate("[...document.querySelectorAll('section.model')].map((e) => e.innerText)")
     assert first == second
     tab.click("[data-model='0'] [data-word='1']")
@@ -245,3 +249,37 @@ def test_print_has_the_pair_and_not_the_form(browser, server, easy):
     assert opened.evaluate("document.querySelector('.pair').getBoundingClientRect().height") > 100
     assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     opened.close()
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        random_explanation([f"word{k}" for k in range(14)], entropies=False),
+        random_explanation([f"word{k}" for k in range(70)], regions=65),
+        random_explanation(["a", "boat"], side=None),
+        random_explanation(["a", "boat"], side=None, boxes=False, entropies=False),
+    ],
+    ids=["attention", "70 words and 65 regions", "no photograph", "no boxes"],
+)
+def test_all_kinds_of_pairs_are_shown(x, browser, server):
+    """Of matchers without entropies, with regions that overlap, and of precomputed regions."""
+    tab = browser.open(server.url, width=390)
+    tab.wait_for("document.querySelectorAll('.example').length == 3")
+    pair = json.dumps(describe_explanation(x))
+    tab.evaluate(
+        "import('/pair.js').then(({ showPair }) => { const e = document.createElement('section'); e.className = 'pair';"
+        f" document.querySelector('#answers').append(e); showPair(e, {pair}, {{}}, () => {{}}); }})"
+    )
+    assert tab.evaluate("document.querySelectorAll('.region').length") == len(x.attention)
+    assert tab.evaluate("document.querySelectorAll('.matrix tbody tr').length") == min(16, len(x.attention))
+    assert find_faults(tab) == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.hover(".pair [data-word='1']")
+    assert read_lit(tab, "region") == find_lit(np.round(x.attention[:, 1], 6))
+    matrix = x.attention if x.H is None else x.H
+    shown = float(tab.evaluate("document.querySelector('.matrix td[style]').textContent"))
+    rows = tab.evaluate("[...document.querySelectorAll('.matrix [data-row]')].map((e) => Number(e.dataset.row))")
+    assert shown == pytest.approx(matrix[rows[0], 0], abs=0.0051)
+    names = tab.evaluate("[...document.querySelectorAll('.terms [data-term]')].map((e) => e.dataset.term)")
+    assert names == [TERM_NAMES[name] for name in score_terms(x)]
+    tab.close()
