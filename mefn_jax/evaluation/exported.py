@@ -45,7 +45,7 @@ CHECKPOINT_TYPES = {
     "commit": str,
     "versions": dict,
 }
-CONFIG_SECTIONS = {"data", "image", "text", "augment", "matcher", "loss", "mesh", "train", "eval"}
+CONFIG_SECTIONS = {"data", "image", "text", "augment", "matcher", "loss", "mesh", "train", "log", "eval"}
 COPY_AGAIN = "copy the folder again, or export the run again"
 MAX_PROBLEMS = 20  # largest number of tensors that one error names
 LARGEST_FILE = 2**26  # bytes of config.json and of tokenizer.json
