@@ -97,7 +97,8 @@ def _upgrade_4(meta: dict) -> dict:
 
 
 # Options that format 6 added, with what the code did before.
-OPTIONS_OF_6 = {}
+OPTIONS_OF_6 = {
+}
 
 
 def _upgrade_5(meta: dict) -> dict:
