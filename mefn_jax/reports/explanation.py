@@ -81,6 +81,18 @@ def term_share(terms: dict[str, float], name: str) -> float:
     return abs(terms.get(name, 0.0)) / total if total else 0.0
 
 
+def describe_pair(x: Explanation, uri: str) -> dict:
+    """Returns an explained pair for the page: its words with the share of the largest weight and a hint, the terms of
+    its score with their shares, and its picture."""
+    weights = np.zeros(len(x.words)) if x.word_weights is None else x.word_weights
+    hints = ["" if x.word_weights is None else f"weight {weight:.3f}" for weight in weights]
+    shares = (weights / max(weights.max(initial=0.0), 1e-9)).tolist()
+    terms = score_terms(x)
+    named = [(TERM_NAMES[name], value, term_share(terms, name)) for name, value in terms.items()]
+    words = list(zip(x.words, shares, hints, strict=True))
+    return {"caption": x.caption, "words": words, "terms": named, "score": x.values["score"], "uri": uri}
+
+
 def can_explain(evaluator: Evaluator) -> bool:
     """Returns whether the matcher can be explained: whether it has `attention`, or an `explain` like MEFN's."""
     return evaluator.model.has_entropies or evaluator.model.has_attention

@@ -252,20 +252,6 @@ def image_entry(split: Split, image: int, score: float | None, positive: bool) -
     return {"name": name, "uri": uri, "score": score, "positive": positive}
 
 
-def describe_pair(x: explanation.Explanation, uri: str) -> dict:
-    """Returns an explained pair for the page: its words with the share of the largest weight and a hint, the terms of
-    its score with their shares, and its picture."""
-    weights = np.zeros(len(x.words)) if x.word_weights is None else x.word_weights
-    hints = ["" if x.word_weights is None else f"weight {weight:.3f}" for weight in weights]
-    shares = (weights / max(weights.max(initial=0.0), 1e-9)).tolist()
-    terms = explanation.score_terms(x)
-    named = [
-        (explanation.TERM_NAMES[name], value, explanation.term_share(terms, name)) for name, value in terms.items()
-    ]
-    words = list(zip(x.words, shares, hints, strict=True))
-    return {"caption": x.caption, "words": words, "terms": named, "score": x.values["score"], "uri": uri}
-
-
 def render(e: EvaluationResult, figure_files: dict[str, bytes], workdir: str, diagnosis: Diagnosis, pairs: list) -> str:
     """Returns the page; `pairs` are those of `explain_examples`. jinja2 escapes every value."""
     rows = {e.report["evaluated"]: e.report} | e.report.get("baselines", {})
@@ -278,7 +264,7 @@ def render(e: EvaluationResult, figure_files: dict[str, bytes], workdir: str, di
         captions=caption_queries(e),
         images=image_queries(e),
         figures=uris,
-        explanations=[describe_pair(x, uris[f"explained_{k}"]) for k, x in enumerate(pairs, 1)],
+        explanations=[explanation.describe_pair(x, uris[f"explained_{k}"]) for k, x in enumerate(pairs, 1)],
         sentences=diagnosis.sentences,
         groups=make_table(make_entries(diagnosis.measures, e.split.num_images)),
         config=configuration.flatten(e.report["config"]),
