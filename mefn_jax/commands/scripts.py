@@ -23,6 +23,11 @@ def run_sweep() -> None:
     _run_module("mefn_jax.sweep")
 
 
+def run_export() -> None:
+    """Runs `mefn-export`."""
+    _run_module("mefn_jax.export")
+
+
 def _run_module(name: str) -> None:
     """Runs a module as the main one, so that the processes which it starts find it by its name."""
     runpy.run_module(name, run_name="__main__", alter_sys=True)

@@ -32,6 +32,7 @@ SCRIPTS = {
     "python eval.py": "mefn-eval",
     "python -m mefn_jax.data.prepare": "mefn-prepare",
     "python -m mefn_jax.sweep": "mefn-sweep",
+    "python -m mefn_jax.export": "mefn-export",
 }
 HELP_FLAGS = ("--help", "-help", "-h", "--helpshort")
 

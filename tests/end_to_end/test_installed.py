@@ -1,5 +1,6 @@
 """The package as a wheel, installed where no checkout can be imported: its commands, in an empty folder."""
 
+import json
 import os
 import re
 import shutil
@@ -64,7 +65,7 @@ def test_wheel_has_one_top_level_name_and_the_configurations(wheel):
     assert {name.split("/")[0] for name in names} == {"mefn_jax", "mefn_jax-0.1.0.dist-info"}
     files = {name.removeprefix("mefn_jax/configs/") for name in names if name.startswith("mefn_jax/configs/")}
     assert files == {path.name for path in (ROOT / "configs").glob("*.py")}
-    assert "mefn_jax/reports/pages/report.html" in names
+    assert {"mefn_jax/reports/pages/report.html", "mefn_jax/serving/pages/page.js"} <= set(names)
 
 
 def test_commands_run_in_an_empty_folder(installed):
@@ -75,13 +76,22 @@ def test_commands_run_in_an_empty_folder(installed):
     assert 8 in logged(folder / "runs" / "shapes", "loss")
     assert "mefn (step" in installed("mefn-eval", "--workdir=runs/shapes")
     assert (folder / "runs" / "shapes" / "eval" / "test" / "metrics.json").is_file()
-    # Place for the export: export runs/shapes, delete it, and load the folder.
+    installed("mefn-export", "--workdir=runs/shapes", "--out=model")
+    scores = json.loads((folder / "runs" / "shapes" / "eval" / "test" / "metrics.json").read_text())
+    shutil.rmtree(folder / "runs" / "shapes")
+    installed("mefn-eval", "--workdir=model")
+    again = json.loads((folder / "model" / "eval" / "test" / "metrics.json").read_text())
+    assert [again[key] for key in ("i2t", "t2i", "rsum", "twins")] == [
+        scores[key] for key in ("i2t", "t2i", "rsum", "twins")
+    ]
+    code = "import mefn_jax; print(mefn_jax.load('model').encode_texts(['a red circle']).pooled.shape)"
+    assert installed("python", "-c", code).strip() == "(1, 32)"
     prepare = ("--source=shapes", "--scenes=16,8,8", "--out=data/scenes")
     installed("mefn-prepare", *prepare)
     options = ("--config=flickr8k:smoke", "--models=vsepp", "--seeds=0", "--out=sweep", "--split=val")
     options += ("--config.train.steps=2", "--config.train.batch_size=8", "--config.data.dir=data/scenes")
     assert "vsepp seed 0: val R@1/5/10" in installed("mefn-sweep", *options)
-    assert {path.name for path in folder.iterdir()} == {"runs", "data", "sweep"}
+    assert {path.name for path in folder.iterdir()} == {"runs", "model", "data", "sweep"}
 
 
 def test_python_interface_and_configurations_are_importable(installed):
