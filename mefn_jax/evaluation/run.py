@@ -21,7 +21,7 @@ from mefn_jax.evaluation.exported import is_exported, load_exported, read_metada
 from mefn_jax.evaluation.hub import download_model, is_hub_name
 from mefn_jax.runtime.checkpoint import Checkpoints
 from mefn_jax.runtime.cli import define_path_flag, parse_count
-from mefn_jax.runtime.storage import resolve_directory
+from mefn_jax.runtime.storage import expand_home, resolve_directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +154,18 @@ def define_scores_flag() -> None:
 
 def run_from_flags() -> TrainedRun:
     """Returns the run that the flags of `define_run_flags` name."""
+    return _run_of_workdir(flags.FLAGS.workdir)
+
+
+def runs_from_flags() -> list[TrainedRun]:
+    """Returns the runs that `--workdir` names, separated by commas."""
+    return [_run_of_workdir(expand_home(text)) for text in flags.FLAGS.workdir.split(",")]
+
+
+def _run_of_workdir(text: str) -> TrainedRun:
+    """Returns the run of a value of `--workdir`, with the other flags."""
     f = flags.FLAGS
-    workdir = f.workdir if f["workdir"].present else Path(f.workdir)  # the default is no name on the hub
-    return TrainedRun(workdir, f.step, f.ema)
+    return TrainedRun(text if f["workdir"].present else Path(text), f.step, f.ema)  # the default is no name on the hub
 
 
 def split_from_flags() -> str:

@@ -20,6 +20,7 @@ from mefn_jax.evaluation.run import (
     define_checkpoint_flags,
     define_gallery_flags,
     gallery_from_flags,
+    runs_from_flags,
 )
 from mefn_jax.retrieval.index import check_index_exists
 from mefn_jax.runtime.cli import define_path_flag
@@ -110,6 +111,5 @@ def main() -> None:
     """Runs the command."""
     f = flags.FLAGS
     keep_compiled_programs()
-    runs = [TrainedRun(expand_home(path), f.step, f.ema) for path in f.workdir.split(",")]
     indexes = [expand_home(path) for path in f.index.split(",")] if f.index else []
-    serve(runs, indexes, gallery_from_flags(), f.captions, f.host, f.port)
+    serve(runs_from_flags(), indexes, gallery_from_flags(), f.captions, f.host, f.port)
