@@ -6,6 +6,7 @@ from pathlib import Path
 
 from etils import epath
 
+from mefn_jax.data.mixture import parse_mixture
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation.hub import HUB_NAME
 from mefn_jax.evaluation.results import read_report
@@ -91,7 +92,7 @@ def write_card(
         EvalResult(
             task_type="image-text-retrieval",
             dataset_type="image-text-pairs",
-            dataset_name=describe_data(checkpoint["config"]),
+            dataset_name=describe_evaluated_data(evaluation.report, checkpoint["config"]),
             dataset_split=evaluation.report["protocol"]["split"],
             metric_type=key,
             metric_name=title,
@@ -170,8 +171,21 @@ def name_tower(pretrained: str) -> str:
 
 
 def describe_data(config: dict) -> str:
-    """Returns the name of the data set of a configuration, without the place where it lay."""
-    return printable(Path(config["data"]["dir"]).name) or "drawn scenes"
+    """Returns the name of the data set of a configuration, or those of a mixture, without the places where they lay."""
+    return " and ".join(_name_data_sets(config["data"]["dir"]))
+
+
+def describe_evaluated_data(report: dict, config: dict) -> str:
+    """Returns the name of the data set that an evaluation is of: of a mixture, the first, but for train. A report that
+    does not say so is of the data set of `config`, the run's configuration."""
+    data = report["config"].get("data")
+    directory = data.get("dir") if isinstance(data, dict) else None
+    names = _name_data_sets(directory if isinstance(directory, str) else config["data"]["dir"])
+    return " and ".join(names if report["protocol"]["split"] == "train" else names[:1])
+
+
+def _name_data_sets(text: str) -> list[str]:
+    return [printable(Path(path).name) or "drawn scenes" for path, _ in parse_mixture(text)]
 
 
 def describe_training(checkpoint: dict) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mefn_jax.config import get_dotted
+from mefn_jax.data.mixture import parse_mixture
 from mefn_jax.errors import ConfigError, reason
 from mefn_jax.evaluation.exported import read_metadata
 from mefn_jax.evaluation.hub import HUB_NAME
@@ -43,5 +44,7 @@ def note_paths(folder: Path) -> None:
     """Prints a note for each absolute path of this machine that the configuration of an exported model names."""
     config = ConfigDict(read_metadata(folder)["checkpoint"]["config"])
     for key in PATH_OPTIONS:
-        if Path(path := get_dotted(config, key)).is_absolute():
+        path = get_dotted(config, key)
+        parts = [part for part, _ in parse_mixture(path)] if key == "data.dir" else [path]
+        if any(Path(part).is_absolute() for part in parts):
             print0(f"note: config.json, which is uploaded, names {key}={path}")

@@ -11,7 +11,7 @@ import yaml
 
 from mefn_jax.evaluation.run import TrainedRun
 from mefn_jax.export.__main__ import export_run
-from mefn_jax.export.card import describe_data, evaluation_command, name_tower
+from mefn_jax.export.card import describe_data, describe_evaluated_data, evaluation_command, name_tower
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +81,12 @@ def test_card_names_towers_and_data_without_paths():
     assert name_tower("/home/somebody/towers/vit") == "vit"
     assert describe_data({"data": {"dir": "/home/somebody/data/f8k"}}) == "f8k"
     assert describe_data({"data": {"dir": ""}}) == "drawn scenes"
+    mixture = {"data": {"dir": "/home/somebody/a:0.7,/home/somebody/b:0.3"}}
+    assert describe_data(mixture) == "a and b"
+    for config, split, name in (
+        (mixture, "val", "a"),
+        (mixture, "train", "a and b"),
+        ({"data": {"dir": "/other/c"}}, "val", "c"),
+        ({}, "val", "a"),
+    ):
+        assert describe_evaluated_data({"config": config, "protocol": {"split": split}}, mixture) == name
