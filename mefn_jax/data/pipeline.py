@@ -186,8 +186,6 @@ def training_dataset_from_config(
     may_reduce = not config.image.pretrained
     order = None
     if d.negatives:
-        if isinstance(split, MixedSplit):
-            raise ConfigError("data.negatives does not go with a mixture: mine from one data set and train on it alone")
         order = GroupedCaptions(read_negatives(d.negatives, split), 1 + d.negatives_per_pair, t.seed)
     return training_dataset(
         split, tokenizer, resize, t.batch_size, t.seed, rows, d.pair_twins, augment, offset, may_reduce, d.views, order

@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 
 from mefn_jax.data.digests import digest_split
+from mefn_jax.data.mixture import MixedSplit
 from mefn_jax.data.negatives import HardNegatives, is_negatives, number_texts, write_negatives
 from mefn_jax.data.pipeline import digest_captions
 from mefn_jax.data.split import Split
@@ -39,7 +40,8 @@ def mine_negatives(run: TrainedRun, out: str, k: int = 10, candidates: int = 100
     writes them into the file `out`.
 
     `candidates`: images that the matcher scores for each caption. `data_dir`: where the data set lies, if it has moved.
-    Raises ConfigError for a matcher that cannot rerank, DataError for data on which the run was not trained.
+    Raises ConfigError for a matcher that cannot rerank and for a run on a mixture, DataError for data on which the run
+    was not trained.
     """
     path = check_output_file("--out", out, (".safetensors",), is_negatives)
     evaluator, params, step = run.load()
@@ -54,6 +56,11 @@ def mine_negatives(run: TrainedRun, out: str, k: int = 10, candidates: int = 100
     if not opened.is_own:
         raise DataError(f"--data_dir={data_dir}: is not the data that the run was trained on; leave it out")
     split = opened.split
+    if isinstance(split, MixedSplit):
+        raise ConfigError(
+            f"--workdir={run.workdir}: was trained on a mixture, with which data.negatives does not go; mine with a "
+            "run on one data set"
+        )
     if split.num_images < 2:
         raise DataError(f"{opened.dataset.directory}: train has one image, and so no negatives")
     texts = number_texts(digest_captions(split.all_captions()))

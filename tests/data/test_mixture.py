@@ -254,6 +254,9 @@ def test_commands_that_cannot_read_a_mixture_say_so(two_data_sets, tmp_path, com
     assert "data.pair_twins does not go with a mixture" in refusal(
         command, "train.py", *words, f"--config.data.dir={mixture}", "--config.data.pair_twins=True"
     )
+    assert "data.negatives does not go with a mixture" in refusal(
+        command, "train.py", *words, f"--config.data.dir={mixture}", "--config.data.negatives=hard.safetensors"
+    )
     assert "must be in a local or mounted directory" in refusal(
         command, "train.py", *words, "--config.data.dir=gs://bucket/a:1,b:2"
     )
