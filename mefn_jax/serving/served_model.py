@@ -22,7 +22,7 @@ from mefn_jax.features import Features
 from mefn_jax.reports import explanation
 from mefn_jax.reports.explanation import Explanation
 from mefn_jax.retrieval.index import load_model, require_finite
-from mefn_jax.retrieval.searcher import Searcher
+from mefn_jax.retrieval.searcher import Searcher, ignore
 from mefn_jax.scoring.tiles import TILE_CAPTIONS, even_slices
 from mefn_jax.serving.pictures import check_image, encode_jpeg
 from mefn_jax.serving.searched_images import SearchedImages, encode_split, open_indexed_images
@@ -151,8 +151,8 @@ def load_served_model(run: TrainedRun, index: str | None, gallery: Gallery, capt
     if evaluator.config.text.arch == "cached":
         raise ConfigError(f"--workdir={run.workdir}: this model takes cached text, not captions that are typed")
     images = open_indexed_images(index, checkpoint_id) if index else encode_split(evaluator, params, gallery)
-    lines = read_lines(captions, evaluator) if captions else images.captions
-    lines = [line for line in lines if has_words(evaluator, line)]
+    own_lines = [caption for caption in images.captions if has_words(evaluator, caption)]
+    lines = read_lines(captions, evaluator) if captions else own_lines
     texts = evaluator.encode_captions(params, lines) if lines else None
     searcher = Searcher(evaluator, params, images.index)
     return ServedModel(str(run.workdir), checkpoint_id["step"], evaluator, params, images, lines, texts, searcher)
@@ -160,8 +160,7 @@ def load_served_model(run: TrainedRun, index: str | None, gallery: Gallery, capt
 
 def read_lines(path: str, evaluator: Evaluator) -> list[str]:
     """Returns the lines of a file of captions that have words. Raises DataError if there are none."""
-    lines = [line for line in (text.strip() for text in read_text(Path(path)).split("\n")) if line]
-    lines = [line for line in lines if has_words(evaluator, line)]
+    lines = [line for line in map(str.strip, read_text(Path(path)).split("\n")) if has_words(evaluator, line)]
     if not lines:
         raise DataError(f"--captions={path}: no line with a word in it")
     return lines
@@ -169,18 +168,14 @@ def read_lines(path: str, evaluator: Evaluator) -> list[str]:
 
 def warm_up(model: ServedModel) -> None:
     """Answers a query of each kind, so that all programs are compiled before the first user comes."""
-
-    def report(done: int, total: int) -> None:
-        """Takes no notice of the progress."""
-
     caption = model.lines[0] if model.lines else "a"
     position = int(model.images.index.readable.argmax())
     takes_images = model.evaluator.config.image.arch != "regions"
     image = encode_jpeg(np.zeros((64, 64, 3), np.uint8)) if takes_images else position
     if has_words(model.evaluator, caption):
-        model.search(caption, 1, report)
+        model.search(caption, 1, ignore)
         if model.describe_explanations() != "scores":
-            model.explain(image, caption, report)
+            model.explain(image, caption, ignore)
     if model.texts is not None:
-        model.rank_lines(position, 1, report)
-        model.rank_lines(image, 1, report)
+        model.rank_lines(position, 1, ignore)
+        model.rank_lines(image, 1, ignore)
