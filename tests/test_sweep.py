@@ -22,6 +22,7 @@ from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.digests import digest_gallery
 from mefn_jax.errors import ConfigError, UserError
 from mefn_jax.evaluation.results import METRIC_NAMES, write_results
+from mefn_jax.runtime.checkpoint import OPTIONS_OF_6
 from mefn_jax.runtime.lock import hold_lock
 from mefn_jax.sweeps import earlier
 from mefn_jax.sweeps.earlier import RECORD
@@ -178,6 +179,16 @@ def test_sweep_compares_given_options_with_runs_of_earlier_versions(fake):
     assert fake.sweep() == (0, 0)
     with pytest.raises(ConfigError, match=r"\(train\.learning_rate: 0\.001 there, 0\.1 here\)"):
         fake.sweep("--config.train.learning_rate=0.1")
+
+
+def test_sweep_takes_runs_of_a_version_without_the_newest_options(fake):
+    fake.sweep()
+    path = fake.out / "vsepp" / "0" / RECORD
+    config = json.loads(path.read_text())["config"]
+    path.write_text(json.dumps({"config": {key: x for key, x in config.items() if key not in OPTIONS_OF_6}}))
+    assert fake.sweep() == (0, 0)
+    with pytest.raises(ConfigError, match=r"\(train\.patience: 0 there, 3 here\)"):
+        fake.sweep("--config.train.patience=3")
 
 
 def test_sweep_refuses_results_on_other_data_and_unknown_splits(fake):

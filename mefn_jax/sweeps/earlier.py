@@ -14,6 +14,7 @@ from mefn_jax.data.from_config import open_dataset
 from mefn_jax.data.mixture import parse_mixture
 from mefn_jax.data.parsing import read_json
 from mefn_jax.errors import ConfigError, DataError
+from mefn_jax.runtime.checkpoint import OPTIONS_OF_6
 from mefn_jax.runtime.storage import write_atomic
 from mefn_jax.sweeps.plan import PlannedRun
 
@@ -80,14 +81,15 @@ def find_changed_options(run: PlannedRun, split: str) -> dict[str, tuple]:
     """Returns the options in which a run differs from the one in its directory, `{key: (old, new)}`; empty without one.
 
     A run that failed before its first checkpoint is none. Runs of versions that did not record their options are
-    compared in those that the command line sets.
+    compared in those that the command line sets. Options that a version lacked count as it behaved.
     """
     options, record = run.options(), read_quietly(run.workdir / RECORD)
     report = run.report(split)
     if not report.is_file() and not any((run.workdir / "checkpoints").glob("[0-9]*")):
         return {}
     if isinstance(record.get("config"), dict):
-        return configuration.diff_configs(record["config"], options)
+        added = {key: value for key, value in OPTIONS_OF_6.items() if key in options}
+        return configuration.diff_configs(added | record["config"], options)
     old = read_quietly(report).get("config")
     if not isinstance(old, dict):
         return {}
