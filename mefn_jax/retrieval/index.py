@@ -153,11 +153,6 @@ def encode_missing(evaluator: Evaluator, params, growing: GrowingIndex, found: I
     bar.close()
 
 
-def list_images(folder) -> list[str]:
-    """Returns the names of the images below a folder, in the order of the rows of an index."""
-    return find_images(Path(folder)).names
-
-
 def print_summary(out: Path, folder: Path, number: int, skipped: list[str]) -> None:
     """Prints the number of images of an index and those that were left out. Raises DataError if all were."""
     if skipped:

@@ -54,7 +54,7 @@ def test_index_and_search_score_as_evaluation(whole, folder, tmp_path):
     index.index_images(run, folder, tmp_path / "index")
     best = search.search_images(run, tmp_path / "index", CAPTION, 5)
     model, params, _ = evaluator.load_checkpoint(workdir, "latest")
-    names = [n for n in index.list_images(folder) if n != "broken.jpg"]
+    names = [n for n in index.find_images(folder).names if n != "broken.jpg"]
     pixels = np.stack([decode((folder / n).read_bytes(), resize_from_config(model.config.image), n) for n in names])
     images = model.model.encode_images(params, pixels)
     texts = model.model.encode_texts(params, *model.tokenizer([CAPTION]))

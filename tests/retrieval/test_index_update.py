@@ -14,7 +14,7 @@ from mefn_jax.errors import ConfigError, DataError, UserError
 from mefn_jax.evaluation.run import TrainedRun
 from mefn_jax.retrieval import index, index_files
 from mefn_jax.retrieval.image_folder import find_images
-from mefn_jax.retrieval.index import build_index, list_images, open_index
+from mefn_jax.retrieval.index import build_index, open_index
 
 
 def save_image(path, seed, kind=None):
@@ -91,7 +91,7 @@ def assert_equal_to_fresh_index(made_by, photos, built, fresh):
 def test_index_encodes_only_what_is_new_or_changed(made_by, photos, tmp_path, encoded, capsys):
     built = tmp_path / "index"
     build_index(*made_by, photos, built)
-    assert encoded == list_images(photos)
+    assert encoded == find_images(photos).names
     encoded.clear()
     build_index(*made_by, photos, built)
     assert encoded == []
@@ -141,7 +141,7 @@ def test_first_index_that_was_stopped_goes_on_in_a_folder_that_has_grown(made_by
     save_image(photos / "a.png", 400)
     encoded.stop_after = None
     build_index(*made_by, photos, built)
-    assert sorted(encoded) == list_images(photos)
+    assert sorted(encoded) == find_images(photos).names
     assert_equal_to_fresh_index(made_by, photos, built, tmp_path / "fresh")
 
 
@@ -182,7 +182,7 @@ def test_index_of_format_1_is_searched_and_then_made_anew(made_by, photos, tmp_p
     open_index(built, made_by[2])
     encoded.clear()
     build_index(*made_by, photos, built)
-    assert encoded == list_images(photos)
+    assert encoded == find_images(photos).names
     assert_equal_to_fresh_index(made_by, photos, built, tmp_path / "fresh")
 
 

@@ -29,7 +29,7 @@ def test_search_images_equals_scoring_all_images(name, runs, folder, tmp_path, c
     printed = capsys.readouterr().out
     assert f"{NUM_IMAGES} images" in printed
     model, params, _ = evaluator.load_checkpoint(workdir, "latest")
-    names = [n for n in index.list_images(folder) if n != "broken.jpg"]
+    names = [n for n in index.find_images(folder).names if n != "broken.jpg"]
     pixels = np.stack([decode((folder / n).read_bytes(), resize_from_config(model.config.image), n) for n in names])
     images = model.model.encode_images(params, pixels)
     texts = model.model.encode_texts(params, *model.tokenizer([CAPTION]))
