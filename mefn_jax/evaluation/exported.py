@@ -45,6 +45,8 @@ CHECKPOINT_TYPES = {
     "commit": str,
     "versions": dict,
 }
+# Of what a checkpoint stores: what is a file of its own here, and what only a run that goes on needs.
+LEFT_OUT = {"tokenizer", "best", "negatives"}
 CONFIG_SECTIONS = {"data", "image", "text", "augment", "matcher", "loss", "mesh", "train", "log", "eval"}
 COPY_AGAIN = "copy the folder again, or export the run again"
 MAX_PROBLEMS = 20  # largest number of tensors that one error names
@@ -119,6 +121,7 @@ def read_metadata(directory) -> dict:
         raise
     except Exception as e:  # an upgrade may miss a key
         raise CheckpointError(f"{path}: checkpoint cannot be read ({to_one_line(repr(e))}); {COPY_AGAIN}") from None
+    checkpoint = {key: value for key, value in checkpoint.items() if key not in LEFT_OUT}  # an upgrade may add them
     _check_keys(path, checkpoint, CHECKPOINT_TYPES, "checkpoint.")
     if checkpoint["step"] < 0:
         raise CheckpointError(f"{path}: checkpoint.step is {checkpoint['step']}; {COPY_AGAIN}")

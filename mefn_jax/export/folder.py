@@ -16,6 +16,7 @@ from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.evaluation.exported import (
     CONFIG_FILE,
     EXPORT_FORMAT,
+    LEFT_OUT,
     LIBRARY,
     WEIGHTS_FILE,
     name_variables,
@@ -28,8 +29,6 @@ from mefn_jax.runtime.outputs import check_output_directory
 from mefn_jax.runtime.storage import is_remote
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
-# Of what a checkpoint stores: what is a file of its own here, and what only a run that goes on needs.
-LEFT_OUT = {"tokenizer", "best", "negatives"}
 FOLDER_FILES = {CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, PREPROCESSOR_FILE, CARD_FILE, *STABLEHLO_FILES}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mefn_jax.errors import ConfigError
 from mefn_jax.reports.pages import is_page
+from mefn_jax.runtime.checkpoint import OPTIONS_OF_6
 from mefn_jax.runtime.console import printable
 
 # Characters with which a spreadsheet begins a formula, also in their full-width forms.
@@ -67,8 +68,9 @@ def group_by_seed(runs: list) -> list[Row]:
 
 
 def config_without_seed(run) -> dict:
-    """Returns the configuration without the seed and without options that do not change the result."""
-    return {k: v for k, v in run.config.items() if not k.startswith(IGNORED_KEYS)}
+    """Returns the configuration without the seed and without options that do not change the result. Options that the
+    version of a run lacked count as it behaved."""
+    return {k: v for k, v in (OPTIONS_OF_6 | run.config).items() if not k.startswith(IGNORED_KEYS)}
 
 
 def row_names(firsts: list) -> list[str]:
@@ -80,7 +82,7 @@ def row_names(firsts: list) -> list[str]:
     for run in firsts:
         configs = [config_without_seed(other) for other in firsts if other.evaluated == run.evaluated]
         keys = sorted({k for c in configs for k in c | configs[0] if c.get(k) != configs[0].get(k)})
-        options = ", ".join(f"{k}={run.config.get(k)}" for k in keys)
+        options = ", ".join(f"{k}={config_without_seed(run).get(k)}" for k in keys)
         names.append(printable(f"{run.evaluated} ({options})" if options else run.evaluated))
     return names
 
