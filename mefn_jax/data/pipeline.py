@@ -168,7 +168,7 @@ def order_captions(split: Split, seed: int, pair_twins: bool):
     if isinstance(split, MixedSplit):
         if pair_twins:
             raise ConfigError(
-                "data.pair_twins does not go with a mixture: its scenes have twins by position; set False"
+                "data.pair_twins does not go with a mixture of data sets; set --config.data.pair_twins=False"
             )
         return MixedCaptions(split.captions_of_parts, split.shares, seed)
     return shuffle_twin_pairs(split, seed) if pair_twins else ShuffledCaptions(make_singles(split.num_captions), seed)
@@ -187,7 +187,7 @@ def training_dataset_from_config(
     order = None
     if d.negatives:
         if isinstance(split, MixedSplit):
-            raise ConfigError("data.negatives does not go with a mixture: mine from one data set and train on it alone")
+            raise ConfigError("data.negatives does not go with a mixture; train on the data set that they are from")
         order = GroupedCaptions(read_negatives(d.negatives, split), 1 + d.negatives_per_pair, t.seed)
     return training_dataset(
         split, tokenizer, resize, t.batch_size, t.seed, rows, d.pair_twins, augment, offset, may_reduce, d.views, order

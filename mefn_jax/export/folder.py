@@ -28,7 +28,7 @@ from mefn_jax.runtime.outputs import check_output_directory
 from mefn_jax.runtime.storage import is_remote
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
-# Of what a checkpoint stores: what is a file of its own here, and what only a run that goes on needs.
+# Metadata of a checkpoint that have a file of their own here, or that only a resumed run needs.
 LEFT_OUT = {"tokenizer", "best", "negatives"}
 FOLDER_FILES = {CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, PREPROCESSOR_FILE, CARD_FILE, *STABLEHLO_FILES}
 

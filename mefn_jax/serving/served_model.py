@@ -70,7 +70,7 @@ class ServedModel:
     searcher: Searcher
 
     def describe_explanations(self) -> str:
-        """Returns what of a pair can be shown: "entropies", "attention" or "scores" alone."""
+        """Returns what can be shown of a pair: "entropies", "attention" or "scores" alone."""
         model = self.evaluator.model
         return "entropies" if model.has_entropies else "attention" if model.has_attention else "scores"
 
@@ -171,7 +171,7 @@ def warm_up(model: ServedModel) -> None:
     """Answers a query of each kind, so that all programs are compiled before the first user comes."""
 
     def report(done: int, total: int) -> None:
-        """Takes no notice of the progress."""
+        """Ignores the progress."""
 
     caption = model.lines[0] if model.lines else "a"
     position = int(model.images.index.readable.argmax())
