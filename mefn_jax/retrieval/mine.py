@@ -4,9 +4,9 @@
     python train.py --config=FILE.py --config.data.negatives=FILE.safetensors ...
 
 The images nearest to each caption by embedding are candidates, and the matcher scores these, as in reranking. Of the
-best images of other captions, each gives one negative: its caption that scores highest with the first caption's image.
-Two captions are never negatives of each other if they have the same image, or if one is also a caption of the other's
-image. The file depends on the checkpoint and the split alone. C captions, K negatives.
+best other images, each gives one negative: its caption that scores highest with the first caption's image. Two captions
+are never negatives of each other if they have the same image, or if one is also a caption of the other's image.
+The file depends on the checkpoint and the split alone. C captions, K negatives.
 """
 
 import itertools
