@@ -1,4 +1,4 @@
-"""Evaluates a trained model, and has verbs for what else can be done with it: python eval.py [VERB] --workdir=DIR"""
+"""Evaluates a trained model; verbs such as search and report do more: python eval.py [VERB] --workdir=DIR"""
 
 from mefn_jax.commands.eval import main
 

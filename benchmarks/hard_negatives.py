@@ -1,4 +1,4 @@
-"""Runs the study of mined hard negatives of docs/results.md on the drawn scenes, a run at a time; goes on where it was.
+"""Runs the study of mined hard negatives of docs/results.md on the drawn scenes, one run at a time; can be resumed.
 
     python benchmarks/hard_negatives.py first   --seed=0 --out=DIR
     python benchmarks/hard_negatives.py without --seed=0 --out=DIR
@@ -7,9 +7,9 @@
 
 Both rows of a seed go on from one run, `first`, of half of the steps: `without` with batches as before, `with` with the
 negatives that this run mines. So they differ in the batches of the second half alone. Neither puts twins into one batch
-by their ground truth (`data.pair_twins`). `first` is performed by the rows if it is missing; start rows of one seed at
-once only when it is finished. Each run needs one core (`taskset -c 0 python ...`). `--smoke` shows the whole path with
-tiny sizes.
+by their ground truth (`data.pair_twins`). A row performs `first` if it is missing; run both rows of a seed at the same
+time only when `first` is finished. Each run needs one core (`taskset -c 0 python ...`). `--smoke` shows the whole path
+with tiny sizes.
 """
 
 import argparse

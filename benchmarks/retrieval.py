@@ -6,8 +6,8 @@ Random images that lie in topics, as those of an encoder do, are written to DIR 
 default a temporary folder). Each column is a process of its own, which finds nothing of the index in the page cache:
 `embedding` finds the ten nearest images, `matcher` has MEFN score the 1,000 nearest, as `eval.py search` does. The
 first query compiles and reads the disk. Brute force checks a sample of the embeddings. Memory is the largest that was
-seen: of the process, and of it what are pages of files, mostly the index's, which the system takes back when it needs
-them. The last line is JSON.
+seen: of the process, and the part of it that is pages of files, mostly the index's, which the system takes back when it
+needs them. The last line is JSON.
 """
 
 import argparse

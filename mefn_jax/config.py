@@ -207,7 +207,7 @@ def _check_negatives(config: ConfigDict) -> None:
         return
     if config.data.pair_twins:
         raise ConfigError(
-            "data.negatives and data.pair_twins both say which pairs stand side by side; add "
+            "data.negatives and data.pair_twins both choose the pairs that share a batch; set "
             "--config.data.pair_twins=False"
         )
     size, pairs = 1 + config.data.negatives_per_pair, count_pairs(config)

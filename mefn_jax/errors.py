@@ -14,7 +14,7 @@ class DataError(UserError):
 
 
 class DamagedEntriesError(DataError):
-    """Error because entries of a source cannot be used; the work that is done can be taken up again."""
+    """Error because entries of a source cannot be used; the same command later continues with what is converted."""
 
 
 class LockError(UserError):

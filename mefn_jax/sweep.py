@@ -93,7 +93,7 @@ def _train_and_evaluate(plan: Sweep, run: PlannedRun) -> bool:
 
 
 def print_unfinished(plan: Sweep, runs: list[PlannedRun]) -> None:
-    """Prints which runs of other parts have no result yet, and how to perform them."""
+    """Prints which runs of other parts have no result yet."""
     parts = plan.part[1]
     for k in (k for k in range(1, parts + 1) if k != plan.part[0]):
         names = [run.name for run in choose_part(runs, (k, parts)) if not run.report(plan.split).is_file()]

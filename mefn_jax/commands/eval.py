@@ -10,7 +10,7 @@
     python eval.py search    --workdir=DIR --index=INDEX --caption=TEXT           finds its images for a caption
     python eval.py search    --workdir=DIR --index=INDEX --queries=FILE           ... for many captions
     python eval.py search    --workdir=DIR --image=FILE --captions=FILE.txt       finds captions for an image
-    python eval.py serve     --workdir=DIR [--index=INDEX]          a page to try a model on, in a browser
+    python eval.py serve     --workdir=DIR [--index=INDEX]          serves a page to try out a model in a browser
     python eval.py compare   DIR DIR 'runs/*/0' --out=DIR           puts evaluated runs into one table
     python eval.py ensemble  DIR DIR --out=DIR                      evaluates the mean of several runs' scores
     python eval.py zero_shot --config=FILE.py:model=clip,...        evaluates a pretrained CLIP or SigLIP

@@ -1,8 +1,8 @@
 """Converts the shards of a source to parts of a data set, in one process or in several, and joins the parts.
 
 A part is a folder with the array_record files of one shard, the ids and captions of its images, and `part.json`, which
-says what it was made from. It gets its name when it is complete, so that a conversion that was killed goes on with the
-shards that have no part yet, and ends with the same files. No more than some images are in memory at a time.
+says what it was made from. It gets its final name when it is complete, so a conversion that was killed continues with
+the shards that have no part yet, and ends with the same files. Only a few images are in memory at a time.
 """
 
 import concurrent.futures
@@ -77,7 +77,7 @@ class Part:
 def convert_shards(
     shards: list[Shard], folder: Path, limit: int, workers: int, skips: bool, advance: Callable[[int], object]
 ) -> list[Part]:
-    """Converts shards to parts in `folder`, but those that have one, and returns all parts in order.
+    """Converts the shards that have no part in `folder` yet, and returns the parts of all shards in order.
 
     `limit` is the number of captions that are kept of an image, 0: all; `workers` the number of processes, 1: this one.
     `advance` is called with the numbers of images that are done. Raises DamagedEntriesError for an entry that cannot be
@@ -178,7 +178,7 @@ def _entries_file(folder: Path, split: str) -> Path:
 
 
 def _describe_shard(shard: Shard, limit: int) -> str:
-    """Returns a text that differs for a shard of other content, and for another conversion."""
+    """Returns a text that changes with the content of the shard and with how it is converted."""
     text = json.dumps([CONVERSION, shard.name, shard.split, shard.identity, limit])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

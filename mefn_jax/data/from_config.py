@@ -14,13 +14,13 @@ from mefn_jax.errors import ConfigError
 def open_dataset(config) -> Dataset | MixedDataset:
     """Opens the data set of a configuration: `data.dir`, a mixture if it names one, or the drawn scenes if it is empty.
 
-    Raises ConfigError if it is no mixture that can be read, and with cached text or hard negatives, which belong to one
-    data set."""
+    Raises ConfigError for a malformed mixture, and for a mixture with cached text or hard negatives, which belong to
+    one data set."""
     d = config.data
     mixture = parse_mixture(d.dir)
     if len(mixture) > 1:
         if d.cached_text:
-            raise ConfigError("data.cached_text belongs to one data set; leave it empty, or data.dir without a mixture")
+            raise ConfigError("data.cached_text belongs to one data set; leave it empty, or give data.dir one data set")
         if d.negatives:
             raise ConfigError("data.negatives does not go with a mixture: mine from one data set and train on it alone")
         return MixedDataset(mixture, d.skip_undecodable, d.held_out_images)

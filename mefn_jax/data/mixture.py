@@ -20,7 +20,7 @@ WEIGHT = r"(?P<path>.+):(?P<weight>[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})"
 
 def parse_mixture(text: str) -> list[tuple[str, Fraction]]:
     """Returns the directories of `data.dir` and their shares, which sum to 1: of `A:0.7,B:0.3` A has 7/10 and B 3/10.
-    A path without weights, or that exists as it is, has the whole.
+    A path without a weight, or one that exists as written, is a single data set with share 1.
 
     Raises ConfigError if some directories of a list have no weight, a weight is 0, a directory occurs twice, or a share
     is too small.

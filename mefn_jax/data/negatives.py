@@ -92,8 +92,8 @@ def is_negatives(path: Path) -> bool:
 
 
 def read_negatives(path: str, split: Split) -> HardNegatives:
-    """Reads the hard negatives of a split. Raises ConfigError for a URL, DataError if the file cannot be read, is of
-    other images or captions, or names as a negative what is none."""
+    """Reads the hard negatives of a split. Raises ConfigError for a URL, DataError if the file cannot be read,
+    belongs to other images or captions, or names a caption that is no negative."""
     require_local("data.negatives", path)
     subject = f"data.negatives={path}"
     try:
@@ -145,8 +145,9 @@ def arrange_groups(negatives: HardNegatives, size: int, rng: np.random.Generator
     """Returns all C captions in an order in which groups of `size` stand together: a caption and the hardest of its
     negatives that are free, any two of which are negatives of each other; int64 `(C,)`.
 
-    Captions are visited in a random order, so that others find their negatives taken each time; these share a group
-    with captions that are as they are. Groups come in a random order, after `lead` captions without a group.
+    Captions are visited in a random order. Those that find too few free negatives form groups with one another; which
+    these are differs each time. Groups come in a random order, after `lead` captions without a group. The order is a
+    pure function of the arguments.
     """
     groups, partial = _form_groups(negatives, size, rng.permutation(len(negatives.texts)).tolist())
     head = _take_captions(partial, groups, lead)

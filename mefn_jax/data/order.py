@@ -63,8 +63,8 @@ class ShuffledCaptions:
 
 
 class GroupedCaptions(ShuffledCaptions):
-    """Endless sequence of captions in which each stands beside hard negatives of its own: in every epoch all captions,
-    in other groups of `size` (`negatives.arrange_groups`). Groups begin at multiples of their size, over all epochs, so
+    """Endless sequence of captions in groups of `size`, each a caption with its hard negatives: every epoch has all
+    captions, in other groups (`negatives.arrange_groups`). Groups begin at multiples of their size, over all epochs, so
     that batches hold whole groups."""
 
     def __init__(self, negatives: HardNegatives, size: int, seed: int):

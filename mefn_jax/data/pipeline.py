@@ -168,7 +168,7 @@ def order_captions(split: Split, seed: int, pair_twins: bool):
     if isinstance(split, MixedSplit):
         if pair_twins:
             raise ConfigError(
-                "data.pair_twins does not go with a mixture: its scenes have twins by position; set False"
+                "data.pair_twins does not go with a mixture of data sets; set --config.data.pair_twins=False"
             )
         return MixedCaptions(split.captions_of_parts, split.shares, seed)
     return shuffle_twin_pairs(split, seed) if pair_twins else ShuffledCaptions(make_singles(split.num_captions), seed)

@@ -121,7 +121,7 @@ def _describe_parts(parts: list[conversion.Part], limit: int) -> list[str]:
 def _staging_directory(out: Path):
     """Yields a directory next to `out` that is locked while it is used and removed at the end.
 
-    A directory of a killed run, on which no process holds a lock, is taken up with what is in it; further ones are
+    A directory of a killed run, on which no process holds a lock, is used again with its content; further ones are
     removed. It stays after an interruption, and after an error that the next run can go on from.
     """
     prefix, removed = f".{out.name}.incomplete-", f".{out.name}.removed-"
@@ -223,11 +223,11 @@ def define_flags() -> None:
     flags.DEFINE_integer("vocab_size", tokenizer.VOCAB_SIZE, "Largest number of wordpieces.", lower_bound=100)
     flags.DEFINE_bool("lower_case", True, "Train the tokenizer on lower case (config: text.lower_case).")
     flags.DEFINE_enum("punctuation", "keep", ("keep", "drop"), "Punctuation for the tokenizer (text.punctuation).")
-    define_count_flag("workers", 1, "Processes that convert.")
-    flags.DEFINE_bool("skip_damaged", False, "Leave out (count, and list) entries that cannot be used.")
-    flags.DEFINE_list("caption_columns", [], "parquet, webdataset, imagefolder: columns of captions; default: found.")
-    flags.DEFINE_string("image_column", "", "parquet, webdataset, imagefolder: column of the image; default: found.")
-    flags.DEFINE_string("id_column", "", "parquet: column of the image's id, or row for its number; default: found.")
+    define_count_flag("workers", 1, "Number of processes that convert.")
+    flags.DEFINE_bool("skip_damaged", False, "Leave out entries that cannot be used; they are counted and listed.")
+    flags.DEFINE_list("caption_columns", [], "parquet, webdataset, imagefolder: caption columns; default: detected.")
+    flags.DEFINE_string("image_column", "", "parquet, webdataset, imagefolder: image column; default: detected.")
+    flags.DEFINE_string("id_column", "", "parquet: column of the image's id; row: number the rows; default: detected.")
     flags.DEFINE_list("scenes", ["4000", "500", "500"], "shapes: scenes in train, val, test.")
     flags.DEFINE_integer("scene_seed", 0, "shapes: seed of the scenes.")
 

@@ -1,4 +1,4 @@
-"""Reads a model that `mefn_jax.export` wrote: a folder of data, none of which is ever run (docs/export.md).
+"""Reads a model that `mefn_jax.export` wrote: a folder of data, none of which is ever executed (docs/export.md).
 
 `config.json` has what a checkpoint stores besides its state, `model.safetensors` the parameters and constants by their
 paths, `tokenizer.json` the tokenizer. Nothing else in the folder is read. The folder may come from anyone: sizes are
@@ -110,7 +110,7 @@ def read_metadata(directory) -> dict:
         raise CheckpointError(f"{e}; {COPY_AGAIN}") from None
     if not isinstance(metadata, dict) or metadata.get("library_name") != LIBRARY:
         raise CheckpointError(
-            f"{path}: is of no exported model; give the --workdir of a training run, or a folder that "
+            f"{path}: does not belong to an exported model; give the --workdir of a training run, or a folder that "
             "python -m mefn_jax.export wrote"
         )
     metadata = EXPORT_FORMAT.upgrade(metadata, path)
@@ -154,7 +154,7 @@ def _check_keys(path: Path, values: dict, types: dict, prefix: str = "") -> None
 
 def build_exported(directory: Path, options: dict):
     """Builds the model of a folder, whose configuration is `options`: `(config, tokenizer, model, shapes)`, the shapes
-    of its variables. Raises CheckpointError if a value cannot be, before anything is allocated."""
+    of its variables. Raises CheckpointError for an impossible value, before anything is allocated."""
     path = directory / CONFIG_FILE
     _check_sections(path, options)
     try:
@@ -188,7 +188,7 @@ def _check_sections(path: Path, options: dict) -> None:
 
 def _check_depths(path: Path, config, tensors: int) -> None:
     """Raises CheckpointError for a number of layers above that of the tensors, and for other sizes that no model has:
-    to build it would take without end."""
+    building such a model would not end."""
     towers = (f"image.{config.image.arch}.", f"text.{config.text.arch}.", "matcher.")
     for key, value in flatten(config.to_dict()).items():
         is_depth = key.startswith(towers) and key.endswith((".layers", ".depths", ".steps"))

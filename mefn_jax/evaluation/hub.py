@@ -11,8 +11,8 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def is_hub_name(workdir) -> bool:
-    """Returns whether a text names a model on the hub: OWNER/NAME, where this machine has no directory OWNER, in which
-    NAME lies, or is missing by mistake. A `Path` is always a path."""
+    """Returns whether a text names a model on the hub: OWNER/NAME, unless there is a directory OWNER here: then NAME is
+    a path in it, perhaps one that is missing by mistake. A `Path` is always a path."""
     if not isinstance(workdir, str) or not HUB_NAME.fullmatch(workdir):
         return False
     try:

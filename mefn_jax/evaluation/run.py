@@ -55,7 +55,7 @@ class TrainedRun:
 
     @property
     def results_directory(self) -> epath.Path:
-        """Returns the directory below which a command writes what it finds: the workdir or the folder itself, but
+        """Returns the directory below which a command writes its results: the workdir or the folder itself, but
         `runs/OWNER/NAME` here for a model on the hub, whose folder is a cache."""
         return epath.Path("runs") / self.workdir if is_hub_name(self.workdir) else self.directory
 

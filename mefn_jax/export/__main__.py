@@ -58,7 +58,7 @@ def define_flags() -> None:
     define_path_flag("out", None, "Folder of the exported model; an earlier export there is replaced.", required=True)
     flags.DEFINE_string("license", UNKNOWN_LICENSE, "License of the model, for its card: apache-2.0, cc-by-4.0, ...")
     flags.DEFINE_string("push", "", "Upload the folder to the Hugging Face hub as OWNER/NAME, too.")
-    flags.DEFINE_bool("private", False, "With --push: a repository that is new is private.")
+    flags.DEFINE_bool("private", False, "With --push: if the repository is new, make it private.")
     flags.DEFINE_bool("stablehlo", False, "Add the encoders and the scores of a tile as programs that need JAX alone.")
     define_count_flag(
         "regions", DEFAULT_NUM_REGIONS, "With --stablehlo: precomputed regions of an image, for a model of these."

@@ -31,8 +31,8 @@ STABLEHLO_FILES = (PROGRAMS_FILE, *(f"{name}.stablehlo" for name in PROGRAM_PART
 def export_programs(evaluator: Evaluator, variables: dict, regions: int) -> dict[str, bytes]:
     """Returns the programs of a model, and their description, as `{file name: content}`.
 
-    `regions` is the number of precomputed regions of an image, for a model that takes them. Raises ConfigError if the
-    package is missing that JAX needs to write programs.
+    `regions` is the number of precomputed regions of an image, for a model that takes them. Raises ConfigError if
+    flatbuffers is missing, which JAX needs to write programs.
     """
     check_flatbuffers()
     named, files, description = name_variables(variables), {}, {}
@@ -57,7 +57,7 @@ def export_programs(evaluator: Evaluator, variables: dict, regions: int) -> dict
 
 
 def check_flatbuffers() -> None:
-    """Raises ConfigError if the package is missing that JAX needs to write programs."""
+    """Raises ConfigError if flatbuffers is missing, which JAX needs to write programs."""
     try:
         import flatbuffers  # noqa: F401
     except ImportError:

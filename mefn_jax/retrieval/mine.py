@@ -4,9 +4,9 @@
     python train.py --config=FILE.py --config.data.negatives=FILE.safetensors ...
 
 The images nearest to each caption by embedding are candidates, and the matcher scores these, as in reranking. Of the
-best images that are not the caption's own, each gives one caption: the one that the own image scores highest. A caption
-of the same image is never taken, nor one whose text a caption of the own image has, nor one of an image that has a
-caption with the own text. The file follows from the checkpoint and the split alone. C captions, K negatives.
+best other images, each gives one negative: its caption that scores highest with the first caption's image. Two captions
+are never negatives of each other if they have the same image, or if one is also a caption of the other's image.
+The file depends on the checkpoint and the split alone. C captions, K negatives.
 """
 
 import itertools
@@ -135,8 +135,8 @@ class _ScoreLookup:
 
 
 def _choose_captions(negatives: HardNegatives, lookup: _ScoreLookup, rows: np.ndarray, images: np.ndarray):
-    """Returns for captions `rows` and an image each the caption of that image that is a negative and that the own image
-    scores highest, int64; -1 where the image has none."""
+    """Returns, for each caption of `rows` and its image in `images`, the negative among the captions of that image that
+    scores highest with the caption's own image, int64; -1 where there is none."""
     first = np.searchsorted(negatives.caption_image, images, "left")
     last = np.searchsorted(negatives.caption_image, images, "right")
     best, chosen = np.full(len(rows), -np.inf, np.float32), np.full(len(rows), -1)

@@ -66,7 +66,7 @@ def search_images(
 
 def search_queries(run: TrainedRun, index: str, queries: str, top_k: int = 10, rerank: str = "", out: str = "") -> None:
     """Writes the `top_k` images of an index for each caption of the file `queries` (`read_queries`) as JSON lines, into
-    the file `out`, or without one to standard output; all that is printed besides goes then to standard error.
+    the file `out`, or without one to standard output, with all other messages on standard error.
 
     Raises as `search_images` does, naming file and line, and DataError for a malformed file.
     """

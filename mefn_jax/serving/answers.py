@@ -1,4 +1,4 @@
-"""What the page is told: models, results and explanations as values of JSON."""
+"""Converts models, results and explanations to JSON values for the page."""
 
 import numpy as np
 

@@ -1,8 +1,8 @@
-"""The server: takes connections within limits, keeps their time, and writes the log.
+"""The server: accepts connections within limits, ends slow ones, and writes the log.
 
-The standard library's: it needs no package, a thread for each of a few connections is no burden, and the time limit
-covers all of a request, which uvicorn cannot do for the lines before the body. A request can only name an address of a
-fixed table (`page_api.py`), never a file.
+It is the standard library's, which needs no package: a thread for each of a few connections is no burden, and the time
+limit covers all of a request, which uvicorn cannot do for the lines before the body. A request can only name an address
+of a fixed table (`page_api.py`), never a file.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ class PageServer(http.server.ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request, client_address):
-        """Notes an error of a connection in one line; a client that goes away is none."""
+        """Notes an error of a connection in one line; a client that disconnects is no error."""
         error = sys.exception()
         if not isinstance(error, OSError | ClientGoneError):
             self.note("500", client_address[0], reason(error))

@@ -6,7 +6,7 @@ import time
 
 MAX_CAPTION = 1000  # characters of a caption
 MAX_JSON_BYTES = 1 << 14  # of a body that is JSON
-MAX_IMAGE_BYTES = 20 << 20  # of an image file; images have the limit of pixels of data/images.py besides
+MAX_IMAGE_BYTES = 20 << 20  # of an image file; data/images.py limits its pixels as well
 MAX_RESULTS = 100  # of one query
 MAX_CONNECTIONS = 128  # open at once
 MAX_QUEUED = 64  # queries that wait for the model

@@ -1,4 +1,4 @@
-"""What the page asks for: a fixed table of addresses. No address names a file."""
+"""Answers requests for a fixed table of addresses, those that the page uses. No address names a file."""
 
 import secrets
 import threading

@@ -1,6 +1,6 @@
 """Queries of the page: their values are checked, they wait for the worker, and their answers are lines of JSON.
 
-The last line is the result or `{"error": text}`. If it takes long, lines before it tell the progress: `{"waiting": n}`,
+The last line is the result or `{"error": text}`. If it takes long, earlier lines report the progress: `{"waiting": n}`,
 the number of queries that wait, or `{"done": k, "of": n}`.
 """
 
@@ -16,7 +16,7 @@ from mefn_jax.serving.messages import ClientGoneError, PageRequest, RequestError
 from mefn_jax.serving.served_model import ServedModel
 from mefn_jax.serving.worker import BusyError, CancelledError, Job, Worker
 
-STREAM_SECONDS, LOOK_SECONDS = 0.5, 0.05  # after which progress is told; between looks at the client
+STREAM_SECONDS, LOOK_SECONDS = 0.5, 0.05  # until progress is reported; between checks of the client
 DEFAULT_RESULTS = 20
 
 

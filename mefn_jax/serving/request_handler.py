@@ -40,7 +40,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
             self.send_error(e.status, str(e))
         except (OSError, ClientGoneError):
             raise  # the connection ends
-        except Exception as e:  # a mistake in the code is no reason to end
+        except Exception as e:  # an error in the code must not end the server
             self.send_error(500, f"internal error ({reason(e)})")
 
     def _read_request(self, held: contextlib.ExitStack) -> PageRequest:
@@ -61,7 +61,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(length) if length else b""
         if len(body) < length:
             self.close_connection = True
-            raise RequestError(408, "the body did not come to its end in time")
+            raise RequestError(408, "the body did not arrive in time")
         kind = self.headers.get_content_type() if "Content-Type" in self.headers else ""
         return PageRequest(self.command, parts.path, query, body, kind, self._is_gone)
 

@@ -89,22 +89,22 @@ def check_host(host: str) -> None:
 
 
 def open_server(host: str, port: int) -> PageServer:
-    """Returns a server that holds a port. Raises ConfigError if the port or the address cannot be had."""
+    """Returns a server that holds a port. Raises ConfigError if the port or the address cannot be used."""
     try:
         return PageServer(host, port)
     except OSError as e:
-        raise ConfigError(f"--port={port}: cannot be had at {host} ({e.strerror}); choose another port") from None
+        raise ConfigError(f"--port={port}: cannot be used at {host} ({e.strerror}); choose another port") from None
 
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    define_path_flag("workdir", "runs/shapes", "Directory of the training run; two, separated by a comma: A,B.")
+    define_path_flag("workdir", "runs/shapes", "Training run or exported model; or two, separated by a comma: A,B.")
     define_checkpoint_flags()
     define_path_flag("index", None, "Directory of an index, one for each run; default: the images of --split.")
     define_path_flag("captions", "", "A text file of captions, ranked for an image; default: those of --split.")
     define_gallery_flags(with_folds=False)
-    flags.DEFINE_integer("port", 8000, "Port to listen at; 0 takes a free one.", lower_bound=0, upper_bound=65535)
-    flags.DEFINE_string("host", "127.0.0.1", "Address to listen at: this machine alone, unless told otherwise.")
+    flags.DEFINE_integer("port", 8000, "Port to listen on; 0 takes a free one.", lower_bound=0, upper_bound=65535)
+    flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; by default, only this machine can connect.")
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ class ServedModel:
     searcher: Searcher
 
     def describe_explanations(self) -> str:
-        """Returns what of a pair can be shown: "entropies", "attention" or "scores" alone."""
+        """Returns what can be shown of a pair: "entropies", "attention" or "scores" alone."""
         model = self.evaluator.model
         return "entropies" if model.has_entropies else "attention" if model.has_attention else "scores"
 

@@ -12,7 +12,7 @@ from mefn_jax.serving.limits import MAX_QUEUED
 
 
 class BusyError(Exception):
-    """Error because as many queries wait as may wait."""
+    """Error because the queue of waiting queries is full."""
 
 
 class CancelledError(Exception):

@@ -56,7 +56,7 @@ class Source:
         if problems := compare_leaves(own, leaves):
             raise CheckpointError(
                 f"train.init_from={self.name}: its parameters are not those of this configuration: "
-                f"{list_problems(problems)}; give the configuration of that run, or name what begins anew with "
+                f"{list_problems(problems)}; give the configuration of that run, or name what is drawn anew with "
                 "train.init_new, such as --config.train.init_new='^(loss|matcher)/'"
             )
 

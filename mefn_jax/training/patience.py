@@ -25,7 +25,7 @@ class BestRecord:
     since: int = 0
 
     def add(self, step: int, rsum: float) -> "BestRecord":
-        """Returns the record after one more evaluation. An rSum that is only equal is no better one."""
+        """Returns the record after one more evaluation. An equal rSum is not better."""
         if self.rsum is None or rsum > self.rsum:
             return BestRecord(rsum, step)
         return dataclasses.replace(self, since=self.since + 1)

@@ -276,7 +276,7 @@ def initial_state(
     """Returns the initial state: the random variables of `make_state(mesh)`, the pretrained towers in their places, and
     what begins as a function of the training data (`training/cca_init.py`): projections with train.init=cca, the hub
     vectors, and the constants of a matcher that has some. With a `source`, its variables are in their places instead,
-    and only those that are new begin so."""
+    and only those that are new begin in the way above."""
     mesh = evaluator.mesh
     train_state = make_state(mesh)
     variables = shard_params(mesh, insert_pretrained(train_state.variables, towers))
@@ -351,13 +351,13 @@ def check_same_data(saved: dict | None, digests: dict, data_dir: str, workdir) -
 
 
 def check_same_negatives(saved_meta: dict, data: Datasets, workdir) -> None:
-    """Raises CheckpointError if a run resumes with the same file of hard negatives, which has another content now. To
-    go on with another file is a change of an option, which is listed."""
+    """Raises CheckpointError if a run resumes with a file of hard negatives whose content has changed. Resuming with
+    another file is a change of an option, which is listed."""
     path, saved = data.config.data.negatives, saved_meta["negatives"]
     if saved and path == saved_meta["config"]["data"]["negatives"] and saved != data.negatives:
         raise CheckpointError(
             f"{workdir} holds a run with another content of data.negatives={path}; restore the file, or give the new "
-            "one another name"
+            "file another name"
         )
 
 

@@ -44,7 +44,7 @@ def check_trackers(config: ConfigDict) -> list[str]:
         if spec is None or spec.origin is None:  # a folder `wandb`, which W&B writes, is no package
             raise ConfigError(f"log.to={config.log.to}: the package {name} is missing; pip install {name}")
     if len(set(names)) < len(names):
-        raise ConfigError(f"log.to={config.log.to} names one twice")
+        raise ConfigError(f"log.to={config.log.to} names one twice; give each tracker once")
     if names and not config.log.project:
         raise ConfigError("log.project is empty; give a name, under which the trackers group the runs")
     return names

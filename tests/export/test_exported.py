@@ -56,8 +56,8 @@ CONFIG = ("checkpoint", "config")
 CHANGES = {
     "future": (lambda f: edit(f, "format", 99), "config.json: has format 99, written by a newer version"),
     "format_text": (lambda f: edit(f, "format", "1"), "expected an object whose 'format' is a number"),
-    "other_library": (lambda f: edit(f, "library_name", "transformers"), "config.json: is of no exported model"),
-    "list": (lambda f: (f / "config.json").write_text("[]"), "config.json: is of no exported model"),
+    "other_library": (lambda f: edit(f, "library_name", "transformers"), "config.json: does not belong to an"),
+    "list": (lambda f: (f / "config.json").write_text("[]"), "config.json: does not belong to an exported model"),
     "no_json": (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
     "deep": (lambda f: (f / "config.json").write_text("[" * 10**5), "config.json: not JSON that can be read"),
     "not_utf8": (lambda f: (f / "config.json").write_bytes(b"\xff{}"), "config.json: cannot be read"),

@@ -188,7 +188,7 @@ def test_serve_refuses_what_it_cannot_serve(words, message, command):
 
 def test_serve_names_port_that_is_taken(server, command, trained):
     error = refusal(command, "eval.py", "serve", f"--workdir={trained[0]}", f"--port={server.port}")
-    assert f"--port={server.port}: cannot be had" in error
+    assert f"--port={server.port}: cannot be used" in error
 
 
 @pytest.mark.slow

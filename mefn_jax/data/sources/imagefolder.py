@@ -42,7 +42,7 @@ def read(path, _, columns: Columns) -> tuple[list[Shard], list[str]]:
     splits, faults = {name: list(entries.values()) for name, entries in gathered.splits.items()}, gathered.faults
     shards = list_image_shards(str(path), splits, faults, checks_images=True)
     if not shards and faults:
-        raise DataError(f"{faults[0]}; there is no image without such a fault")
+        raise DataError(f"{faults[0]}; no image is without a fault")
     if not shards:
         raise DataError(f"{path}: no rows of images in {' or '.join(METADATA_FILES)}")
     return shards, notes

@@ -1,7 +1,7 @@
 """Reader of tars of samples as WebDataset and img2dataset write them: `KEY.jpg` with `KEY.txt` or `KEY.json`.
 
-A tar is read once from its beginning to its end, compressed or not. Its members are data only: no file is ever made
-that has a name of theirs (docs/data.md, WebDataset).
+A tar is read once from its beginning to its end, compressed or not. Its members are only read: no file is ever created
+under the name of one (docs/data.md, WebDataset).
 """
 
 import functools

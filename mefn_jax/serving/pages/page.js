@@ -21,7 +21,7 @@ function writeState(state, replace = false) {
   history[replace ? "replaceState" : "pushState"](null, "", hash);
 }
 
-// Goes to a state; with an explained pair, that is then in view.
+// Goes to a state, and scrolls to its explained pair if there is one.
 async function go(state) {
   writeState(state);
   await update();
@@ -61,7 +61,7 @@ async function update() {
 function describeAnswers(state, seconds) {
   const notes = [...document.querySelectorAll("section.model")].flatMap((section) => JSON.parse(section.dataset.notes ?? "[]"));
   const counts = modelsOf(state).map((model) => (state.by ? `${setup.models[model].lines} captions` : `${setup.models[model].images} images, ${section(model).dataset.scored} scored by the matcher`));
-  const link = file && state.by ? " A link cannot hold the image that you gave." : "";
+  const link = file && state.by ? " A link does not contain the image that you gave." : "";
   return `${[...new Set(notes), ...new Set(counts)].join(" ")}, best first, in ${seconds.toFixed(2)} s.${link}`;
 }
 
@@ -129,7 +129,7 @@ function mark(state) {
 async function explain(state, model, signal) {
   const element = section(model).querySelector(".pair"), about = setup.models[model];
   if (about.explains === "scores") {
-    element.replaceChildren(make("p", {}, "This model compares one vector of the image with one of the caption: there is nothing between them to show."));
+    element.replaceChildren(make("p", {}, "This model compares one vector of the image with one of the caption, so it has no attention or weights to show."));
     return;
   }
   const key = JSON.stringify([state.caption, state.image, fileUri]);
@@ -147,7 +147,7 @@ async function explain(state, model, signal) {
 
 function takeFile(given) {
   if (!given) return;
-  if (given.size > setup.limits.image) return say(`The image has ${given.size} bytes; at most ${setup.limits.image} are read.`, true);
+  if (given.size > setup.limits.image) return say(`The image has ${given.size} bytes; at most ${setup.limits.image} are accepted; choose a smaller file.`, true);
   URL.revokeObjectURL(fileUri);
   file = given;
   fileUri = URL.createObjectURL(given);

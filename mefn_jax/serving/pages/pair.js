@@ -59,10 +59,10 @@ function describe(pair, word, region) {
   }
   if (region !== undefined) {
     const weight = pair.region_weights ? ` (weight ${pair.region_weights[region].toFixed(2)})` : "";
-    return `region ${region + 1}${weight} has the attention of ${list(pair.attention[region], (k) => `“${pair.words[k]}”`)}`;
+    return `region ${region + 1}${weight} gets attention from ${list(pair.attention[region], (k) => `“${pair.words[k]}”`)}`;
   }
   const brightness = pair.region_weights ? " The brightness shows the regions' weights." : "";
-  return `Point at a word to see its regions, at a region to see its words; click to hold it.${brightness}`;
+  return `Point at a word to see its regions, or at a region to see its words; click to keep it selected.${brightness}`;
 }
 
 function makeWords(pair, point, pin) {

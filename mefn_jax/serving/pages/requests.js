@@ -43,6 +43,6 @@ export async function query(path, values, image, progress, signal) {
 function describeProgress(line, progress) {
   if (line.length > 60) return; // a result
   const state = JSON.parse(line);
-  if ("waiting" in state) progress(`waiting; ${state.waiting} queries are before this one or behind it`);
+  if ("waiting" in state) progress(`waiting; ${state.waiting} in the queue`);
   else if ("of" in state) progress(`${Math.round((100 * state.done) / state.of)} %`);
 }
