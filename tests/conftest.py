@@ -38,6 +38,15 @@ def cache(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compile_once(cache):
+    """Keeps the programs that the tests compile, for all workers."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(cache / "compiled-here"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 @pytest.fixture(scope="session")
 def once(cache):
     """`once(name, make)` returns the folder `name` of the cache; the first worker that asks for it calls `make(it)`."""

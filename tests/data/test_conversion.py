@@ -119,8 +119,12 @@ def test_prepare_converts_changed_shards_again(formats, tmp_path, monkeypatch):
     """What a killed run has converted counts only while its shard, and what is kept of it, is the same."""
     shard, limit = tmp_path / "a.parquet", 1
     shard.write_bytes((formats[0]["parquet"] / "train-00000-of-00002.parquet").read_bytes())
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(conversion, "join_parts", lambda *a: os.kill(os.getpid(), signal.SIGINT) or time.sleep(9))
+        patch.setattr(conversion, "join_parts", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepare("parquet", tmp_path, tmp_path / "out" / "a", captions_per_image=limit, **PREPARE_OPTIONS)
     assert len(list((tmp_path / "out").glob(".a.incomplete-*/parts/000000"))) == 1

@@ -99,16 +99,18 @@ def stopped(start_training, tmp_path_factory):
 
 
 # The test below resumes a run of two processes as one, too.
-@pytest.mark.parametrize("processes", [2, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 4))])
+@pytest.mark.parametrize(
+    ("processes", "mesh"),
+    [(2, ""), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((1, ""), (2, "1x2"), (4, "2x2")))],
+)
 def test_sigterm_saves_one_step_and_any_number_of_processes_resumes(
-    processes, stopped, unbroken, start_training, tmp_path
+    processes, mesh, stopped, unbroken, start_training, tmp_path
 ):
     workdir = tmp_path / "run"
     shutil.copytree(stopped, workdir)
     (step,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
-    mesh = {1: (), 2: ("data=1", "fsdp=2"), 4: ("data=2", "fsdp=2")}[processes]
-    flags = [f"--config.mesh.{axis}" for axis in mesh]
-    outputs = finish(start_training(workdir, processes, STEPS, *flags, devices=2 if processes == 1 else 1))
+    flags = [f"--config.mesh.{axis}={n}" for axis, n in zip(("data", "fsdp"), mesh.split("x"), strict=False) if mesh]
+    outputs = finish(start_training(workdir, processes, STEPS, *flags, devices=1 if mesh else 2))
     assert f"resuming after {step}" in outputs[0]
     values, expected = logged(workdir, "loss"), logged(unbroken, "loss")
     assert values.keys() >= expected.keys()

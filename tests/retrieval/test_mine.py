@@ -197,6 +197,7 @@ def config_with(path, **data):
     return config
 
 
+@pytest.mark.slow  # what a batch holds follows from its position, which the tests above and below show
 def test_run_with_negatives_resumes_to_the_bit_and_not_with_another_content(mined, tmp_path, capsys):
     path = tmp_path / "hard.safetensors"
     shutil.copy(mined, path)
@@ -264,7 +265,7 @@ def test_file_of_other_data_or_with_wrong_negatives_is_refused(mined, tmp_path):
 
 
 def test_options_that_do_not_fit_negatives_are_refused():
-    with pytest.raises(ConfigError, match=r"add --config\.data\.pair_twins=False"):
+    with pytest.raises(ConfigError, match=r"set --config\.data\.pair_twins=False"):
         check_config(config_with("x", pair_twins=True), {})
     with pytest.raises(ConfigError, match="groups of 5 pairs do not divide the 16 pairs of a batch"):
         check_config(config_with("x", negatives_per_pair=4), {})
