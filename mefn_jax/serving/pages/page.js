@@ -89,7 +89,7 @@ async function findImages(state, model, signal) {
   const results = answer.results.map(({ position, name, score }, k) => make("li", {}, make("button", {
     type: "button", class: "result", "data-position": position, onclick: () => go({ caption: state.caption, model, image: position }),
   }, photo(model, position), make("span", { class: "rank" }, `${k + 1}.`), ` ${score.toFixed(4)} `, make("span", { class: "file" }, name))));
-  fill(model, `images for “${state.caption}”`, answer, make("ol", { class: "found" }, ...results));
+  fill(model, `Images for “${state.caption}”`, answer, make("ol", { class: "found" }, ...results));
 }
 
 async function findCaptions(state, model, signal) {
@@ -99,7 +99,7 @@ async function findCaptions(state, model, signal) {
     type: "button", class: "result line", "data-position": position, onclick: () => go({ ...state, caption: name, word: undefined, region: undefined }),
   }, make("span", { class: "rank" }, `${k + 1}.`), ` ${score.toFixed(4)} `, make("span", { class: "text" }, name))));
   const image = file ? make("img", { src: fileUri, alt: "the image that you gave", class: "given" }) : photo(model, state.image);
-  fill(model, "captions for this image", answer, make("div", { class: "asked" }, image), make("ol", { class: "lines" }, ...results));
+  fill(model, "Captions for this image", answer, make("div", { class: "asked" }, image), make("ol", { class: "lines" }, ...results));
 }
 
 function fill(model, title, answer, ...content) {
