@@ -254,6 +254,9 @@ def main() -> None:
     parser.add_argument("--certified", action="store_true", help="measure the certificate of the first ten results")
     parser.add_argument("--growth", action="store_true", help="measure what doubling each quantity costs")
     options = parser.parse_args()
+    systems = SYSTEMS | {"mate": ("mate", MATE)}
+    if unknown := set(options.models.split(",")) - systems.keys():
+        parser.error(f"--models={','.join(sorted(unknown))}: give some of {', '.join(systems)}")
     if options.growth:
         first_size = map(int, options.sizes.split(",")[0].split("x"))
         print(json.dumps(measure_growth(*first_size, options.regions, options.width)))
@@ -270,7 +273,7 @@ def main() -> None:
         print(f"{size}: {texts.mask.sum(1).mean():.1f} words, {options.regions} regions, D = {options.width}")
         print(f"  {'gemm':10} {times['gemm']:8.2f} s", flush=True)
         for name in options.models.split(","):
-            system, matcher_options = (SYSTEMS | {"mate": ("mate", MATE)})[name]
+            system, matcher_options = systems[name]
             matcher = make_matcher(system, **matcher_options)
             times[name], first_tile = time_matcher(matcher, images, texts)
             ratio = times[name] / times["gemm"]
