@@ -86,7 +86,7 @@ def write_negatives(path: epath.Path, negatives: HardNegatives, scores: np.ndarr
 
 
 def is_negatives(path: Path) -> bool:
-    """Returns whether a file is one of hard negatives."""
+    """Returns whether a file holds hard negatives (as `write_negatives` writes them)."""
     with safe_open(path, "numpy") as file:
         return METADATA_KEY in (file.metadata() or {})
 

@@ -327,7 +327,7 @@ def fail(message: str, status: int) -> None:
 
 
 def _name_scripts(text: str) -> str:
-    """Returns a text that names commands as a user of an installed package, who has no `train.py`, types them."""
+    """Replaces commands of a checkout in a text (`python train.py`) by those of an installed package (`mefn-train`)."""
     if is_installed():
         for command, script in SCRIPTS.items():
             text = text.replace(command, script)
