@@ -39,11 +39,11 @@ from mefn_jax.errors import ConfigError, DataError, reason
 from mefn_jax.evaluation.run import TrainedRun
 from mefn_jax.model import build_image_encoder, build_text_encoder, select_part
 from mefn_jax.resolve import resolve
-from mefn_jax.runtime.checkpoint import params_digest, versions
 from mefn_jax.runtime.cli import define_config_flag, define_path_flag, run_command
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.lock import LOCK_FILE, hold_lock
 from mefn_jax.runtime.outputs import check_output_directory
+from mefn_jax.runtime.provenance import params_digest, versions
 from mefn_jax.runtime.sharding import batch_sharding, from_local_rows, make_mesh, replicated, round_up
 from mefn_jax.runtime.storage import SAVE_SECONDS
 

@@ -22,7 +22,7 @@ from mefn_jax.data.dataset import Dataset
 from mefn_jax.data.digests import digest_gallery
 from mefn_jax.errors import ConfigError, UserError
 from mefn_jax.evaluation.results import METRIC_NAMES, write_results
-from mefn_jax.runtime.checkpoint import OPTIONS_OF_6
+from mefn_jax.runtime.checkpoint_format import OPTIONS_OF_6
 from mefn_jax.runtime.lock import hold_lock
 from mefn_jax.sweeps import earlier
 from mefn_jax.sweeps.earlier import RECORD

@@ -21,11 +21,11 @@ from mefn_jax.errors import ConfigError
 from mefn_jax.evaluation.evaluator import load_zero_shot
 from mefn_jax.evaluation.run import define_run_flags, define_split_flag, run_from_flags, split_from_flags
 from mefn_jax.evaluation.table import describe_reading
-from mefn_jax.runtime.checkpoint import versions
 from mefn_jax.runtime.cli import define_config_flag, define_path_flag, define_process_flags
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.multihost import check_on_first_process, initialize
 from mefn_jax.runtime.outputs import check_output_directory
+from mefn_jax.runtime.provenance import versions
 from mefn_jax.runtime.storage import resolve_directory
 
 

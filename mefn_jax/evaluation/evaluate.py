@@ -42,11 +42,11 @@ from mefn_jax.evaluation.run import (
 from mefn_jax.evaluation.table import describe_protocol, print_pointing, print_table
 from mefn_jax.evaluation.transductive import correct_scores, needs_bank, parse_transductive
 from mefn_jax.features import Features
-from mefn_jax.runtime.checkpoint import versions
 from mefn_jax.runtime.cli import define_path_flag, define_process_flags
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.multihost import check_on_first_process, initialize
 from mefn_jax.runtime.outputs import check_output_directory, check_output_file
+from mefn_jax.runtime.provenance import versions
 from mefn_jax.runtime.storage import is_remote
 from mefn_jax.scoring.ranking import list_tiles, rank
 

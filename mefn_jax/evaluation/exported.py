@@ -24,8 +24,9 @@ from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.matching.systems import matcher_options
 from mefn_jax.model import Model, build_model, dummy_inputs
 from mefn_jax.resolve import check_options
-from mefn_jax.runtime.checkpoint import CHECKPOINT_FORMAT, params_digest
+from mefn_jax.runtime.checkpoint_format import CHECKPOINT_FORMAT
 from mefn_jax.runtime.formats import Format
+from mefn_jax.runtime.provenance import params_digest
 from mefn_jax.runtime.sharding import from_full_copy, make_mesh, replicated
 from mefn_jax.runtime.storage import is_remote
 

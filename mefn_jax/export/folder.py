@@ -24,8 +24,8 @@ from mefn_jax.evaluation.exported import (
 )
 from mefn_jax.export.card import CARD_FILE
 from mefn_jax.export.stablehlo import STABLEHLO_FILES
-from mefn_jax.runtime.checkpoint import params_digest
 from mefn_jax.runtime.outputs import check_output_directory
+from mefn_jax.runtime.provenance import params_digest
 from mefn_jax.runtime.storage import is_remote
 
 PREPROCESSOR_FILE = "preprocessor_config.json"

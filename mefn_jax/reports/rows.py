@@ -11,7 +11,7 @@ import numpy as np
 
 from mefn_jax.errors import ConfigError
 from mefn_jax.reports.pages import is_page
-from mefn_jax.runtime.checkpoint import OPTIONS_OF_6
+from mefn_jax.runtime.checkpoint_format import OPTIONS_OF_6
 from mefn_jax.runtime.console import printable
 
 # Characters with which a spreadsheet begins a formula, also in their full-width forms.

@@ -39,9 +39,9 @@ from mefn_jax.retrieval.index_files import (
     read_index,
 )
 from mefn_jax.retrieval.mapped_rows import gather_rows
-from mefn_jax.runtime.checkpoint import params_digest
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.lock import hold_lock
+from mefn_jax.runtime.provenance import params_digest
 from mefn_jax.runtime.sharding import round_up
 from mefn_jax.runtime.storage import SAVE_SECONDS
 

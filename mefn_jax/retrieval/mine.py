@@ -25,11 +25,11 @@ from mefn_jax.errors import ConfigError, DataError, TrainingError
 from mefn_jax.evaluation.evaluate import open_split
 from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.evaluation.run import Gallery, TrainedRun, define_run_flags, run_from_flags
-from mefn_jax.runtime.checkpoint import params_digest
 from mefn_jax.runtime.cli import define_count_flag, define_path_flag, define_process_flags
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.multihost import initialize
 from mefn_jax.runtime.outputs import check_output_file
+from mefn_jax.runtime.provenance import params_digest
 from mefn_jax.scoring.rerank import Candidates
 
 CAPTIONS_AT_ONCE = 16_384  # captions that are encoded and scored at once, which bounds the memory

@@ -3,155 +3,27 @@ are kept. The rSum of a step is recorded in its directory after the checkpoint i
 fails costs no training."""
 
 import contextlib
-import copy
 import functools
 import hashlib
-import importlib.metadata
 import json
 import math
-import subprocess
 import sys
 from logging import CRITICAL, getLogger
-from pathlib import Path
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
 from mefn_jax.errors import CheckpointError, UnreadableCheckpointError, reason
+from mefn_jax.runtime.checkpoint_format import CHECKPOINT_FORMAT
 from mefn_jax.runtime.checksum import compute_checksums, describe_leaves
 from mefn_jax.runtime.console import print0
-from mefn_jax.runtime.formats import Format
 from mefn_jax.runtime.multihost import on_all_processes
 from mefn_jax.runtime.storage import absolute, write_atomic
 
 v1 = ocp.v1
 
-
-def _upgrade_1(meta: dict) -> dict:
-    """Adds what was not stored: checksums, a digest of the data, and the number of training examples seen."""
-    return meta | {"checksum": None, "data": None, "examples": meta["step"] * meta["config"]["train"]["batch_size"]}
-
-
-# Options of towers and LoRA that format 3 added, with what the code did before.
-ADDED_OPTIONS = {
-    "image.vit.registers": 0,
-    "image.vit.antialias": False,
-    "image.vit.rotation_base": 0.0,
-    "image.vit.key_bias": True,
-    "image.vit.gated": False,
-    "image.vit.layer_scale": False,
-    "text.start_token": True,
-    "text.bert.pad_id": -1,
-    "text.bert.distance_buckets": 0,
-    "train.lora.rank": 0,
-    "train.lora.alpha": 16.0,
-    "train.lora.matrices": "attention/(query|value)/kernel$",
-}
-ADDED_SIGLIP = {
-    "width": 768,
-    "layers": 12,
-    "heads": 12,
-    "mlp_width": 3072,
-    "max_positions": 64,
-    "pad_id": 0,
-    "head_width": 0,
-    "dropout": 0.0,
-    "stochastic_depth": 0.0,
-    "activation": "gelu_pytorch_tanh",
-    "eps": 1e-6,
-}
-
-
-def _add_options(meta: dict, options: dict) -> dict:
-    """Returns `meta` with these options (by dotted name) in its configuration."""
-    config = copy.deepcopy(meta["config"])
-    for key, value in options.items():
-        *sections, name = key.split(".")
-        functools.reduce(lambda part, section: part.setdefault(section, {}), sections, config)[name] = value
-    return meta | {"config": config}
-
-
-def _upgrade_2(meta: dict) -> dict:
-    """Adds the options of today's towers and of LoRA."""
-    return _add_options(meta, ADDED_OPTIONS | {f"text.siglip.{k}": v for k, v in ADDED_SIGLIP.items()})
-
-
-def _upgrade_3(meta: dict) -> dict:
-    """Adds options: equal captions were negatives, and MEFN had no evidence; writes "no entropy" as uniform weights."""
-    config, matcher = meta["config"], meta["config"]["matcher"]
-    loss = {"skip_equal_captions": False} | config["loss"]
-    if "init_kappa" in matcher:
-        matcher = matcher | {"init_evidence_weight": 0.0, "init_evidence_lambda": 0.0}
-        if matcher["entropy"] == "none":
-            matcher |= {"entropy": "shannon", "init_kappa": 0.0}
-    return meta | {"config": config | {"matcher": matcher, "loss": loss}}
-
-
-def _upgrade_4(meta: dict) -> dict:
-    """Adds options: an image had one view, and the triplet loss was no part of a sum."""
-    config = meta["config"]
-    added = {"data": {"views": 1} | config["data"], "loss": {"triplet_weight": 1.0} | config["loss"]}
-    return meta | {"config": config | added}
-
-
-# Options that format 6 added, with what the code did before.
-OPTIONS_OF_6 = {
-    "log.to": "",
-    "log.project": "mefn-jax",
-    "train.patience": 0,
-    "data.negatives": "",
-    "data.negatives_per_pair": 1,
-    "train.init_from": "",
-    "train.init_new": "",
-}
-
-
-def _upgrade_5(meta: dict) -> dict:
-    """Adds options of training that did not exist, and what was not stored: the best evaluation and the negatives."""
-    return _add_options(meta, OPTIONS_OF_6) | {"best": None, "negatives": None}
-
-
-UPGRADES = {1: _upgrade_1, 2: _upgrade_2, 3: _upgrade_3, 4: _upgrade_4, 5: _upgrade_5}
-CHECKPOINT_FORMAT = Format(6, CheckpointError, "use it with that version, or train again", UPGRADES)
 GONE = "is gone: a training that goes on removes old checkpoints; run the command again"
-PACKAGES = (
-    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy"),
-    *("pillow", "simplejpeg", "opencv-python-headless"),  # these decode images
-)
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that a result depends on."""
-    return {"python": sys.version.split()[0]} | {p: importlib.metadata.version(p) for p in PACKAGES}
-
-
-def git_commit() -> str:
-    """Returns the commit of the checkout, with "+changes" if files differ from it. Outside a checkout: what the package
-    was installed from, its commit in Git or "release X.Y.Z"; "unknown" for a mere copy of the files."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # git would name a repository around it, such as that of the user's own project
-        return _describe_installation(root)
-
-    def git(*arguments):
-        return subprocess.run(
-            ["git", "-C", root, *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _describe_installation(folder: Path) -> str:
-    """Returns what the package in a folder of installed packages was installed from; "unknown" in another folder."""
-    for distribution in importlib.metadata.distributions(name="mefn-jax", path=[str(folder)]):
-        origin = json.loads(distribution.read_text("direct_url.json") or "{}")  # which pip writes
-        commit = origin.get("vcs_info", {}).get("commit_id", "")
-        return commit[:12] or f"release {distribution.version}"
-    return "unknown"
 
 
 def _is_no_orbax_trace(record) -> bool:
@@ -173,22 +45,6 @@ def silence_orbax() -> None:
             show(unraisable)
 
     sys.unraisablehook = show_others
-
-
-def params_digest(params) -> str:
-    """Returns the SHA-256 of the names and values of parameters (a tree of arrays), which identifies them."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf))
-    return digest.hexdigest()
-
-
-def code_digest() -> str:
-    """Returns a digest of the package's code. The commit does not suffice: checkouts of one commit may have different
-    changes."""
-    package = Path(__file__).resolve().parents[1]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))).hexdigest()[:12]
 
 
 class Checkpoints:

@@ -14,7 +14,7 @@ from mefn_jax.data.from_config import open_dataset
 from mefn_jax.data.mixture import parse_mixture
 from mefn_jax.data.parsing import read_json
 from mefn_jax.errors import ConfigError, DataError
-from mefn_jax.runtime.checkpoint import OPTIONS_OF_6
+from mefn_jax.runtime.checkpoint_format import OPTIONS_OF_6
 from mefn_jax.runtime.storage import write_atomic
 from mefn_jax.sweeps.plan import PlannedRun
 

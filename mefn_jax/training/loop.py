@@ -32,9 +32,10 @@ from mefn_jax.runtime.sharding import from_local_rows, local_rows, make_mesh
 from mefn_jax.runtime.storage import resolve_directory
 from mefn_jax.runtime.trace import Profile
 from mefn_jax.training import state, step
+from mefn_jax.training.header import print_header
 from mefn_jax.training.logs import MetricsWriter, StepLog
 from mefn_jax.training.patience import BestRecord
-from mefn_jax.training.setup import Run, is_evaluation_due, open_data, print_header, set_up_run
+from mefn_jax.training.setup import Run, is_evaluation_due, open_data, set_up_run
 from mefn_jax.training.trackers import check_trackers
 
 SAVE_TIMEOUT = 120  # seconds that a running save gets to finish when a process fails

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import math
 
 import jax
 import jax.numpy as jnp
@@ -14,33 +13,25 @@ from mefn_jax import optim
 from mefn_jax.config import count_pairs
 from mefn_jax.data import tokenizer as tokens
 from mefn_jax.data.dataset import HELD_OUT, Dataset
-from mefn_jax.data.digests import digest_data, find_changes
+from mefn_jax.data.digests import digest_data
 from mefn_jax.data.from_config import make_tokenizer, open_dataset
 from mefn_jax.data.images import resize_from_config
-from mefn_jax.data.mixture import MixedSplit
 from mefn_jax.data.negatives import digest_file, read_negatives
 from mefn_jax.data.split import Split
-from mefn_jax.data.statistics import summarize_text
 from mefn_jax.data.tokenizer import Tokenizer
 from mefn_jax.encoders.pretrained.towers import check_vocabulary, insert_pretrained
-from mefn_jax.errors import CheckpointError, ConfigError, OtherProcessError, UnreadableCheckpointError
+from mefn_jax.errors import ConfigError, OtherProcessError, UnreadableCheckpointError
 from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.model import Model, build_model, dummy_inputs, split_constants
 from mefn_jax.resolve import resolve
-from mefn_jax.runtime.checkpoint import (
-    CHECKPOINT_FORMAT,
-    Checkpoints,
-    code_digest,
-    git_commit,
-    params_digest,
-    versions,
-)
-from mefn_jax.runtime.console import print0, print_rows
+from mefn_jax.runtime.checkpoint import Checkpoints
+from mefn_jax.runtime.checkpoint_format import CHECKPOINT_FORMAT
+from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.multihost import broadcast_text, check_processes_agree, on_all_processes
+from mefn_jax.runtime.provenance import code_digest, git_commit, params_digest, versions
 from mefn_jax.runtime.sharding import (
     abstract_params,
     check_divides,
-    describe_mesh,
     from_full_copy,
     replicated,
     shard_params,
@@ -49,6 +40,8 @@ from mefn_jax.training import cca_init, state, step
 from mefn_jax.training.hyperparameters import Hyperparameters, hyperparameters_from_config
 from mefn_jax.training.init_from import Source, load_source, note_differences
 from mefn_jax.training.patience import BestRecord, restore_record
+from mefn_jax.training.position import Position
+from mefn_jax.training.resume_checks import check_frozen, check_resumes, check_same_data, check_same_negatives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,42 +60,6 @@ class Datasets:
     train: Split
     val: Split
     negatives: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Position:
-    """Position of a run: `step` steps are completed, which have seen `examples` pairs. The batch size may change when a
-    run resumes, so that neither follows from the other."""
-
-    step: int = 0
-    examples: int = 0
-
-    def after(self, step: int, pairs: int) -> "Position":
-        """Returns the position when `step` steps are completed, the further ones with this number of pairs."""
-        return Position(step, self.examples + (step - self.step) * pairs)
-
-    def data_offset(self, pairs: int) -> int:
-        """Returns the position in the data at which step 0 would have begun if all steps had had this number of pairs;
-        see `offset` of `pipeline.training_dataset`."""
-        return self.examples - self.step * pairs
-
-    def count_steps(self, config, captions: int) -> int:
-        """Returns the number of steps of the whole run, the completed ones included, with `captions` pairs in an
-        epoch. Raises ConfigError if there are too many."""
-        train_config, size = config.train, count_pairs(config)
-        if train_config.steps:
-            return train_config.steps
-        if train_config.epochs * captions / size > configuration.LARGEST_INT:
-            raise ConfigError(f"train.epochs={train_config.epochs} are more than {configuration.LARGEST_INT} steps")
-        return self.step + max(0, math.ceil(train_config.epochs * captions / size - self.examples / size))
-
-    def schedule(self, config, captions: int) -> tuple[int, float]:
-        """Returns the length of the learning rate's schedule in steps, and by how many steps it is ahead of the run. In
-        a run of `train.epochs` epochs it follows the share of the examples that were seen."""
-        if config.train.steps:
-            return config.train.steps, 0.0
-        whole, pairs = Position().count_steps(config, captions), count_pairs(config)
-        return whole, self.data_offset(pairs) / pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +134,7 @@ def set_up_run(data: Datasets, checkpoints: Checkpoints, workdir, mesh) -> Run:
         config = resolved.config
         check_resumes(config, saved_meta["config"], workdir)
         check_same_data(saved_meta.get("data"), digests, config.data.dir, workdir)
-        check_same_negatives(saved_meta, data, workdir)
+        check_same_negatives(saved_meta, data.config.data.negatives, data.negatives, workdir)
         best = restore_record(saved_meta, checkpoints)
         tokenizer = make_tokenizer(config, saved_meta["tokenizer"])
         start = Position(first_step, saved_meta["examples"])
@@ -321,57 +278,6 @@ def checkpoint_metadata(config, tokenizer: Tokenizer, digests: dict) -> dict:
     }
 
 
-def check_resumes(config, saved_config: dict, workdir) -> None:
-    """Prints the options that have changed since the checkpoint of a run that resumes, whose configuration is
-    `saved_config`. Raises CheckpointError, naming the options, if they change the model or the loss: what determines
-    the shapes of the state."""
-    changed = configuration.diff_configs(saved_config, config.to_dict())
-    fixed = {k: v for k, v in changed.items() if not {k, k.split(".")[0]}.isdisjoint(configuration.FIXED_KEYS)}
-    if fixed:
-        differences = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in fixed.items())
-        raise CheckpointError(
-            f"{workdir} holds a run with another model or loss ({differences}); choose another --workdir"
-        )
-    for key, (old, new) in changed.items():
-        print0(f"note: {key} was {old!r} in this workdir and is now {new!r}")
-    if bool(config.train.ema_decay) != bool(saved_config["train"]["ema_decay"]):
-        raise CheckpointError(
-            f"{workdir}: train.ema_decay cannot be switched on or off in a run; choose another --workdir"
-        )
-
-
-def check_same_data(saved: dict | None, digests: dict, data_dir: str, workdir) -> None:
-    """Raises CheckpointError if a run resumes on other data than it was started with, even at the same path. `saved`
-    are the digests that the checkpoint keeps, None if it keeps none."""
-    if changes := find_changes(saved, digests):
-        raise CheckpointError(
-            f"{workdir} holds a run on other data: {' and '.join(changes)} of data.dir={data_dir or '(drawn scenes)'} "
-            "have changed; restore the data set, or choose another --workdir"
-        )
-
-
-def check_same_negatives(saved_meta: dict, data: Datasets, workdir) -> None:
-    """Raises CheckpointError if a run resumes with a file of hard negatives whose content has changed. Resuming with
-    another file is a change of an option, which is listed."""
-    path, saved = data.config.data.negatives, saved_meta["negatives"]
-    if saved and path == saved_meta["config"]["data"]["negatives"] and saved != data.negatives:
-        raise CheckpointError(
-            f"{workdir} holds a run with another content of data.negatives={path}; restore the file, or give the new "
-            "file another name"
-        )
-
-
-def check_frozen(lr_multipliers, shapes, saved, workdir) -> None:
-    """Raises CheckpointError if other parameters are frozen now than in the run so far: the optimizer has no state for
-    frozen parameters. `saved` is the section `train` of the checkpoint's configuration."""
-    saved_multipliers = optim.lr_multipliers(shapes, saved.lr_multipliers, saved.layer_decay)
-    if jax.tree.map(bool, saved_multipliers) != jax.tree.map(bool, lr_multipliers):
-        raise CheckpointError(
-            f"{workdir}: train.lr_multipliers freezes other parameters than this run started with "
-            f"({tuple(saved.lr_multipliers)}); keep them, or choose another --workdir"
-        )
-
-
 def check_normalization(config, metadata: dict) -> None:
     """Raises ConfigError if the text normalization differs from that of the data set, which its tokenizer was trained
     with."""
@@ -381,46 +287,3 @@ def check_normalization(config, metadata: dict) -> None:
                 f"text.{key}={config.text[key]!r}, but the data set was prepared with {metadata[key]!r}; set "
                 f"--config.text.{key}={metadata[key]} or prepare it again with --{key}={config.text[key]}"
             )
-
-
-def print_header(run: Run, workdir) -> None:
-    """Prints the header of a run: model, data, devices, length, versions."""
-    config, mesh, train_split, val_split = run.config, run.evaluator.mesh, run.train, run.val
-    frozen = state.num_params(optim.select_frozen(run.state.params, run.step_config.lr_multipliers))
-    pairs, rows, views = count_pairs(config), config.train.batch_size, config.data.views
-    examples = run.start.after(run.steps, pairs).examples
-    parameters = f"{state.num_params(run.state.params):,} parameters" + (
-        f", {frozen:,} of them frozen" if frozen else ""
-    )
-    device = mesh.devices.flat[0]
-    package_versions = versions()
-    text, warnings = summarize_text(train_split, run.evaluator.tokenizer, config.augment.flip > 0)
-    for split in (train_split, val_split):
-        if split.skipped:
-            print0(
-                f"data: left out {len(split.skipped)} images of {split.name} that cannot be decoded: "
-                f"{', '.join(split.skipped[:5])}"
-            )
-    print_rows(
-        {
-            "model": f"{config.model}, {parameters}",
-            "data": f"{config.data.dir or 'drawn scenes'}: train {train_split.num_images:,} images, "
-            f"{train_split.num_captions:,} captions; {val_split.name} {val_split.num_images:,}, "
-            f"{val_split.num_captions:,}",
-            **({"mixture": train_split.describe()} if isinstance(train_split, MixedSplit) else {}),
-            "text": text,
-            "devices": f"{mesh.size} x {device.device_kind}, {jax.process_count()} process(es), {describe_mesh(mesh)}",
-            "batch": (f"{pairs} pairs" if views == 1 else f"{pairs} pairs in {views} views, {rows} rows")
-            + f", {rows // mesh.size} a device",
-            "steps": f"{run.steps:,} ({examples / train_split.num_captions:.1f} epochs)"
-            + (f", resuming after {run.first_step:,}" if run.first_step else ""),
-            "seed": str(config.train.seed),
-            "commit": git_commit(),
-            "versions": ", ".join(
-                f"{name} {package_versions[name]}" for name in ("python", "jax", "flax", "orbax-checkpoint")
-            ),
-            "workdir": str(workdir),
-        }
-    )
-    for warning in warnings:
-        print0(warning)

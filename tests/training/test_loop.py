@@ -17,7 +17,7 @@ from mefn_jax.runtime.checkpoint import Checkpoints
 from mefn_jax.runtime.lock import hold_lock
 from mefn_jax.training import loop
 from mefn_jax.training.logs import StepLog
-from mefn_jax.training.setup import Position
+from mefn_jax.training.position import Position
 
 
 def tiny_config(model="mefn", **train):
