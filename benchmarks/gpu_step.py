@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 from configs import flickr30k
 from mefn_jax import losses, optim
+from mefn_jax.encoders.inputs import batch_shapes
 from mefn_jax.matching.systems import MODELS
-from mefn_jax.model import batch_shapes, build_model, split_constants
+from mefn_jax.model import build_model, split_constants
 from mefn_jax.runtime import flops
 from mefn_jax.runtime.chips import chip_of
 from mefn_jax.runtime.sharding import batch_sharding, from_full_copy, make_mesh

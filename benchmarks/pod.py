@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 from configs import flickr30k
 from mefn_jax import aot
-from mefn_jax.model import batch_shapes, build_model, dummy_inputs, split_constants
+from mefn_jax.encoders.inputs import batch_shapes, dummy_inputs
+from mefn_jax.model import build_model, split_constants
 from mefn_jax.runtime.sharding import abstract_params, batch_sharding, make_mesh
 from mefn_jax.training import step
 from mefn_jax.training.hyperparameters import hyperparameters_from_config

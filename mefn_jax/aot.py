@@ -23,9 +23,10 @@ from jax.experimental import topologies
 from mefn_jax import config as configuration
 from mefn_jax import optim
 from mefn_jax.data.parsing import read_json
+from mefn_jax.encoders.inputs import batch_shapes, dummy_inputs
 from mefn_jax.errors import ConfigError, reason
 from mefn_jax.evaluation.evaluator import compile_scorer, score_tile_mib
-from mefn_jax.model import batch_shapes, build_model, dummy_inputs, split_constants
+from mefn_jax.model import build_model, split_constants
 from mefn_jax.resolve import check_options, resolve
 from mefn_jax.runtime import flops
 from mefn_jax.runtime.chips import GIB, chip_of

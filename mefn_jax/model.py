@@ -12,19 +12,13 @@ from ml_collections import ConfigDict
 
 from mefn_jax import losses
 from mefn_jax.data.images import RESAMPLE, RESIZE_MODES
-from mefn_jax.encoders.bert import BERT
-from mefn_jax.encoders.clip_text import CLIPText
+from mefn_jax.encoders.from_config import IMAGE_ENCODERS, TEXT_ENCODERS, build_image_encoder, build_text_encoder
 from mefn_jax.encoders.grids import grid_boxes
-from mefn_jax.encoders.gru import GRU
-from mefn_jax.encoders.image import ImageEncoder
+from mefn_jax.encoders.inputs import dummy_images
 from mefn_jax.encoders.lora import LoRA, lora_from_config
 from mefn_jax.encoders.pooling import POOLINGS
-from mefn_jax.encoders.regions import PROJECTIONS, RegionEncoder
-from mefn_jax.encoders.resnet import ResNet
-from mefn_jax.encoders.siglip_text import SigLIPText
-from mefn_jax.encoders.text import CachedTextEncoder, TextEncoder
+from mefn_jax.encoders.regions import PROJECTIONS
 from mefn_jax.encoders.transformer import ACTIVATIONS, REMAT
-from mefn_jax.encoders.vit import ViT
 from mefn_jax.features import Features
 from mefn_jax.matching.entropy import ENTROPIES
 from mefn_jax.matching.hubness import HubnessCorrection
@@ -36,70 +30,6 @@ from mefn_jax.matching.systems import MODELS
 from mefn_jax.matching.visita import LEVELS
 from mefn_jax.scoring.layouts import PackedTexts, PaddedTexts, Products, RegionBlock
 
-
-def build_grid_encoder(backbone, config: ConfigDict) -> ImageEncoder:
-    """Builds the encoder of pixels on a backbone: a class whose options are the section `config.image.ARCH`."""
-    c = config.image
-    tower = backbone(**c[c.arch], dtype=config.train.dtype, remat=config.train.remat)
-    region_grids, mean, std = (tuple(x) for x in (c.region_grids, c.mean, c.std))
-    dropout = config.augment.region_dropout
-    return ImageEncoder(tower, config.embed_dim, region_grids, mean, std, c.pooling, dropout)
-
-
-def build_region_encoder(config: ConfigDict) -> RegionEncoder:
-    """Builds the encoder of precomputed regions."""
-    c, dropout = config.image, config.augment.region_dropout
-    pooling, r = "mean" if c.pooling == "tower" else c.pooling, c.regions
-    return RegionEncoder(config.embed_dim, r.projection, pooling, dropout, r.channel_dropout, r.grid, r.power_norm)
-
-
-def build_token_encoder(backbone, config: ConfigDict, vocab_size: int) -> TextEncoder:
-    """Builds the encoder of tokens on a backbone: a class whose options are the section `config.text.ARCH`."""
-    c = config.text
-    tower = backbone(vocab_size=vocab_size, **c[c.arch], dtype=config.train.dtype, remat=config.train.remat)
-    return TextEncoder(tower, config.embed_dim, c.pooling, c.channel_dropout, c.start_token)
-
-
-def build_gru_encoder(config: ConfigDict, vocab_size: int) -> TextEncoder:
-    """Builds the GRU's encoder, whose states are not projected."""
-    c = config.text
-    tower = GRU(vocab_size, width=config.embed_dim, **c.gru)
-    return TextEncoder(tower, 0, c.pooling, start_token=c.start_token)
-
-
-def build_cached_encoder(config: ConfigDict, vocab_size: int) -> CachedTextEncoder:
-    """Builds the encoder of cached text."""
-    c = config.text
-    return CachedTextEncoder(config.embed_dim, "mean" if c.pooling == "tower" else c.pooling, c.channel_dropout)
-
-
-# Encoders by the name of `image.arch`, functions of the configuration, ...
-IMAGE_ENCODERS = {
-    "resnet": functools.partial(build_grid_encoder, ResNet),
-    "vit": functools.partial(build_grid_encoder, ViT),
-    "regions": build_region_encoder,
-}
-# ... and by that of `text.arch`, functions of the configuration and of the number of tokens.
-TEXT_ENCODERS = {
-    "bert": functools.partial(build_token_encoder, BERT),
-    "clip": functools.partial(build_token_encoder, CLIPText),
-    "siglip": functools.partial(build_token_encoder, SigLIPText),
-    "gru": build_gru_encoder,
-    "cached": build_cached_encoder,
-}
-
-
-def build_image_encoder(config: ConfigDict) -> ImageEncoder | RegionEncoder:
-    """Builds the image encoder that a configuration describes."""
-    return IMAGE_ENCODERS[config.image.arch](config)
-
-
-def build_text_encoder(config: ConfigDict, vocab_size: int) -> TextEncoder | CachedTextEncoder:
-    """Builds the text encoder that a configuration describes; `vocab_size` is the tokenizer's."""
-    return TEXT_ENCODERS[config.text.arch](config, config.text.vocab_size or vocab_size)
-
-
-DEFAULT_NUM_REGIONS = 36  # precomputed regions of an image, as in SCAN's data, where only shapes are needed
 # The values that an option may have.
 MODEL_CHOICES = {
     "model": tuple(MODELS),
@@ -373,14 +303,6 @@ def build_model(config: ConfigDict, vocab_size: int) -> Model:
     return Model(image, text, matcher, hubness, loss, lora_from_config(config))
 
 
-def dummy_images(config: ConfigDict, number: int = 1):
-    """Returns zeros in the shape that the image encoder takes: uint8 `(number, H, W, 3)`, or float32 `(number, 1, C)`
-    for precomputed regions."""
-    if config.image.arch == "regions":
-        return jnp.zeros((number, 1, config.image.regions.width), jnp.float32)
-    return jnp.zeros((number, config.image.size, config.image.size, 3), jnp.uint8)
-
-
 def region_boxes(config: ConfigDict, model: Model):
     """Returns the boxes of the regions, float64 `(N, 4)`: x0, y0, x1, y1 as fractions of the image's width and height.
     None for an encoder without grids: precomputed regions come without boxes."""
@@ -390,33 +312,3 @@ def region_boxes(config: ConfigDict, model: Model):
     backbone_features = functools.partial(model.image.apply, method="backbone_features")
     grids, _ = jax.eval_shape(backbone_features, shapes, dummy_images(config))
     return np.concatenate([grid_boxes(*grid.shape[1:3]) for grid in grids])
-
-
-def dummy_texts(config: ConfigDict, number: int = 1):
-    """Returns empty texts in the shape that the text encoder takes, `(number, L)`: ids int32 (or cached words float16
-    `(number, M, C)`), and the mask, bool."""
-    if config.text.arch == "cached":
-        shape = number, config.text.max_tokens
-        return jnp.zeros((*shape, config.text.cached.width), jnp.float16), jnp.ones(shape, bool)
-    shape = number, config.text.max_tokens + 1 + config.text.start_token
-    return jnp.ones(shape, jnp.int32), jnp.ones(shape, bool)
-
-
-def dummy_inputs(config: ConfigDict, number: int = 1) -> tuple:
-    """Returns `number` empty images and texts: the inputs of `Model.init` after the key."""
-    return dummy_images(config, number), *dummy_texts(config, number)
-
-
-def batch_shapes(config: ConfigDict) -> dict:
-    """Returns the shapes of a batch of `training_dataset` in `data/pipeline.py`. Images with precomputed regions are
-    assumed to have DEFAULT_NUM_REGIONS."""
-    size = config.train.batch_size
-    images = jax.eval_shape(lambda: dummy_images(config, size))
-    if config.image.arch == "regions":
-        images = jax.ShapeDtypeStruct((size, DEFAULT_NUM_REGIONS, images.shape[2]), images.dtype)
-    text, text_mask = jax.eval_shape(lambda: dummy_texts(config, size))
-    digest = jax.ShapeDtypeStruct((size, 2), jnp.int32)
-    shapes = {"images": images, "text": text, "text_mask": text_mask, "text_digest": digest}
-    return shapes | {
-        name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("image_index", "caption_index", "epoch", "view")
-    }

@@ -34,10 +34,11 @@ from mefn_jax.data.images import resize_from_config
 from mefn_jax.data.mixed_dataset import MixedDataset
 from mefn_jax.data.split import SPLIT_ALIASES, Split
 from mefn_jax.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from mefn_jax.encoders.from_config import build_image_encoder, build_text_encoder
 from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import ConfigError, DataError, reason
 from mefn_jax.evaluation.run import TrainedRun
-from mefn_jax.model import build_image_encoder, build_text_encoder, select_part
+from mefn_jax.model import select_part
 from mefn_jax.resolve import resolve
 from mefn_jax.runtime.cli import define_config_flag, define_path_flag, run_command
 from mefn_jax.runtime.console import print0

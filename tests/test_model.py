@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from configs import precomputed, shapes
 from mefn_jax import losses, model, optim
 from mefn_jax.encoders.grids import grid_boxes
+from mefn_jax.encoders.inputs import dummy_inputs
 from mefn_jax.matching import systems
 from mefn_jax.matching.matcher import Matcher
 from mefn_jax.matching.sfe import CUES
@@ -57,7 +58,7 @@ def tiny_config(name: str) -> ConfigDict:
 @pytest.mark.parametrize("name", sorted(systems.MODELS))
 def test_init_makes_every_declared_parameter(name):
     config = tiny_config(name)
-    built, (pixels, *words) = model.build_model(config, 50), model.dummy_inputs(config, 2)
+    built, (pixels, *words) = model.build_model(config, 50), dummy_inputs(config, 2)
     variables = jax.eval_shape(built.init, jax.random.key(0), pixels, *words)
 
     def call_every_method(variables):
@@ -115,7 +116,7 @@ def test_init_embeds_with_transforms_and_parameters_of_matcher(monkeypatch):
     monkeypatch.setitem(systems.MODELS, "new", systems.System(LearnedEmbedding))
     config = tiny_config("new")
     built = model.build_model(config, 50)
-    variables = jax.eval_shape(built.init, jax.random.key(0), *model.dummy_inputs(config))
+    variables = jax.eval_shape(built.init, jax.random.key(0), *dummy_inputs(config))
     assert variables["hubness"]["images"].shape == (4, 3)
     assert variables["constants"]["matcher"]["shift"].shape == (32,)
 
@@ -125,9 +126,7 @@ def test_stored_statistics_are_constants():
     with config.unlocked():
         config.image.arch, config.image.resnet.norm, config.image.region_grids = "resnet", "batch", (4,)
     built = model.build_model(config, 50)
-    params, constants = model.split_constants(
-        jax.eval_shape(built.init, jax.random.key(0), *model.dummy_inputs(config))
-    )
+    params, constants = model.split_constants(jax.eval_shape(built.init, jax.random.key(0), *dummy_inputs(config)))
     stored, trained = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (constants, params))
     assert {path.rpartition("/")[2] for path in stored} == {"mean", "var"}
     assert not any(path.endswith(("/mean", "/var")) for path in trained)

@@ -19,13 +19,14 @@ from absl import flags
 from mefn_jax import metrics
 from mefn_jax.data.dataset import HELD_OUT
 from mefn_jax.data.from_config import make_tokenizer, open_dataset
+from mefn_jax.encoders.inputs import dummy_inputs
 from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluation import evaluate, results
 from mefn_jax.evaluation.cca import CCA, MeanFeatures, check_supports_cca, fit_cca, mean_features
 from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.evaluation.run import define_split_flag, split_from_flags
-from mefn_jax.model import build_model, dummy_inputs
+from mefn_jax.model import build_model
 from mefn_jax.resolve import resolve, validate
 from mefn_jax.runtime.cli import define_config_flag, define_count_flag, define_path_flag, run_command
 from mefn_jax.runtime.console import print0

@@ -20,10 +20,11 @@ from mefn_jax.data.from_config import make_tokenizer
 from mefn_jax.data.images import resize_from_config
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import Tokenizer
+from mefn_jax.encoders.inputs import dummy_inputs
 from mefn_jax.encoders.pretrained import towers
 from mefn_jax.errors import CheckpointError, ConfigError
 from mefn_jax.features import Features
-from mefn_jax.model import Model, build_model, dummy_inputs, split_constants
+from mefn_jax.model import Model, build_model, split_constants
 from mefn_jax.resolve import check_options, resolve
 from mefn_jax.runtime.checkpoint import Checkpoints
 from mefn_jax.runtime.sharding import (

@@ -17,12 +17,13 @@ from mefn_jax.config import flatten
 from mefn_jax.data.from_config import make_tokenizer
 from mefn_jax.data.parsing import parse_json
 from mefn_jax.data.tokenizer_json import TOKENIZER_FILE
+from mefn_jax.encoders.inputs import dummy_inputs
 from mefn_jax.encoders.pretrained.files import locate_file, to_one_line
 from mefn_jax.encoders.pretrained.towers import check_vocabulary
 from mefn_jax.errors import CheckpointError, UserError
 from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.matching.systems import matcher_options
-from mefn_jax.model import Model, build_model, dummy_inputs
+from mefn_jax.model import Model, build_model
 from mefn_jax.resolve import check_options
 from mefn_jax.runtime.checkpoint_format import CHECKPOINT_FORMAT
 from mefn_jax.runtime.formats import Format

@@ -10,12 +10,12 @@ FOLDER gets `config.json`, `model.safetensors`, `tokenizer.json`, `preprocessor_
 import jax
 from absl import flags
 
+from mefn_jax.encoders.inputs import DEFAULT_NUM_REGIONS
 from mefn_jax.evaluation.run import TrainedRun, define_run_flags, run_from_flags
 from mefn_jax.export.card import UNKNOWN_LICENSE, check_license, find_evaluations, write_card
 from mefn_jax.export.folder import CARD_FILE, check_out, model_files, write_folder
 from mefn_jax.export.push import check_push, push_folder
 from mefn_jax.export.stablehlo import check_flatbuffers, export_programs
-from mefn_jax.model import DEFAULT_NUM_REGIONS
 from mefn_jax.runtime.cli import define_count_flag, define_path_flag, run_command
 from mefn_jax.runtime.console import print0
 

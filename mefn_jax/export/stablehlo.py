@@ -11,11 +11,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from mefn_jax.encoders.inputs import dummy_images, dummy_texts
 from mefn_jax.errors import ConfigError
 from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.evaluation.exported import name_variables, nest_variables
 from mefn_jax.features import Features
-from mefn_jax.model import Model, dummy_images, dummy_texts
+from mefn_jax.model import Model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Programs, and the parts of the variables that each needs.

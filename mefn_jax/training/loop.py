@@ -11,9 +11,9 @@ from tqdm import tqdm
 from mefn_jax import config as configuration
 from mefn_jax.config import count_pairs
 from mefn_jax.data import pipeline
+from mefn_jax.encoders.inputs import batch_shapes
 from mefn_jax.errors import UnreadableCheckpointError
 from mefn_jax.evaluation.evaluator import Evaluator
-from mefn_jax.model import batch_shapes
 from mefn_jax.reports import explanation
 from mefn_jax.resolve import validate
 from mefn_jax.runtime import flops

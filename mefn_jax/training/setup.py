@@ -19,10 +19,11 @@ from mefn_jax.data.images import resize_from_config
 from mefn_jax.data.negatives import digest_file, read_negatives
 from mefn_jax.data.split import Split
 from mefn_jax.data.tokenizer import Tokenizer
+from mefn_jax.encoders.inputs import dummy_inputs
 from mefn_jax.encoders.pretrained.towers import check_vocabulary, insert_pretrained
 from mefn_jax.errors import ConfigError, OtherProcessError, UnreadableCheckpointError
 from mefn_jax.evaluation.evaluator import Evaluator
-from mefn_jax.model import Model, build_model, dummy_inputs, split_constants
+from mefn_jax.model import Model, build_model, split_constants
 from mefn_jax.resolve import resolve
 from mefn_jax.runtime.checkpoint import Checkpoints
 from mefn_jax.runtime.checkpoint_format import CHECKPOINT_FORMAT

@@ -9,9 +9,10 @@ import pytest
 
 import configs.shapes
 from mefn_jax import optim
+from mefn_jax.encoders.inputs import dummy_inputs
 from mefn_jax.encoders.lora import LoRA
 from mefn_jax.errors import ConfigError
-from mefn_jax.model import build_model, dummy_inputs, split_constants
+from mefn_jax.model import build_model, split_constants
 from mefn_jax.runtime.sharding import make_mesh, param_spec
 from mefn_jax.training import state, step
 from mefn_jax.training.hyperparameters import hyperparameters_from_config

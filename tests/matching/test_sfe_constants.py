@@ -9,10 +9,11 @@ from configs import precomputed
 from mefn_jax.data.dataset import HELD_OUT, Dataset
 from mefn_jax.data.from_config import make_tokenizer
 from mefn_jax.data.tokenizer import train_tokenizer
+from mefn_jax.encoders.inputs import dummy_inputs
 from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.features import Features
 from mefn_jax.matching import concepts
-from mefn_jax.model import build_model, dummy_inputs
+from mefn_jax.model import build_model
 from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.training.cca_init import init_from_training_data
 

@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 import configs.shapes
 from mefn_jax import optim
+from mefn_jax.encoders.inputs import dummy_inputs
 from mefn_jax.errors import ConfigError
-from mefn_jax.model import build_model, dummy_inputs, split_constants
+from mefn_jax.model import build_model, split_constants
 from mefn_jax.runtime.collectives import list_collectives
 from mefn_jax.runtime.sharding import (
     batch_sharding,

@@ -12,11 +12,12 @@ from sample_data import add_rows
 
 from configs import default, flickr30k
 from mefn_jax.data.from_config import make_tokenizer
+from mefn_jax.encoders.inputs import dummy_inputs
 from mefn_jax.encoders.pretrained import weights
 from mefn_jax.encoders.pretrained.preprocessor import read_preprocessing
 from mefn_jax.encoders.pretrained.towers import insert_pretrained, load_pretrained
 from mefn_jax.errors import WeightsError
-from mefn_jax.model import build_model, dummy_inputs
+from mefn_jax.model import build_model
 from mefn_jax.runtime.checkpoint import Checkpoints
 
 
