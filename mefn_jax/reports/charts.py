@@ -3,6 +3,7 @@
 Imported only where a chart is drawn, since matplotlib is slow to import.
 """
 
+import itertools
 import textwrap
 
 import numpy as np
@@ -11,26 +12,32 @@ from matplotlib.figure import Figure
 from mefn_jax.reports.figures import BLUE, DPI, GRAY, INK, WIDTH
 
 ORANGE, GREEN = "#c8702a", "#2a8f3c"
-LEARNED_SCALARS = tuple(f"matcher.{name}" for name in ("lambda", "kappa", "gate", "evidence_weight", "evidence_lambda"))
-# Panels of the training curves: a title, and names in metrics.jsonl; names that the file lacks are left out.
+# Panels of the training curves: a title, and names in metrics.jsonl; "name." stands for all names that begin so, and
+# names that the file lacks are left out.
 PANELS = (
     ("loss", ("loss",)),
     ("gradient norm", ("grad_norm",)),
     ("learning rate", ("learning_rate",)),
     ("R@1 on {val}, %", ("{val}.i2t.r1", "{val}.t2i.r1")),
     ("rSum on {val}", ("{val}.rsum", "ema.rsum")),
-    ("learned scalars of the matcher", LEARNED_SCALARS),
+    ("learned scalars of the matcher", ("matcher.",)),
     ("mean entropies of 16 pairs of {val}, 0 to 1", ("pairs.region_entropy", "pairs.word_entropy")),
 )
 LABELS = {"i2t.r1": "image to text", "t2i.r1": "text to image", "ema.rsum": "averaged parameters", "rsum": "as trained"}
-SERIES_COLORS = (BLUE, ORANGE, GREEN, "#8a5aa8", "#a83a5a")
+SERIES_COLORS = (BLUE, ORANGE, GREEN, "#8a5aa8", "#a83a5a", "#7a6a4f", "#2f8f9d", "#b59a1f")
 
 
 def find_panels(lines: list[dict]) -> list[tuple[str, list[str]]]:
     """Returns the panels of the training curves for which there are numbers: title and names of metrics."""
-    val = "held_out" if any("held_out.rsum" in line for line in lines) else "val"
-    panels = [(title.format(val=val), [name.format(val=val) for name in names]) for title, names in PANELS]
-    return [(t, n) for t, names in panels if (n := [name for name in names if any(name in x for x in lines)])]
+    found = list(dict.fromkeys(name for line in lines for name in line))
+    val = "held_out" if "held_out.rsum" in found else "val"
+    panels = []
+    for title, names in PANELS:
+        names = [name.format(val=val) for name in names]
+        names = [x for name in names for x in found if x == name or (name.endswith(".") and x.startswith(name))]
+        if names:
+            panels.append((title.format(val=val), names))
+    return panels
 
 
 def training_curves(lines: list[dict]) -> Figure:
@@ -39,9 +46,10 @@ def training_curves(lines: list[dict]) -> Figure:
     rows = -(-len(panels) // 3)
     figure = Figure((WIDTH, 2.6 * rows), DPI, layout="constrained")
     for k, (title, names) in enumerate(panels):
-        has_legend = len(names) > 1
+        # The title names a single metric, but not which scalar a matcher has.
+        has_legend = len(names) > 1 or names[0].startswith("matcher.")
         axes = figure.add_subplot(rows, 3, k + 1)
-        for name, color in zip(names, SERIES_COLORS, strict=False):
+        for name, color in zip(names, itertools.cycle(SERIES_COLORS), strict=False):
             points = [(line["step"], line[name]) for line in lines if name in line]
             label = curve_label(name, has_legend)
             axes.plot(
@@ -55,15 +63,17 @@ def training_curves(lines: list[dict]) -> Figure:
         axes.set_xlabel("step", fontsize=8)
         if has_legend:
             low, high = axes.get_ylim()
-            axes.set_ylim(low, high + 0.4 * (high - low))  # room for the legend above all lines
-            axes.legend(fontsize=8, frameon=False, loc="upper left")
+            rows_of_legend = -(-len(names) // 2)
+            room = 0.1 + 0.15 * rows_of_legend  # above all lines, as a share of the axis without it
+            axes.set_ylim(low, high + room * (high - low))
+            axes.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
     return figure
 
 
-def curve_label(name: str, among_others: bool) -> str:
-    """Returns the label of a curve in its panel; empty if it is the only one."""
+def curve_label(name: str, has_legend: bool) -> str:
+    """Returns the label of a curve in its panel; empty in one without a legend."""
     labels = [label for key, label in LABELS.items() if name.endswith(key)]
-    return (labels[0] if labels else name.split(".")[-1].replace("_", " ")) if among_others else ""
+    return (labels[0] if labels else name.split(".")[-1].replace("_", " ")) if has_legend else ""
 
 
 def score_histograms(positives: np.ndarray, image_negatives: np.ndarray, caption_negatives: np.ndarray) -> Figure:

@@ -222,6 +222,8 @@ def test_parse_log_line_raises_nothing(text):
     assert line is None or all(isinstance(value, int | float) for value in line.values())
 
 
-def test_training_curves_need_a_known_metric():
+def test_training_curves_show_known_metrics_and_the_scalars_of_every_matcher():
     assert charts.find_panels([{"step": 1, "foreign": 2.0}]) == []
     assert [names for _, names in charts.find_panels([{"step": 1, "loss": 2.0}])] == [["loss"]]
+    scalars = [{"step": 1, "matcher.eta": 8.0}, {"step": 2, "matcher.eta": 9.0, "matcher.lambda": 9.0}]
+    assert [names for _, names in charts.find_panels(scalars)] == [["matcher.eta", "matcher.lambda"]]
