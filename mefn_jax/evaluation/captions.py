@@ -27,28 +27,31 @@ def encode_captions(evaluator: Evaluator, params, captions: list[str], option: s
 
 
 def check_captions(evaluator: Evaluator, captions: list[tuple[str, str]], option: str) -> None:
-    """Checks captions before they are encoded, each given with its place for the message; warns of a caption that is
-    cut or has only unknown words.
+    """Checks captions before they are encoded, each given with its place for the message; warns of a caption that the
+    model cannot read well.
 
-    Raises ConfigError, naming the place, for a caption without words or that is not UTF-8, and naming `option` for a
-    model of cached text.
+    Raises ConfigError as `check_caption` does, and naming `option` for a model of cached text.
     """
-    max_tokens = evaluator.config.text.max_tokens
     if evaluator.config.text.arch == "cached":
         raise ConfigError(f"{option}: this model takes cached text, not captions")
     for place, caption in captions:
-        if any(unicodedata.category(c) == "Cs" for c in caption):
-            raise ConfigError(f"{place}: is not UTF-8")
-        if not has_words(evaluator, caption):
-            raise ConfigError(f"{place}: a caption without words")
-        if set(evaluator.tokenizer.pieces(caption)) == {UNK}:
-            print0(f"warning: the model knows no word of this caption: {caption[:60]!r}")
-        count = evaluator.tokenizer.count(caption)
-        if count > max_tokens:
-            print0(
-                f"warning: a caption has {count} wordpieces, but the model reads only the first {max_tokens}: "
-                f"{caption[:60]!r}..."
-            )
+        for note in check_caption(evaluator, caption, place):
+            print0(f"warning: {caption[:60]!r}: {note}")
+
+
+def check_caption(evaluator: Evaluator, caption: str, place: str) -> list[str]:
+    """Returns sentences that say how badly the model reads a caption: it knows no word of it, or cuts it. Raises
+    ConfigError, naming the `place`, for a caption without words or that is not UTF-8."""
+    if any(unicodedata.category(c) == "Cs" for c in caption):
+        raise ConfigError(f"{place}: not UTF-8")
+    if not has_words(evaluator, caption):
+        raise ConfigError(f"{place}: a caption without words")
+    notes, tokenizer = [], evaluator.tokenizer
+    if set(tokenizer.pieces(caption)) == {UNK}:
+        notes.append("The model knows no word of this caption.")
+    if (count := tokenizer.count(caption)) > tokenizer.max_tokens:
+        notes.append(f"The caption has {count} wordpieces, but the model reads only the first {tokenizer.max_tokens}.")
+    return notes
 
 
 def has_words(evaluator: Evaluator, caption: str) -> bool:

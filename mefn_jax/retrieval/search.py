@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import flags
 
 from mefn_jax.config import require_local
@@ -28,15 +27,14 @@ from mefn_jax.evaluation.captions import check_captions, encode_captions, has_wo
 from mefn_jax.evaluation.run import TrainedRun, define_run_flags, run_from_flags
 from mefn_jax.reports import contact_sheet
 from mefn_jax.retrieval.coarse import MAX_QUERIES
-from mefn_jax.retrieval.index import check_index_exists, load_model, open_index, require_finite
+from mefn_jax.retrieval.index import check_index_exists, load_model, open_index
 from mefn_jax.retrieval.queries import format_results, is_results_file, read_queries
-from mefn_jax.retrieval.searcher import Results, Searcher
+from mefn_jax.retrieval.searcher import Results, Searcher, rank_captions
 from mefn_jax.runtime.cli import define_count_flag, define_path_flag, define_process_flags, require_flag
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.multihost import initialize
 from mefn_jax.runtime.outputs import check_output_file
 from mefn_jax.runtime.storage import write_atomic
-from mefn_jax.scoring.tiles import TILE_CAPTIONS, even_slices
 
 
 def search_images(
@@ -124,7 +122,7 @@ def save_lines(path, lines: list[str]) -> None:
         raise ConfigError(f"--out={path}: cannot be written ({e})") from e
 
 
-def rank_captions(run: TrainedRun, image: str, captions: str, top_k: int = 10) -> list[tuple[float, str]]:
+def rank_lines(run: TrainedRun, image: str, captions: str, top_k: int = 10) -> list[tuple[float, str]]:
     """Prints the `top_k` lines of the text file `captions` that match the image file `image` best, with their scores.
 
     Lines without words are left out. Returns scores and lines, best first. Raises ConfigError for a model of regions,
@@ -146,11 +144,8 @@ def rank_captions(run: TrainedRun, image: str, captions: str, top_k: int = 10) -
         raise DataError(f"--captions={captions}: no line with a word in it")
     texts = encode_captions(evaluator, params, lines, f"--captions={captions}")
     image_features = evaluator.encode_pixels(params, pad_rows(pixels, evaluator.mesh.size), 1)
-    tiled_scores = evaluator.scores(params, image_features, texts)
-    columns = even_slices(len(lines), TILE_CAPTIONS)
-    scores = np.concatenate([tiled_scores(slice(0, 1), part)[0] for part in columns])
-    require_finite(scores, lines)
-    best = [(float(scores[k]), lines[k]) for k in np.argsort(-scores, kind="stable")[:top_k]]
+    found = rank_captions(evaluator, params, image_features, texts, lines, top_k)
+    best = [(float(score), lines[k]) for k, score in zip(found.positions, found.scores, strict=True)]
     print_results(best, f"{printable(image)} in {len(lines)} captions")
     return best
 
@@ -201,4 +196,4 @@ def main() -> None:
     if caption_query:
         search_images(run_from_flags(), *caption_query, f.top_k, f.rerank, f.out)
     if image_query:
-        rank_captions(run_from_flags(), *image_query, f.top_k)
+        rank_lines(run_from_flags(), *image_query, f.top_k)

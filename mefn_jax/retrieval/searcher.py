@@ -1,4 +1,5 @@
-"""Searches an opened index with a loaded model: candidates by embedding, then the matcher's scores of these.
+"""Searches an opened index with a loaded model: candidates by embedding, then the matcher's scores of these; and ranks
+captions for an image.
 
 A `Searcher` answers any number of queries and compiles nothing twice: its programs have few shapes, powers of two up to
 a limit. An image is scored with several queries at once where that costs no more than with one. Q queries, U images.
@@ -17,7 +18,7 @@ from mefn_jax.features import Features
 from mefn_jax.retrieval.coarse import MAX_QUERIES, CoarseSearch
 from mefn_jax.retrieval.index import Index, require_finite
 from mefn_jax.scoring import certificate
-from mefn_jax.scoring.tiles import TILE_IMAGES
+from mefn_jax.scoring.tiles import TILE_CAPTIONS, TILE_IMAGES, even_slices
 
 FIRST_CANDIDATES = 128  # images that a matcher with a bound scores first
 DEFAULT_CANDIDATES = 1000  # images that the matcher scores for a caption: the nearest by embedding
@@ -34,16 +35,38 @@ def ignore(done: int, total: int) -> None:
 
 
 class Results(NamedTuple):
-    """The best images of an index for one query.
+    """The best images of an index, or the best captions, for one query.
 
     Attributes:
         positions, scores: int64 and float32 `(k,)`, best first, equal scores by position.
-        num_scored: images that the matcher scored; 0 if the score is the product of the embeddings.
+        num_scored: images or captions that the matcher scored; 0 if the score is the product of the embeddings.
     """
 
     positions: np.ndarray
     scores: np.ndarray
     num_scored: int
+
+
+def rank_captions(
+    evaluator: Evaluator,
+    params,
+    image: Features,
+    texts: Features,
+    captions: list[str],
+    top_k: int,
+    report: Report = ignore,
+) -> Results:
+    """Returns the `top_k` best of the captions, encoded as `texts`, for one encoded image. Before some are scored,
+    `report` is called, and may raise to end it. Raises TrainingError for scores that are not finite."""
+    tiled_scores = evaluator.scores(params, image, texts)
+    slices, scores = even_slices(len(captions), TILE_CAPTIONS), []
+    for k, columns in enumerate(slices):
+        report(k, len(slices))
+        scores.append(tiled_scores(slice(0, 1), columns)[0])
+    scores = np.concatenate(scores)
+    require_finite(scores, captions)
+    best = np.argsort(-scores, kind="stable")[:top_k]
+    return Results(best, scores[best], len(scores))
 
 
 class Searcher:

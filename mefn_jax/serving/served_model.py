@@ -5,7 +5,6 @@ calls `report(done, total)`, which also ends it if nobody waits any longer.
 """
 
 import dataclasses
-import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +12,15 @@ import numpy as np
 from mefn_jax.data import images as image_files
 from mefn_jax.data.parsing import read_text
 from mefn_jax.data.pipeline import pad_rows
-from mefn_jax.data.tokenizer import UNK
 from mefn_jax.errors import ConfigError, DataError
-from mefn_jax.evaluation.captions import has_words
+from mefn_jax.evaluation.captions import check_caption, has_words
 from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.evaluation.run import Gallery, TrainedRun
 from mefn_jax.features import Features
 from mefn_jax.reports import explanation
 from mefn_jax.reports.explanation import Explanation
-from mefn_jax.retrieval.index import load_model, require_finite
-from mefn_jax.retrieval.searcher import Searcher, ignore
-from mefn_jax.scoring.tiles import TILE_CAPTIONS, even_slices
+from mefn_jax.retrieval.index import load_model
+from mefn_jax.retrieval.searcher import Searcher, ignore, rank_captions
 from mefn_jax.serving.pictures import check_image, encode_jpeg
 from mefn_jax.serving.searched_images import SearchedImages, encode_split, open_indexed_images
 
@@ -74,23 +71,10 @@ class ServedModel:
         model = self.evaluator.model
         return "entropies" if model.has_entropies else "attention" if model.has_attention else "scores"
 
-    def check_caption(self, caption: str) -> list[str]:
-        """Returns what a user should know of a caption. Raises ConfigError if it has no words or is not UTF-8."""
-        if any(unicodedata.category(c) == "Cs" for c in caption):
-            raise ConfigError("the caption is not UTF-8")
-        if not has_words(self.evaluator, caption):
-            raise ConfigError("the caption has no words")
-        notes, tokenizer = [], self.evaluator.tokenizer
-        if set(tokenizer.pieces(caption)) == {UNK}:
-            notes.append("The model knows no word of this caption.")
-        if (count := tokenizer.count(caption)) > tokenizer.max_tokens:
-            notes.append(f"The caption has {count} wordpieces; the model reads the first {tokenizer.max_tokens}.")
-        return notes
-
     def search(self, caption: str, top_k: int, report) -> Answer:
         """Returns the images that match a caption best. Raises ConfigError for a caption without words, and
         TrainingError for scores that are not finite."""
-        notes = self.check_caption(caption)
+        notes = check_caption(self.evaluator, caption, "the query")
         texts = self.evaluator.encode_captions(self.params, [caption])
         (found,) = self.searcher.search(texts, top_k, report)
         return Answer(found.positions, found.scores, found.num_scored, notes)
@@ -101,21 +85,15 @@ class ServedModel:
         if self.texts is None:
             raise ConfigError("there are no captions to rank; start the server with --captions=FILE.txt")
         report(0, 1)
-        tiled_scores = self.evaluator.scores(self.params, self._encode_image(image), self.texts)
-        slices, scores = even_slices(len(self.lines), TILE_CAPTIONS), []
-        for k, columns in enumerate(slices):
-            report(k, len(slices))
-            scores.append(tiled_scores(slice(0, 1), columns)[0])
-        scores = np.concatenate(scores)
-        require_finite(scores, self.lines)
-        order = np.argsort(-scores, kind="stable")[:top_k]
-        return Answer(order, scores[order], len(scores), [])
+        image_features = self._encode_image(image)
+        found = rank_captions(self.evaluator, self.params, image_features, self.texts, self.lines, top_k, report)
+        return Answer(found.positions, found.scores, found.num_scored, [])
 
     def explain(self, image: int | bytes, caption: str, report) -> Explanation:
         """Returns the explanation of an image, as in `rank_lines`, with a caption. Raises ConfigError for a matcher
         without attention, and as `check_caption` does."""
         explanation.check_can_explain(self.evaluator)
-        self.check_caption(caption)
+        check_caption(self.evaluator, caption, "the query")
         report(0, 1)
         texts = self.evaluator.encode_captions(self.params, [caption])
         features = self._encode_image(image)

@@ -64,7 +64,7 @@ def test_index_and_search_refuse_inputs_that_do_not_match(runs, folder, tmp_path
     for caption in ("  ", "!!!", "..."):
         with pytest.raises(ConfigError, match="a caption without words"):
             search.search_images(TrainedRun(runs["mefn"], "latest"), built, caption, 1)
-    with pytest.raises(ConfigError, match="--caption=caf\ufffd red: is not UTF-8"):
+    with pytest.raises(ConfigError, match="--caption=caf\ufffd red: not UTF-8"):
         search.search_images(TrainedRun(runs["mefn"], "latest"), built, os.fsdecode(b"caf\xe9 red"), 1)
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "images.json").write_text('["mine"]')

@@ -92,7 +92,7 @@ def test_setup_describes_model_and_limits(server, trained, val):
 
 def test_notes_tell_of_captions_that_are_read_badly(server):
     long = server.query("/api/search", caption="red " * 40)
-    assert long["notes"] == ["The caption has 40 wordpieces; the model reads the first 16."]
+    assert long["notes"] == ["The caption has 40 wordpieces, but the model reads only the first 16."]
 
 
 def test_no_query_compiles_anything(server, val):
