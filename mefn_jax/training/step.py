@@ -94,7 +94,7 @@ def train_step(state: TrainState, batch: dict, hyper: Hyperparameters, *, step_c
         teacher_scores = None
         if "teacher_scores" in step_config.loss_needs:
             teacher = ema_params(state, lr_multipliers)
-            features = encode(teacher, {"image": None, "text": None}, region_dropout_keys)
+            features = encode(teacher, {"image": None, "text": None}, None)
             teacher_scores = score_batch(teacher, *features, step_config=step_config, mesh=mesh)
         loss_value, grads = jax.value_and_grad(compute_loss)(trained_params, teacher_scores)
     optimizer = step_config.make_optimizer(hyper)
@@ -108,8 +108,8 @@ def train_step(state: TrainState, batch: dict, hyper: Hyperparameters, *, step_c
 
 
 def encode_batch(batch: dict, params, keys: dict, region_dropout_keys, *, step_config: StepConfig, mesh):
-    """Returns the Features of the images and of the texts of a batch. `keys` are the dropout keys by kind; a tower
-    whose key is None is encoded without dropout of any kind."""
+    """Returns the Features of the images and of the texts of a batch. `keys` are the dropout keys by kind, None for a
+    tower without dropout; without `region_dropout_keys`, no regions are left out."""
     encode = functools.partial(encode_in_chunks, mesh=mesh, chunks=step_config.grad_cache_chunks)
     encode_images = functools.partial(step_config.model.encode_images, params)
     encode_texts = functools.partial(step_config.model.encode_texts, params)

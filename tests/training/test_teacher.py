@@ -14,6 +14,7 @@ from mefn_jax import losses
 from mefn_jax.config import set_dotted
 from mefn_jax.errors import ConfigError
 from mefn_jax.resolve import check_options
+from mefn_jax.training import step
 
 
 def unit(x):
@@ -55,7 +56,7 @@ def test_step_distills_the_average_that_numpy_computes():
 
 
 def test_teacher_is_encoded_without_dropout_and_frozen_parts_are_the_students():
-    """The model says by its score whether it got a dropout key."""
+    """The model notes whether it got a dropout key."""
     model, seen = linear_model(), []
 
     def record(kind, encode, position):
@@ -74,6 +75,22 @@ def test_teacher_is_encoded_without_dropout_and_frozen_parts_are_the_students():
     assert ("texts", False) in seen[2:]
     assert not jax.tree.leaves(state.ema["image"])
     jax.tree.map(np.testing.assert_array_equal, state.params["image"], params["image"])
+
+
+def test_teacher_sees_all_regions_where_the_student_sees_some():
+    """Region dropout follows from keys of the rows, not from the dropout key of a tower."""
+    model, drop = linear_model(), jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (5,)))
+    encode = model.encode_images
+    model.encode_images = lambda params, x, key, row_keys: encode(
+        params, x if row_keys is None else x * drop(row_keys), key
+    )
+    make_state, run, batch, params = make_linear_training(model=model, loss="sel_distill")
+    _, metrics = run(make_state(), batch, HYPER)
+    kept = drop(step.row_keys(HYPER.seed, batch["epoch"], batch["caption_index"], batch["view"]))
+    student, teacher = scores_of(params, batch | {"images": batch["images"] * kept}), scores_of(params, batch)
+    eye, sel = np.eye(8, dtype=bool), losses.make_loss(types.SimpleNamespace(name="sel", anchors="both"))
+    expected = float(sel({}, student, eye, HYPER, 0, same_pair=eye)) + 0.5 * relative_entropy(teacher, student)
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-4)
 
 
 def fusing_model():
