@@ -100,8 +100,9 @@ def mark_clusters(fragments: np.ndarray, mask: np.ndarray, centroids: np.ndarray
 
 
 def nearest_images(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray, number: int) -> np.ndarray:
-    """Returns the most similar other images of each image, int `(I, number)`, by the sum of two cosines: of the pooled
-    embeddings `images (I, D)`, and of the mean embeddings of their captions, `texts (C, D)`; both are centered."""
+    """Returns the most similar other images of each image, int `(I, number)`, or all others if these are fewer, by the
+    sum of two cosines: of the pooled embeddings `images (I, D)`, and of the mean embeddings of their captions, `texts
+    (C, D)`; both are centered."""
     captions = np.zeros(images.shape)
     np.add.at(captions, image_index, texts)
     counts = np.bincount(image_index, minlength=len(images))[:, None]
@@ -112,7 +113,7 @@ def nearest_images(images: np.ndarray, texts: np.ndarray, image_index: np.ndarra
         similarity = vectors[start : start + BLOCK] @ vectors.T
         rows = np.arange(len(similarity))
         similarity[rows, start + rows] = -np.inf  # never itself
-        neighbours.append(np.argsort(-similarity, axis=1, kind="stable")[:, :number])
+        neighbours.append(np.argsort(-similarity, axis=1, kind="stable")[:, : min(number, len(vectors) - 1)])
     return np.concatenate(neighbours)
 
 

@@ -44,5 +44,7 @@ class HubnessCorrection(nn.Module):
 def log_mean_exp_similarity(pooled, hub_vectors, scale):
     """Returns the log-mean-exp of the cosines of unit vectors `(..., D)` with `hub_vectors (K, D)`, `(...)`
     (docs/method.md, Eq. 34). Only the directions of the hub vectors count."""
-    cosines = pooled @ unit(hub_vectors).T
+    # At full precision: an index, a ranking by certificate and the scores each compute the offsets of an item, on other
+    # shapes or devices, and take them for the same numbers.
+    cosines = jnp.matmul(pooled, unit(hub_vectors).T, precision=jax.lax.Precision.HIGHEST)
     return (jax.nn.logsumexp(scale * cosines, axis=-1) - jnp.log(len(hub_vectors))) / scale

@@ -84,6 +84,18 @@ def test_nearest_images_are_the_most_similar_others():
         assert found.tolist() == sorted(similarity, key=similarity.get, reverse=True)[:3]
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_no_image_is_its_own_neighbour_among_few_or_equal_ones(number):
+    """With as many neighbors as images, or more, and where the image itself is no nearer than the others."""
+    vectors = np.ones((number, 2))
+    found = concepts.nearest_images(vectors, vectors, np.arange(number), 3)
+    assert found.shape == (number, number - 1)
+    assert not np.any(found == np.arange(number)[:, None])
+    marks = np.ones((number, 4), np.float32)
+    weights = concepts.weigh_edges(*concepts.count_across(Occurrences(marks, marks, np.arange(number)), found))
+    assert not np.any(weights)  # too few units, and a concept of every unit tells nothing
+
+
 def test_cluster_regions_finds_separate_directions():
     rng = np.random.default_rng(0)
     centers = np.linalg.qr(rng.normal(size=(6, 6)))[0][:4]

@@ -80,6 +80,13 @@ def test_index_vectors_rank_as_corrected_scores():
     assert np.any(np.argsort(-np.asarray(scores), 0) != order)  # the offsets matter
 
 
+def test_offsets_are_computed_at_full_precision():
+    """A certificate takes the offsets of two programs for equal; accelerators round products to 8 or 11 bits."""
+    program = jax.make_jaxpr(lambda x, hubs: log_mean_exp_similarity(x, hubs, 20.0))(np.ones((3, D)), np.ones((4, D)))
+    precisions = [e.params["precision"] for e in program.eqns if e.primitive.name == "dot_general"]
+    assert precisions == [(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)]
+
+
 def test_hub_offset_demotes_hub():
     """A text close to every image ranks first for each by cosine, but not after its offset over these images is
     subtracted."""
