@@ -1,5 +1,6 @@
 """The losses against naive loops, and their invariants."""
 
+import functools
 import types
 
 import jax
@@ -9,6 +10,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numerical_gradient import check_gradient
 from systems import make_matcher
 
 from configs import default
@@ -94,7 +96,19 @@ def test_hard_negative_weight_ramps_from_zero_to_one():
     assert float(losses.hard_negative_weight(0, 0)) == 1
 
 
-sel = jax.jit(losses.sel, static_argnames=("anchors",))
+def naive_sel(scores, pair, image, hardest, anchors):
+    """SEL with the lowest score in each pair's block, as published, divided by the rows."""
+    total = 0.0
+    for a in range(6):
+        for matrix, anchor in ((scores, "image"), (scores.T, "text")):
+            positive = min(matrix[a, b] for b in range(6) if pair[b] == pair[a])
+            costs = [max(0.0, 0.2 + matrix[a, b] - positive) for b in range(6) if image[b] != image[a]] or [0.0]
+            if anchors in ("both", anchor):
+                total += (1 - hardest) * sum(costs) + hardest * max(costs)
+    return total / 6
+
+
+sel = jax.jit(jax.value_and_grad(losses.sel), static_argnames=("anchors",))
 
 
 @settings(deadline=None, max_examples=40)
@@ -105,21 +119,16 @@ sel = jax.jit(losses.sel, static_argnames=("anchors",))
     st.sampled_from([0.0, 0.3, 1.0]),
     st.sampled_from(losses.LOSS_CHOICES["loss.anchors"]),
 )
-def test_sel_equals_naive_loop(seed, views, ids, hardest, anchors):
-    """The reference looks for the lowest score in each pair's block, as published; ours is divided by the rows."""
+def test_sel_equals_naive_loop_with_gradient(seed, views, ids, hardest, anchors):
     scores = np.random.default_rng(seed).uniform(-1, 1, (6, 6)).astype(np.float32)
     pair = np.arange(6) // views
-    image, total = np.array(ids)[pair], 0.0
-    for a in range(6):
-        for matrix, anchor in ((scores, "image"), (scores.T, "text")):
-            positive = min(matrix[a, b] for b in range(6) if pair[b] == pair[a])
-            costs = [max(0.0, 0.2 + matrix[a, b] - positive) for b in range(6) if image[b] != image[a]] or [0.0]
-            if anchors in ("both", anchor):
-                total += (1 - hardest) * sum(costs) + hardest * max(costs)
+    image = np.array(ids)[pair]
     positives, same_pair = losses.positives_mask(image), pair[:, None] == pair
     options = {"margin": 0.2, "hardest": hardest, "anchors": anchors}
-    found = sel(scores, positives, None, None, same_pair=same_pair, **options)
-    assert float(found) == pytest.approx(total / 6, abs=1e-5)
+    found, gradient = sel(scores, positives, None, None, same_pair=same_pair, **options)
+    reference = functools.partial(naive_sel, pair=pair, image=image, hardest=hardest, anchors=anchors)
+    assert float(found) == pytest.approx(reference(scores), abs=1e-5)
+    check_gradient(reference, scores, gradient, seed)
     if views == 1:
         np.testing.assert_array_equal(found, triplet(scores, positives, None, None, **options))
 
@@ -132,7 +141,7 @@ def test_sel_of_one_view_has_gradient_of_triplet():
         return jax.grad(lambda s: loss(s, losses.positives_mask(ids), None, None, **options, **inputs))(scores)
 
     expected = differentiate(triplet)
-    np.testing.assert_array_equal(differentiate(sel, same_pair=np.eye(6, dtype=bool)), expected)
+    np.testing.assert_array_equal(differentiate(losses.sel, same_pair=np.eye(6, dtype=bool)), expected)
 
 
 def test_check_loss_refuses_local_negatives_of_loss_with_needs():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numerical_gradient import check_gradient
 from scipy.special import softmax
 from scipy.stats import entropy
 
@@ -66,12 +67,13 @@ owners = st.lists(st.integers(0, 3), min_size=B, max_size=B)
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**31), owners)
-def test_hect_equals_loops(seed, image):
+def test_hect_equals_loops_with_gradients(seed, image):
     scores, positives, embeddings = random_batch(seed, image)
     for loss, with_triplet in ((losses.hect, True), (losses.contrast_hardest, False)):
         value, gradient = differentiate(loss)(embeddings, scores, positives)
         assert float(value) == pytest.approx(naive_hect(scores, positives, embeddings, with_triplet), abs=1e-5)
-        assert all(np.all(np.isfinite(x)) for x in gradient)
+        reference = functools.partial(naive_hect, scores, positives, with_triplet=with_triplet)
+        check_gradient(reference, embeddings, gradient, seed)
 
 
 @functools.cache
@@ -121,7 +123,7 @@ def test_hect_has_finite_gradients_at_extremes(similarity):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**31), st.sampled_from([0.0, 0.3, 1.0]))
-def test_distill_equals_relative_entropies_of_scipy(seed, noise):
+def test_distill_equals_relative_entropies_of_scipy_with_gradients(seed, noise):
     rng = np.random.default_rng(seed)
     scores = rng.uniform(-1, 1, (B, B)).astype(np.float32)
     teacher = (scores + noise * rng.uniform(-1, 1, (B, B))).astype(np.float32)
@@ -131,6 +133,10 @@ def test_distill_equals_relative_entropies_of_scipy(seed, noise):
     assert float(value) == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert float(value) >= -1e-6
     assert not np.any(gradients[1])  # the teacher gets no gradient
+    student = [
+        (softmax(scores.astype(float) / 0.07, axis) - x) / 0.07 / B / 2 for axis, x in zip((0, 1), p, strict=True)
+    ]
+    np.testing.assert_allclose(gradients[0], sum(student), atol=1e-5)
     if noise == 0:
         assert np.max(np.abs(gradients[0])) < 1e-6
 

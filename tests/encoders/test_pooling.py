@@ -1,9 +1,14 @@
 """Pooling of fragments against naive loops, and its invariants."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numerical_gradient import check_gradient
 from reference_gru import naive_gru
 
 from mefn_jax.encoders.gru import GRU
@@ -56,6 +61,39 @@ def test_pool_ignores_order_and_padding_with_finite_gradients(kind):
     grads = jax.grad(lambda p, x: jnp.sum(module.apply(p, x, MASK) ** 2), (0, 1))(params, X)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
     assert np.all(np.asarray(grads[1])[~MASK] == 0)
+
+
+def esa_by_loops(params, x, mask):
+    """ESA in float64, dimension by dimension; 0 for an item without fragments."""
+    attention, pooled = params["params"]["esa"]["attention"], np.zeros((len(x), x.shape[2]))
+    for item, exists, row in zip(x, mask, pooled, strict=True):
+        for d in range(x.shape[2]) if exists.any() else ():
+            logits = np.array([fragment @ attention["kernel"][:, d] for fragment in item[exists]])
+            weights = np.exp(logits - logits.max())  # the bias is the same for all fragments: it cancels
+            row[d] = weights @ item[exists, d] / weights.sum()
+    return pooled
+
+
+@functools.cache
+def esa_with_gradient():
+    def total(inputs, mask):
+        pooled = Pool("esa").apply(*inputs, mask)
+        return jnp.sum(jnp.sin(pooled)), pooled
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**31), st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=3, max_size=3))
+def test_esa_equals_loops_with_gradients_for_any_masks(seed, mask):
+    """The examples include one fragment, and none."""
+    rng, mask = np.random.default_rng(seed), np.array(mask)
+    attention = {"kernel": rng.normal(size=(5, 5)), "bias": rng.normal(size=5)}
+    inputs = {"params": {"esa": {"attention": attention}}}, rng.normal(size=(3, 4, 5))
+    inputs = jax.tree.map(np.float32, inputs)
+    (_, pooled), gradient = esa_with_gradient()(inputs, mask)
+    np.testing.assert_allclose(pooled, esa_by_loops(*inputs, mask), atol=1e-5)
+    check_gradient(lambda inputs: np.sum(np.sin(esa_by_loops(*inputs, mask))), inputs, gradient, seed)
 
 
 def test_esa_of_one_fragment_or_without_map_is_mean():
