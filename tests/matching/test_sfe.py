@@ -178,8 +178,48 @@ def test_external_step_without_share_changes_nothing_and_masks_stay_zero():
     assert not np.any(np.asarray(changed.fragments)[~images.mask])
     assert np.max(np.abs(changed.fragments - images.fragments)) > 0.05
     np.testing.assert_allclose(np.linalg.norm(changed.fragments, axis=-1)[images.mask], 1, atol=1e-6)
-    empty = images.replace(mask=np.zeros_like(images.mask), fragments=np.zeros_like(images.fragments))
-    assert np.all(np.isfinite(transform({"params": params, "constants": constants}, empty).pooled))
+
+
+def test_external_step_follows_order_of_fragments_and_ignores_other_items():
+    module, params, constants, _ = make_form("sfe")
+    images = random_features(5, B, N, D, ONE_OF_EACH[:, :N])
+    transform = functools.partial(module.apply, {"params": params, "constants": constants}, method="transform_images")
+    whole, order = transform(images), np.random.default_rng(0).permutation(N)
+    moved = images.replace(fragments=images.fragments[:, order], mask=images.mask[:, order])
+    expected = whole.replace(fragments=whole.fragments[:, order], mask=moved.mask)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), transform(moved), expected)
+    alone = transform(jax.tree.map(lambda x: x[1:2], images))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[1:2], atol=1e-6), alone, whole)
+
+
+def test_external_step_without_edges_evokes_the_concepts_themselves():
+    """Each C_k is then unit(Z_k), whatever the layers' matrices: with a share near 1 and one concept in use, all
+    fragments become that concept."""
+    module, params, constants, _ = make_form("sfe")
+    nodes = np.zeros((K, D), np.float32)
+    nodes[2] = [3, 0, 4, 0, 0, 0]
+    constants = constants | {
+        "image_step": jax.tree.map(np.zeros_like, constants["image_step"]),
+        "visual_nodes": {"initial": nodes},
+    }
+    params = params | {
+        "visual_nodes": {"learned": np.zeros((K, D), np.float32)},
+        "image_step": params["image_step"] | {"share_logit": np.float32(40)},
+    }
+    images = random_features(5, B, N, D)
+    found = module.apply({"params": params, "constants": constants}, images, method="transform_images")
+    np.testing.assert_allclose(found.fragments, np.broadcast_to(nodes[2] / 5, (B, N, D)), atol=1e-6)
+    np.testing.assert_allclose(found.pooled, np.broadcast_to(nodes[2] / 5, (B, D)), atol=1e-6)
+
+
+def test_gradients_are_finite_without_fragments_and_at_zero_vectors():
+    _, params, _, compiled = make_form("sfe")
+    mask = np.array([[0] * M, [1] + [0] * (M - 1), [1] * M], bool)  # no fragment, one, all
+    v, t = (random_features(k, B, size, D).fragments.copy() for k, size in ((1, N), (2, M)))
+    v[2, 1] = t[2, 0] = 0
+    pooled = random_features(3, B, 1, D).pooled
+    inputs = params, v, pooled, t, np.zeros_like(pooled)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(compiled(inputs, mask[:, :N], mask)))
 
 
 def test_attention_columns_sum_to_one():

@@ -13,6 +13,7 @@ from random_features import length_mask, masks, random_features
 from systems import make_matcher
 
 from mefn_jax.features import make_features
+from mefn_jax.matching.scan import SCAN
 from mefn_jax.matching.systems import MODELS
 from mefn_jax.matching.visita import attend, form_groups, regions_as_sources, words_as_sources
 from mefn_jax.scoring.layouts import region_block, to_padded
@@ -235,6 +236,54 @@ def test_one_group_without_temperature_is_mean_fragment():
     means = [x.fragments.sum(1) / np.linalg.norm(x.fragments.sum(1), axis=1, keepdims=True) for x in (images, texts)]
     np.testing.assert_allclose(cosines[:, 0, 0], means[0] @ means[1].T, atol=1e-6)
     np.testing.assert_allclose(groups.gram, np.ones((2, 1, 1)), atol=1e-6)
+
+
+def test_order_of_prototypes_and_of_fragments_does_not_matter():
+    _, params, compiled = make_form("visita")
+    images, texts = random_features(1, B, N, D, ONE_OF_EACH[:, :N]), random_features(2, B, M, D, ONE_OF_EACH)
+    rng = np.random.default_rng(0)
+
+    def reorder(features):
+        order = rng.permutation(features.mask.shape[1])
+        return features.replace(fragments=features.fragments[:, order], mask=features.mask[:, order])
+
+    moved = params | {
+        f"{kind}_prototypes": {"vectors": rng.permutation(params[f"{kind}_prototypes"]["vectors"])}
+        for kind in ("region", "word")
+    }
+
+    def score(params, v, t):
+        return compiled((params, v.fragments, v.pooled, t.fragments, t.pooled), v.mask, t.mask)[0][1]
+
+    scores = score(params, images, texts)
+    np.testing.assert_allclose(score(moved, reorder(images), reorder(texts)), scores, atol=1e-6)
+    assert np.ptp(scores) > 0.05
+
+
+class PlainSCAN(SCAN, kw_only=True):
+    """SCAN with a plain softmax of cosines: without the leaky ReLU and the scaling of rows."""
+
+    def _attention_weights(self, S, regions, words):
+        return jnp.exp(self.inverse_temperature * S + regions.log_mask_for(words))
+
+
+def test_one_step_with_linear_kernel_is_mean_of_both_plain_scans():
+    images, texts = random_features(1, B, N, D, ONE_OF_EACH[:, :N]), random_features(2, B, M, D, ONE_OF_EACH)
+    scans = [PlainSCAN(direction=direction, aggregate="avg", inverse_temperature=6.0) for direction in ("t2i", "i2t")]
+    expected = sum(np.asarray(scan.apply({}, images, texts)) for scan in scans) / 2
+    module = make_matcher("visita_one_level", steps=1, kernels=())
+    found = module.apply({"params": {"log_lambda": np.log(6.0)}}, images, texts)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_gradients_are_finite_without_fragments_and_at_zero_vectors():
+    _, params, compiled = make_form("visita")
+    mask = np.array([[0] * M, [1] + [0] * (M - 1), [1] * M], bool)  # no fragment, one, all
+    v, t = (random_features(k, B, size, D).fragments.copy() for k, size in ((1, N), (2, M)))
+    v[2, 1] = t[2, 0] = 0
+    pooled = random_features(3, B, 1, D).pooled
+    inputs = params, v, pooled, t, np.zeros_like(pooled)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(compiled(inputs, mask[:, :N], mask)))
 
 
 @pytest.mark.parametrize("attend_option", ["both", "i2t"])

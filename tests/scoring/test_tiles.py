@@ -72,6 +72,27 @@ def test_scores_of_a_pair_do_not_depend_on_other_items(scorers):
         np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)
 
 
+def test_scores_do_not_depend_on_padding(scorers):
+    """Of every system: further masked fragments and further empty items change nothing, and have finite scores."""
+    images, texts = (
+        random_features(seed, number, size, D, length_mask(seed, number, size))
+        for seed, number, size in ((30, 3, N - 1), (31, 6, M - 2))
+    )
+
+    def pad(features, items, fragments):
+        filled = features.replace(
+            fragments=np.pad(features.fragments, ((0, 0), (0, fragments), (0, 0))),
+            mask=np.pad(features.mask, ((0, 0), (0, fragments))),
+        )
+        return jax.tree.map(lambda x: np.pad(x, [(0, items)] + [(0, 0)] * (x.ndim - 1)), filled)
+
+    for name, (params, _, score_all, _) in scorers[1].items():
+        expected = np.asarray(score_all(params, images, texts))
+        found = np.asarray(score_all(params, pad(images, 2, 1), pad(texts, 3, 2)))
+        np.testing.assert_allclose(found[:3, :6], expected, atol=1e-6, err_msg=name)
+        assert np.all(np.isfinite(found)), name
+
+
 def test_unrelated_items_rank_at_chance(scorers):
     """Of every system, with random parameters: in a gallery of random images and captions, the caption of an image's
     own number ranks as any other. Scores are computed in parts, in which an image meets its caption at all places."""
