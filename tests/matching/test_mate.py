@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from systems import make_matcher
 from mefn_jax.features import Features, make_features, unit
 from mefn_jax.matching.mate import cosine_of_halves, fuse_pairs, score_fused
 from mefn_jax.runtime.sharding import make_mesh
+from mefn_jax.scoring.certificate import ROUNDING
 from mefn_jax.scoring.ring import ring_scores
 
 D, H, LAYERS, I, T = 6, 10, 2, 3, 4  # noqa: E741 (the letters of the documentation)
@@ -141,6 +143,22 @@ def test_fuse_equals_torch_transformer_encoder_over_one_key():
     np.testing.assert_allclose(fuse_pairs(layers, v, t), expected, atol=2e-5)
 
 
+def test_fusion_attends_as_attention_with_heads_over_one_key():
+    """Flax's attention, with random queries and keys: over a single key they have no effect. So CI, which has no torch,
+    compares with an attention as well."""
+    heads, width, rng = 4, 2 * D, np.random.default_rng(6)
+    attention = nn.MultiHeadDotProductAttention(heads)
+    x = rng.normal(size=(5, 1, width)).astype(np.float32)  # a sequence of length 1
+    shapes = jax.eval_shape(attention.init, jax.random.key(0), x)
+    variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    maps, params = variables["params"], make_mate(1)[1]["layer_0"].copy()
+    for name, source in (("value", maps["value"]), ("output", maps["out"])):
+        params[f"{name}_kernel"] = source["kernel"].reshape(width, width)
+        params[f"{name}_bias"] = source["bias"].reshape(width)
+    (layer,) = make_mate(1)[0].apply({"params": {"layer_0": params}}, D, method="_weights")
+    np.testing.assert_allclose(layer.attend(x), x + attention.apply(variables, x), atol=1e-5)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 2**31), st.floats(0, 0.95), st.integers(1, 5), st.sampled_from(["random", "aligned", "zero"]))
 def test_score_lies_within_bound_whatever_the_fusion(seed, share, width, kind):
@@ -156,6 +174,17 @@ def test_score_lies_within_bound_whatever_the_fusion(seed, share, width, kind):
     scores = score_fused(*map(jnp.float32, (v, t, y)), share)
     assert np.all(np.abs(scores - factor * np.sum(v * t, 1)) <= radius + 1e-6)
     assert np.all(np.abs(scores) <= 1 + 1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_certificate_allows_for_rounding_where_the_bound_is_reached(share):
+    """With v = t and p = q = v / sqrt(2), the score is the largest possible one. Centers are products by NumPy, scores
+    sums by JAX, both in float32."""
+    v = unit(jnp.float32(np.random.default_rng(0).normal(size=(300, 1024))))
+    factor, radius = make_matcher("mate", share=share).apply({}, method="score_bound")
+    centers = np.diagonal((np.float32(factor) * np.asarray(v)) @ np.asarray(v).T)
+    above = np.asarray(jax.jit(functools.partial(score_fused, share=share))(v, v, jnp.concatenate([v, v], 1))) - centers
+    np.testing.assert_allclose(above, radius, atol=ROUNDING / 4)
 
 
 def test_bound_of_published_share():
