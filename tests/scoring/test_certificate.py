@@ -1,5 +1,7 @@
 """First results found by a bound against rankings of all pairs."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from mefn_jax import metrics
 from mefn_jax.errors import TrainingError
 from mefn_jax.evaluation.evaluator import Evaluator
 from mefn_jax.model import build_model
+from mefn_jax.retrieval import searcher
+from mefn_jax.retrieval.index import Index
 from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.scoring import certificate
 from mefn_jax.scoring.ranking import rank
@@ -121,6 +125,26 @@ def test_evaluator_certifies_the_first_ten_with_hub_offsets(devices, hub_vectors
     assert 0 < sum(shares) < 0.5
     own = ~np.isnan(found.positive_scores)
     np.testing.assert_allclose(found.positive_scores[own], whole.positive_scores[own], atol=2e-6)
+
+
+@pytest.mark.parametrize("weight", [2.0, -2.0])
+def test_certified_search_finds_the_best_images_with_hub_offsets(weight, monkeypatch):
+    """Offsets of either sign, larger than the bound: one that is left out, or has another sign, ends a search early."""
+    evaluator, params = make_evaluator(1, 24, hub_vectors=4)
+    params["hubness"]["weight"] = np.float32(weight)
+    images, texts, _ = related_features(150, 1, 24, 0.6)
+    texts = jax.tree.map(lambda x: x[:12], texts)
+    offsets = evaluator.hub_offsets(params, images, texts)
+    assert max(np.abs(offsets[1])) > 0.2
+    scores = np.asarray(evaluator.model.score(params, images, texts)) - offsets[0][:, None] - offsets[1]
+    names, vectors = [str(k) for k in range(150)], evaluator.image_vectors(params, images)
+    opened = Index(Path(), names, np.ones(150, bool), vectors, images.pooled, images.fragments, images.mask)
+    monkeypatch.setattr(searcher, "FIRST_CANDIDATES", 3)
+    found = searcher.Searcher(evaluator, params, opened).search(texts, 3)
+    for result, of_text in zip(found, scores.T, strict=True):
+        np.testing.assert_allclose(result.scores, np.sort(of_text)[::-1][:3], atol=1e-5)
+        np.testing.assert_allclose(of_text[result.positions], result.scores, atol=1e-5)
+    assert min(result.num_scored for result in found) < 75  # so that some searches end by the bound
 
 
 def test_evaluator_ranks_the_first_ten_of_1000_images_and_5000_captions():
