@@ -14,6 +14,7 @@ from mefn_jax.features import make_features
 from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.training import state, step
 from mefn_jax.training.hyperparameters import Hyperparameters
+from mefn_jax.training.loss_inputs import mark_same_pair
 
 
 def linear_model():
@@ -211,3 +212,10 @@ def test_step_gives_loss_same_pair_of_its_rows():
             values[name, views] = float(run(make_state(), batch | rows, HYPER)[1]["loss"])
     assert values["sel", 1] == values["triplet", 1]
     assert values["sel", 2] > values["triplet", 2]
+
+
+def test_rows_of_one_caption_in_two_epochs_are_no_views_of_a_pair():
+    """A batch can hold the end of an epoch and the beginning of the next."""
+    batch = {"caption_index": jnp.array([4, 4, 4, 5]), "epoch": jnp.array([0, 0, 1, 1])}
+    same_pair = mark_same_pair(types.SimpleNamespace(batch=batch))
+    np.testing.assert_array_equal(same_pair, [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
