@@ -12,14 +12,8 @@ from absl import flags
 
 from mefn_jax.data.digests import digest_gallery
 from mefn_jax.errors import ConfigError
-from mefn_jax.evaluation.evaluate import (
-    check_folds,
-    check_outputs,
-    check_score_file,
-    describe_text,
-    open_split,
-    rank_and_report,
-)
+from mefn_jax.evaluation.evaluate import check_folds, describe_text, rank_and_report
+from mefn_jax.evaluation.gallery import open_split
 from mefn_jax.evaluation.results import write_results
 from mefn_jax.evaluation.run import (
     Gallery,
@@ -29,6 +23,7 @@ from mefn_jax.evaluation.run import (
     define_scores_flag,
     gallery_from_flags,
 )
+from mefn_jax.evaluation.score_file import check_outputs, check_score_file
 from mefn_jax.runtime.cli import define_path_flag, define_process_flags
 from mefn_jax.runtime.multihost import check_on_first_process, initialize
 from mefn_jax.runtime.storage import resolve_directory

@@ -6,13 +6,8 @@ The protocol and the files are described in docs/evaluation.md, the metrics in d
 captions.
 """
 
-import contextlib
 import dataclasses
-import os
-from pathlib import Path
-from typing import NamedTuple
 
-import jax
 import numpy as np
 from absl import flags
 from etils import epath
@@ -20,15 +15,13 @@ from etils import epath
 from mefn_jax import metrics
 from mefn_jax.data import statistics
 from mefn_jax.data.dataset import Dataset
-from mefn_jax.data.digests import digest_data, digest_gallery, digest_text, find_changes
-from mefn_jax.data.from_config import fill_data_widths, open_dataset
-from mefn_jax.data.mixed_dataset import MixedDataset
-from mefn_jax.data.mixture import MixedSplit
+from mefn_jax.data.digests import digest_gallery, digest_text
 from mefn_jax.data.split import Split
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation import baselines, pointing, twins
 from mefn_jax.evaluation import rerank as reranking
 from mefn_jax.evaluation.evaluator import Evaluator
+from mefn_jax.evaluation.gallery import OpenedGallery, open_split
 from mefn_jax.evaluation.results import RESULT_FILES, read_report, write_results
 from mefn_jax.evaluation.run import (
     Gallery,
@@ -39,30 +32,18 @@ from mefn_jax.evaluation.run import (
     gallery_from_flags,
     run_from_flags,
 )
+from mefn_jax.evaluation.score_file import check_outputs, check_score_file, open_score_file
 from mefn_jax.evaluation.table import describe_protocol, print_pointing, print_table
 from mefn_jax.evaluation.transductive import correct_scores, needs_bank, parse_transductive
 from mefn_jax.features import Features
 from mefn_jax.runtime.cli import define_path_flag, define_process_flags
 from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.multihost import check_on_first_process, initialize
-from mefn_jax.runtime.outputs import check_output_directory, check_output_file
 from mefn_jax.runtime.provenance import versions
-from mefn_jax.runtime.storage import is_remote
 from mefn_jax.scoring.ranking import list_tiles, rank
 
 TOP = 10  # best captions of every image, and best images of every caption, that ranks.npz keeps
 UNKNOWN_WARNING = 5.0  # percentage of unknown wordpieces from which on an evaluation warns
-
-
-class OpenedGallery(NamedTuple):
-    """An opened gallery: its data set and its split.
-
-    `is_own` is False if the data set is, or may be, another than the one that the model was trained on.
-    """
-
-    dataset: Dataset
-    split: Split
-    is_own: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,34 +112,6 @@ def may_replace(folder, split: Split) -> bool:
     except DataError:
         return False
     return data.get("gallery") == digest_gallery(split)
-
-
-def open_split(evaluator: Evaluator, gallery: Gallery) -> OpenedGallery:
-    """Opens the data set of a gallery (the configured one if `data_dir` is empty), and its split.
-
-    Prints a note if `data_dir` is not what the model was trained on. Raises DataError if the configured data set has
-    changed since, and ConfigError if the model cannot take the split.
-    """
-    config = evaluator.config
-    if gallery.data_dir:
-        config.data.dir = gallery.data_dir
-    dataset = open_dataset(config)
-    split = dataset.split(gallery.split)
-    if isinstance(dataset, MixedDataset) and not isinstance(split, MixedSplit):
-        print0(f"note: {gallery.split} is that of {dataset.directory}, the first data set of the mixture")
-    fill_data_widths(config, split)
-    own_digests = evaluator.data or {}
-    digests = digest_data(dataset) if own_digests else {}
-    changes = find_changes(own_digests, digests) if own_digests else []
-    if changes and not gallery.data_dir:
-        raise DataError(
-            f"data.dir={dataset.directory}: {' and '.join(changes)} have changed since the run was trained; restore "
-            f"the data set, or give --data_dir={dataset.directory} to evaluate on other data than the run's"
-        )
-    if changes:
-        print0(f"note: --data_dir={gallery.data_dir} is not the data that the run was trained on")
-    is_known = digests.get("train") is not None and not changes
-    return OpenedGallery(dataset, split, not gallery.data_dir or (is_known and own_digests.get("train") is not None))
 
 
 def evaluate_split(
@@ -271,36 +224,6 @@ def describe_captions(evaluator: Evaluator, captions: list[str], name: str) -> d
     return {"tokenizer": digest_text(tokenizer.json), "unknown_wordpieces": percent}
 
 
-def check_outputs(out: str, save_scores: str, gallery: Gallery, files: dict = RESULT_FILES) -> None:
-    """Checks `--out` and `--save_scores` before any work; either may be empty. Raises ConfigError."""
-    if out:
-        check_output_directory("--out", out, files)
-    check_score_file(save_scores, gallery)
-
-
-def check_score_file(path: str, gallery: Gallery, split: Split | None = None) -> None:
-    """Checks `--save_scores` before any work; an empty path is fine. With the split, also the shape of what is there.
-
-    Raises ConfigError if the file cannot be written, if it would replace anything but scores of a gallery of this size,
-    or if the folds leave out the whole gallery.
-    """
-    if not path:
-        return
-    if is_remote(path):
-        raise ConfigError(f"--save_scores={path}: give a file on this machine")
-    shape = (split.num_images, split.num_captions) if split else None
-    check_output_file("--save_scores", path, (".npy",), lambda file: is_score_file(file, shape))
-    if 1 not in gallery.folds:
-        raise ConfigError("--save_scores needs the whole gallery: add 1 to --folds")
-
-
-def is_score_file(path: Path, shape: tuple[int, int] | None = None) -> bool:
-    """Returns whether a file is an array as `--save_scores` writes it, float32 `(I, C)`; `shape`: of this shape."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    is_matrix = isinstance(array, np.ndarray) and array.dtype == np.float32 and array.ndim == 2
-    return is_matrix and shape in (None, array.shape)
-
-
 def check_folds(folds: tuple[int, ...], split: Split) -> None:
     """Raises ConfigError unless the numbers of folds divide the images; notes if folds are not the published ones."""
     for number in folds:
@@ -374,32 +297,6 @@ def rank_and_report(
     top_arrays |= {f"{side}_top_scores": top.scores for side, top in top_results.items()}
     pairs = {"caption_image": split.caption_image, "positive_scores": ranking.positive_scores}
     return report, ranks | pairs | top_arrays
-
-
-@contextlib.contextmanager
-def open_score_file(path, split: Split):
-    """Yields a float32 array `(I, C)` on disk, to become the .npy file `path`; None without a path.
-
-    The file appears under its name only if the body of the `with` statement succeeds. Process 0 alone writes it: the
-    others get None. Raises ConfigError if it cannot be written.
-    """
-    if not path or jax.process_index():
-        yield None
-        return
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        array = np.lib.format.open_memmap(unfinished, "w+", np.float32, (split.num_images, split.num_captions))
-    except OSError as e:
-        raise ConfigError(f"--save_scores={path}: cannot be written ({e})") from e
-    try:
-        yield array
-        array.flush()
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    print0(f"wrote {path}: scores float32 {split.num_images} x {split.num_captions}, images by captions")
 
 
 def fold_metrics(counts, split: Split, folds: int) -> tuple[dict, dict]:

@@ -12,10 +12,12 @@ Both towers must be CLIP's, with their projections, or SigLIP's (docs/evaluation
 from absl import flags
 
 from mefn_jax.config import require_local
-from mefn_jax.evaluation.evaluate import EvaluationResult, check_outputs, evaluate_split, open_split
+from mefn_jax.evaluation.evaluate import EvaluationResult, evaluate_split
 from mefn_jax.evaluation.evaluator import load_zero_shot
+from mefn_jax.evaluation.gallery import open_split
 from mefn_jax.evaluation.results import write_results
 from mefn_jax.evaluation.run import Gallery, define_gallery_flags, define_scores_flag, gallery_from_flags
+from mefn_jax.evaluation.score_file import check_outputs
 from mefn_jax.runtime.cli import define_config_flag, define_path_flag, define_process_flags
 from mefn_jax.runtime.multihost import check_on_first_process, initialize
 from mefn_jax.runtime.storage import resolve_directory

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from mefn_jax.data.images import to_rgb
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.evaluation.captions import encode_captions, read_image_file
-from mefn_jax.evaluation.evaluate import open_split
+from mefn_jax.evaluation.gallery import open_split
 from mefn_jax.evaluation.run import (
     Gallery,
     TrainedRun,

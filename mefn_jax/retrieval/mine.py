@@ -22,8 +22,8 @@ from mefn_jax.data.negatives import HardNegatives, is_negatives, number_texts, w
 from mefn_jax.data.pipeline import digest_captions
 from mefn_jax.data.split import Split
 from mefn_jax.errors import ConfigError, DataError, TrainingError
-from mefn_jax.evaluation.evaluate import open_split
 from mefn_jax.evaluation.evaluator import Evaluator
+from mefn_jax.evaluation.gallery import open_split
 from mefn_jax.evaluation.run import Gallery, TrainedRun, define_run_flags, run_from_flags
 from mefn_jax.runtime.cli import define_count_flag, define_path_flag, define_process_flags
 from mefn_jax.runtime.console import print0

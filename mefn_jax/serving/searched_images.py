@@ -10,8 +10,8 @@ import numpy as np
 from mefn_jax.config import require_local
 from mefn_jax.data.split import Split
 from mefn_jax.errors import DataError
-from mefn_jax.evaluation.evaluate import open_split
 from mefn_jax.evaluation.evaluator import Evaluator
+from mefn_jax.evaluation.gallery import open_split
 from mefn_jax.evaluation.run import Gallery
 from mefn_jax.retrieval.index import Index, open_index
 from mefn_jax.serving.limits import MAX_IMAGE_BYTES

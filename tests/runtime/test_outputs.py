@@ -8,9 +8,9 @@ from PIL import Image
 
 from mefn_jax.aot import is_compile_report
 from mefn_jax.errors import ConfigError
-from mefn_jax.evaluation.evaluate import check_score_file, is_score_file
 from mefn_jax.evaluation.results import RESULT_FILES
 from mefn_jax.evaluation.run import Gallery
+from mefn_jax.evaluation.score_file import check_score_file, is_score_file
 from mefn_jax.reports import contact_sheet
 from mefn_jax.runtime.outputs import check_output_directory, check_output_file
 

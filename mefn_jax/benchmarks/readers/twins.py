@@ -4,7 +4,7 @@ attribute or place, and two captions of the same words."""
 from mefn_jax.benchmarks.items import Cases, Pairing
 from mefn_jax.benchmarks.request import Request
 from mefn_jax.errors import DataError
-from mefn_jax.evaluation.evaluate import open_split
+from mefn_jax.evaluation.gallery import open_split
 from mefn_jax.evaluation.run import Gallery
 from mefn_jax.evaluation.twins import find_twins
 
