@@ -356,6 +356,18 @@ def flatten(config: dict, prefix="") -> dict:
     return flat
 
 
+def list_unknown(options: dict, known: dict, prefix="") -> list[str]:
+    """Returns the dotted keys of options that `known`, a configuration with every option, lacks; a section that it
+    lacks counts as one."""
+    unknown = []
+    for key, value in options.items():
+        if key not in known:
+            unknown.append(f"{prefix}{key}")
+        elif isinstance(value, dict) and isinstance(known[key], dict):
+            unknown += list_unknown(value, known[key], f"{prefix}{key}.")
+    return unknown
+
+
 def diff_configs(old: dict, new: dict) -> dict[str, tuple]:
     """Returns the dotted keys in which two configurations differ, with (old, new) values; None stands for a missing
     key."""

@@ -5,7 +5,8 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from mefn_jax.config import check_config, get_dotted, require_local
+from mefn_jax.config import check_config, flatten, get_dotted, list_unknown, require_local, suggest
+from mefn_jax.configs import default
 from mefn_jax.data.from_config import fill_data_widths
 from mefn_jax.encoders.pretrained.towers import keep_saved_options, load_pretrained
 from mefn_jax.encoders.pretrained.weights import Tower
@@ -46,10 +47,19 @@ def resolve(config: ConfigDict, splits=(), saved: ConfigDict | None = None) -> R
 
 def check_options(config: ConfigDict) -> ConfigDict:
     """Returns the configuration unchanged. Raises ConfigError, naming the option, for a value that cannot work."""
+    check_names(config)
     check_config(config, MODEL_CHOICES | LOSS_CHOICES)
     check_loss(config.loss)
     check_loss_needs(config)
     return config
+
+
+def check_names(config: ConfigDict) -> None:
+    """Raises ConfigError, naming the first, for an option that does not exist: a configuration file may set any."""
+    known = default.base(config.model).to_dict()
+    for key in list_unknown(config.to_dict(), known):
+        near = suggest(key, flatten(known))
+        raise ConfigError(f"{key} is no option{near}; correct it in the configuration file, or remove it there")
 
 
 def check_loss_needs(config: ConfigDict) -> None:

@@ -16,7 +16,7 @@ from mefn_jax.errors import ConfigError
 from mefn_jax.matching.matcher import Matcher
 from mefn_jax.matching.systems import MODELS, matcher_options
 from mefn_jax.model import MODEL_CHOICES
-from mefn_jax.resolve import note_contradictions
+from mefn_jax.resolve import check_options, note_contradictions
 from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.training.step import compile_step
 
@@ -203,6 +203,22 @@ def test_check_config_names_sizes_that_do_not_divide(key, value, message):
         configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
     config.image.pretrained = "somewhere"  # the checkpoint's own sizes will be used
     configuration.check_config(config, MODEL_CHOICES | losses.LOSS_CHOICES)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("train.lerning_rate", "train.lerning_rate is no option, did you mean 'train.learning_rate'?"),
+        ("matcher.share", "matcher.share is no option"),  # of another system
+        ("data.paths.one", "data.paths is no option"),
+    ],
+)
+def test_check_options_names_option_that_only_a_file_has(key, message):
+    config = default.base("vsepp")
+    first, *others = key.split(".")[1:]
+    config[key.split(".")[0]][first] = {others[0]: 1} if others else 0.1
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_options(default.finish(config, {"smoke": False}))
 
 
 def test_diff_configs_names_dotted_keys():

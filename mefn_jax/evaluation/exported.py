@@ -13,7 +13,8 @@ import ml_collections
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mefn_jax.config import flatten
+from mefn_jax.config import flatten, list_unknown
+from mefn_jax.configs import default
 from mefn_jax.data.from_config import make_tokenizer
 from mefn_jax.data.parsing import parse_json
 from mefn_jax.data.tokenizer_json import TOKENIZER_FILE
@@ -179,13 +180,16 @@ def build_exported(directory: Path, options: dict):
 
 
 def _check_sections(path: Path, options: dict) -> None:
-    """Raises CheckpointError, naming the option, for a section, or an option of the matcher, that does not exist."""
+    """Raises CheckpointError, naming it, for a section or an option that does not exist, and for an option of the
+    matcher that is missing."""
     _check_keys(path, options, {"model": str, "embed_dim": int} | dict.fromkeys(CONFIG_SECTIONS, dict), "config.")
     try:
         known = matcher_options(options["model"])
     except UserError as e:
         raise CheckpointError(f"{path}: {e}; {COPY_AGAIN}") from None
     _check_keys(path, options["matcher"], dict.fromkeys(known, object), "config.matcher.")
+    for key in list_unknown(options, default.base(options["model"]).to_dict()):
+        raise CheckpointError(f"{path}: config.{key[:60]} is unknown; {COPY_AGAIN}")
 
 
 def _check_depths(path: Path, config, tensors: int) -> None:

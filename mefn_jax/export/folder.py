@@ -1,5 +1,7 @@
 """Writes an exported model: a folder of data that is complete or absent (docs/export.md)."""
 
+import copy
+import functools
 import json
 import os
 import shutil
@@ -9,6 +11,8 @@ import jax
 import numpy as np
 from safetensors.numpy import save
 
+from mefn_jax.config import list_unknown
+from mefn_jax.configs import default
 from mefn_jax.data.images import RESAMPLE
 from mefn_jax.data.tokenizer_json import TOKENIZER_FILE
 from mefn_jax.errors import ConfigError, UserError
@@ -24,6 +28,7 @@ from mefn_jax.evaluation.exported import (
 )
 from mefn_jax.export.card import CARD_FILE
 from mefn_jax.export.stablehlo import STABLEHLO_FILES
+from mefn_jax.runtime.console import print0
 from mefn_jax.runtime.outputs import check_output_directory
 from mefn_jax.runtime.provenance import params_digest
 from mefn_jax.runtime.storage import is_remote
@@ -42,7 +47,8 @@ def model_files(evaluator: Evaluator, variables: dict, checkpoint: dict, is_aver
         "library_name": LIBRARY,
         "ema": is_averaged,
         "parameters": params_digest(variables),
-        "checkpoint": {key: value for key, value in checkpoint.items() if key not in LEFT_OUT},
+        "checkpoint": {key: value for key, value in checkpoint.items() if key not in LEFT_OUT}
+        | {"config": leave_unknown_out(checkpoint["config"])},
     }
     files = {
         CONFIG_FILE: json.dumps(config, indent=1, default=lambda x: x.item()).encode(),  # of NumPy's numbers
@@ -52,6 +58,17 @@ def model_files(evaluator: Evaluator, variables: dict, checkpoint: dict, is_aver
     if evaluator.config.image.arch != "regions":
         files[PREPROCESSOR_FILE] = json.dumps(describe_preprocessing(evaluator.config.image), indent=1).encode()
     return files
+
+
+def leave_unknown_out(config: dict) -> dict:
+    """Returns the configuration of a run without options that do not exist, and notes them: a configuration file of an
+    earlier version could set any, and an exported model with one is refused."""
+    known, config = default.base(config["model"]).to_dict(), copy.deepcopy(config)
+    for key in list_unknown(config, known):
+        *sections, name = key.split(".")
+        del functools.reduce(dict.__getitem__, sections, config)[name]
+        print0(f"note: {key} is no option, and is left out")
+    return config
 
 
 def describe_preprocessing(image) -> dict:

@@ -16,7 +16,7 @@ from mefn_jax.errors import CheckpointError, ConfigError
 from mefn_jax.evaluation.evaluate import evaluate
 from mefn_jax.evaluation.run import Gallery, TrainedRun
 from mefn_jax.export.__main__ import export_run
-from mefn_jax.export.folder import write_folder
+from mefn_jax.export.folder import leave_unknown_out, write_folder
 from mefn_jax.runtime.checkpoint import Checkpoints
 from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.training import setup
@@ -146,6 +146,15 @@ def test_folder_is_complete_or_absent_and_replaces_exports_alone(small_run, expo
             export_run(TrainedRun(small_run), tmp_path / name)
     with pytest.raises(ConfigError, match="give a folder on this machine"):
         export_run(TrainedRun(small_run), "gs://bucket/model")
+
+
+def test_export_leaves_out_options_that_do_not_exist_and_names_them(capsys):
+    config = flickr30k.get_config("model=vsepp").to_dict()
+    changed = config | {"note": "x", "train": config["train"] | {"lora": config["train"]["lora"] | {"rang": 2}}}
+    assert leave_unknown_out(changed) == config
+    assert changed["train"]["lora"]["rang"] == 2
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [f"note: {key} is no option, and is left out" for key in ("train.lora.rang", "note")]
 
 
 def test_command_refuses_wrong_names_before_work(small_run, tmp_path, command):
