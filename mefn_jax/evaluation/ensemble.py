@@ -76,8 +76,9 @@ class MeanScores:
 
 
 def describe_run(run: TrainedRun) -> str:
-    """Returns the workdir of a run, and its checkpoint unless it is the best one."""
-    parts = ["" if run.step == "best" else f", step {run.step}", ", averaged parameters" if run.ema else ""]
+    """Returns the workdir of a run, its checkpoint unless it is the best one, and whether the parameters are averaged,
+    by `--ema` or by an export."""
+    parts = ["" if run.step == "best" else f", step {run.step}", ", averaged parameters" if run.is_averaged else ""]
     return str(run.workdir) + "".join(parts)
 
 
