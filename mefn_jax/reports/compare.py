@@ -24,7 +24,7 @@ from mefn_jax.evaluation.results import METRIC_NAMES, read_results
 from mefn_jax.evaluation.run import define_split_flag, split_from_flags
 from mefn_jax.metrics import RECALLS
 from mefn_jax.reports.compare_benchmarks import compare_benchmarks, find_benchmark
-from mefn_jax.reports.rows import COMPARISON_FILES, Row, csv_of_rows, expand_patterns, group_by_seed
+from mefn_jax.reports.rows import COMPARISON_FILES, Row, csv_of_rows, expand_patterns, find_result, group_by_seed
 from mefn_jax.runtime.cli import define_path_flag
 from mefn_jax.runtime.console import print0, printable
 from mefn_jax.runtime.outputs import check_output_directory
@@ -105,11 +105,11 @@ def compare_evaluations(patterns: list[str], split: str) -> dict[str, str]:
 
 
 def read_evaluation(path: Path, split: str) -> Evaluation:
-    """Reads the evaluation of a split from `path` itself or from `path/eval/<split>`.
+    """Reads the evaluation of a split that `find_result` finds in `path` or in `path/eval`.
 
     Raises DataError if it does not exist, cannot be read, or is of another split.
     """
-    folder = path if (path / "metrics.json").is_file() else path / "eval" / split
+    folder = find_result(path, f"eval/{split}")
     try:
         if (folder / "metrics.json").is_file() and is_benchmark_report(folder / "metrics.json"):
             raise DataError(f"{folder}: is the result of a benchmark; give --benchmark=NAME, or other directories")

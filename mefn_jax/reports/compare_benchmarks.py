@@ -17,7 +17,7 @@ from mefn_jax.benchmarks.table import column_title
 from mefn_jax.data.parsing import read_json
 from mefn_jax.errors import DataError
 from mefn_jax.evaluation.bootstrap import RESAMPLES, draw_resamples, draw_shares
-from mefn_jax.reports.rows import Row, csv_of_rows, expand_patterns, group_by_seed
+from mefn_jax.reports.rows import Row, csv_of_rows, expand_patterns, find_result, group_by_seed
 from mefn_jax.runtime.console import printable
 
 
@@ -73,9 +73,9 @@ def compare_benchmarks(patterns: list[str], name: str) -> dict[str, str]:
 
 
 def read_run(path: Path, name: str) -> BenchmarkRun:
-    """Reads the result on a benchmark from `path` itself or from `path/benchmarks/<name>`. Raises DataError if it does
-    not exist, cannot be read, or is of another benchmark."""
-    folder = path if (path / "metrics.json").is_file() else path / "benchmarks" / name
+    """Reads the result on a benchmark that `find_result` finds in `path` or in `path/benchmarks`. Raises DataError if
+    it does not exist, cannot be read, or is of another benchmark."""
+    folder = find_result(path, f"benchmarks/{name}")
     try:
         if (folder / "metrics.json").is_file() and not is_benchmark_report(folder / "metrics.json"):
             raise DataError(f"{folder}: is the evaluation of a split, not of the benchmark {name}")

@@ -12,7 +12,7 @@ import numpy as np
 from mefn_jax.errors import ConfigError
 from mefn_jax.reports.pages import is_page
 from mefn_jax.runtime.checkpoint_format import OPTIONS_OF_6
-from mefn_jax.runtime.console import printable
+from mefn_jax.runtime.console import print0, printable
 
 # Characters with which a spreadsheet begins a formula, also in their full-width forms.
 FORMULA_STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
@@ -58,13 +58,36 @@ def expand_patterns(patterns: list[str]) -> list[Path]:
     return paths
 
 
+def find_result(path: Path, name: str) -> Path:
+    """Returns the directory of a result: `path` itself, if it has a `metrics.json`, or `path/name`, or, if that has
+    none, the one of averaged parameters, `path/name_ema`."""
+    folders = [path, path / name, path / f"{name}_ema"]
+    return next((folder for folder in folders if (folder / "metrics.json").is_file()), path / name)
+
+
 def group_by_seed(runs: list) -> list[Row]:
-    """Groups runs whose configurations differ only in the seed into rows, in the order of each row's first run."""
+    """Groups runs whose configurations differ only in the seed into rows, in the order of each row's first run. Prints
+    a note if two of a row have the same seed, as two evaluations of one run have."""
     groups = {}
     for run in runs:
         groups.setdefault((run.evaluated, json.dumps(config_without_seed(run), sort_keys=True)), []).append(run)
     groups = list(groups.values())
+    for group in groups:
+        note_equal_seeds(group)
     return [Row(name, group) for name, group in zip(row_names([g[0] for g in groups]), groups, strict=True)]
+
+
+def note_equal_seeds(runs: list) -> None:
+    """Prints a note for each run of a row whose seed an earlier one has: the spread over seeds is then too small."""
+    firsts = {}
+    for run in runs:
+        first = firsts.setdefault(seed := run.config.get("train.seed"), run)
+        if first is not run:
+            of_seed = "" if seed is None else f" and the same train.seed={seed}"
+            print0(
+                f"note: {run.path} and {first.path} have the same options{of_seed}, but count as two seeds; leave one "
+                "out if they are one run"
+            )
 
 
 def config_without_seed(run) -> dict:

@@ -1,6 +1,7 @@
 """An exported model gives the results of its run to the last digit, without the run and whatever it was trained on."""
 
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,10 +14,12 @@ import mefn_jax
 from configs import flickr30k
 from mefn_jax.config import diff_configs
 from mefn_jax.errors import CheckpointError, ConfigError
+from mefn_jax.evaluation.ensemble import describe_run
 from mefn_jax.evaluation.evaluate import evaluate
 from mefn_jax.evaluation.run import Gallery, TrainedRun
 from mefn_jax.export.__main__ import export_run
 from mefn_jax.export.folder import leave_unknown_out, write_folder
+from mefn_jax.reports.compare import read_evaluation
 from mefn_jax.runtime.checkpoint import Checkpoints
 from mefn_jax.runtime.sharding import make_mesh
 from mefn_jax.training import setup
@@ -87,6 +90,8 @@ def test_export_of_averaged_parameters(small_run, tmp_path, monkeypatch):
     result = evaluate(run, Gallery(split="val"))
     assert result.report["evaluated"] == "mefn, averaged parameters"
     assert result.folder.resolve() == tmp_path / "model" / "eval" / "val_ema"
+    assert read_evaluation(Path("model"), "val").metrics["rsum"] == result.report["rsum"]
+    assert describe_run(run) == describe_run(TrainedRun("model", ema=True)) == "model, averaged parameters"
 
 
 def test_exported_model_is_of_one_step_without_average(small_export):

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from mefn_jax import metrics
 from mefn_jax.errors import ConfigError, DataError
 from mefn_jax.reports import compare
+from mefn_jax.reports.rows import find_result
 
 IMAGES, CAPTIONS_PER_IMAGE = 40, np.tile([5, 6], 20)
 IMAGE_INDEX = np.repeat(np.arange(IMAGES), CAPTIONS_PER_IMAGE)
@@ -130,6 +132,24 @@ def test_compare_reads_evaluation_folder_as_row(runs):
     assert (rows[0].name, len(rows[0].runs)) == ("vsepp", 1)
     assert np.isnan(rows[0].spread("rsum"))
     assert rows[0].mean("rsum") == metrics_of["vsepp"][0]["rsum"]
+
+
+def test_compare_notes_evaluations_of_one_seed_in_a_row(runs, capsys):
+    root, _ = runs
+    shutil.copytree(root / "vsepp" / "0", root / "vsepp" / "again")
+    compare.compare([f"{root}/vsepp/*"], "val", root / "out")
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 2  # the other one says that the galleries have no digests
+    assert notes[1].startswith(f"note: {root}/vsepp/again and {root}/vsepp/0 have the same options and the same ")
+    assert "train.seed=0, but count as two seeds" in notes[1]
+
+
+def test_find_result_takes_averaged_parameters_where_there_are_no_others(tmp_path):
+    assert find_result(tmp_path, "eval/val") == tmp_path / "eval" / "val"
+    for name in ("eval/val_ema", "eval/val", ""):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "metrics.json").touch()
+        assert find_result(tmp_path, "eval/val") == tmp_path / name
 
 
 def test_compare_reads_files_of_earlier_versions_as_the_same_system(runs):
