@@ -5,6 +5,7 @@ paths, `tokenizer.json` the tokenizer. Nothing else in the folder is read. The f
 compared with the header of the tensors before anything is allocated.
 """
 
+import re
 from pathlib import Path
 
 import flax
@@ -76,6 +77,20 @@ TENSOR_TYPES = {
 def is_exported(directory) -> bool:
     """Returns whether a directory holds an exported model, or claims to: it has a `config.json` and no checkpoints."""
     return not (directory / "checkpoints").exists() and (directory / CONFIG_FILE).exists()
+
+
+def list_replaced(directory) -> list[Path]:
+    """Returns the exported models that exports to a folder had moved away, to replace them, when they were killed
+    (`write_folder` in `export/folder.py`), the newest last."""
+    if is_remote(directory):
+        return []
+    path = Path(directory).absolute()
+    name = re.compile(re.escape(f".{path.name}.") + r"[0-9]+\.old")
+    try:
+        found = [other for other in path.parent.iterdir() if name.fullmatch(other.name) and is_exported(other)]
+        return sorted(found, key=lambda other: other.stat().st_mtime)
+    except OSError:  # there is no such directory
+        return []
 
 
 def load_exported(directory, step: str = "best", ema: bool = False):

@@ -15,9 +15,9 @@ from etils import epath
 from mefn_jax.config import require_local
 from mefn_jax.data.mixture import parse_mixture
 from mefn_jax.data.split import SPLIT_ALIASES
-from mefn_jax.errors import ConfigError
+from mefn_jax.errors import CheckpointError, ConfigError
 from mefn_jax.evaluation.evaluator import load_checkpoint
-from mefn_jax.evaluation.exported import is_exported, load_exported, read_metadata
+from mefn_jax.evaluation.exported import is_exported, list_replaced, load_exported, read_metadata
 from mefn_jax.evaluation.hub import download_model, is_hub_name
 from mefn_jax.runtime.checkpoint import Checkpoints
 from mefn_jax.runtime.cli import define_path_flag, parse_count
@@ -66,7 +66,12 @@ class TrainedRun:
 
     def load(self):
         """Loads the model: `(Evaluator, params, step)`. Raises as `evaluator.load_checkpoint` and
-        `exported.load_exported` do."""
+        `exported.load_exported` do, and CheckpointError for an exported model that a killed export had moved away."""
+        if not self.directory.exists() and (replaced := list_replaced(self.directory)):
+            raise CheckpointError(
+                f"{self.directory}: an export to this folder was killed before its end; {replaced[-1]} is the model "
+                "that it was to replace: rename that to this, or export again"
+            )
         load_model = load_exported if is_exported(self.directory) else load_checkpoint
         return load_model(self.directory, str(self.step), self.ema)
 

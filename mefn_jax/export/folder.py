@@ -23,6 +23,7 @@ from mefn_jax.evaluation.exported import (
     LEFT_OUT,
     LIBRARY,
     WEIGHTS_FILE,
+    list_replaced,
     name_variables,
     read_metadata,
 )
@@ -94,13 +95,17 @@ def describe_preprocessing(image) -> dict:
 
 def check_out(out) -> Path:
     """Returns the folder of an export, before any work. Raises ConfigError if it is none on a disk, if it cannot be
-    written, or if it holds anything but an earlier export, which will be replaced."""
+    written, or if it holds anything but an earlier export, which will be replaced. If an export that was killed had
+    moved one away, it is back in its place."""
     if is_remote(out):
         raise ConfigError(f"--out={out}: give a folder on this machine, and copy it")
     path = Path(out)
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise ConfigError(f"--out={out}: is a file or a link; give a folder that does not exist")
     check_output_directory("--out", out, {})
+    if not path.exists() and (replaced := list_replaced(path)):
+        replaced[-1].rename(path)
+        print0(f"note: {path} has its earlier content again, which an export that was killed had moved away")
     if path.is_dir() and any(path.iterdir()):
         try:
             read_metadata(path)
@@ -121,12 +126,17 @@ def write_folder(out: Path, files: dict[str, bytes]) -> None:
     unfinished, earlier = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("part", "old"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        # A process that was killed may have had the same number, as in a container.
+        for path in (unfinished, *([earlier] if out.exists() else [])):
+            shutil.rmtree(path, ignore_errors=True)
         unfinished.mkdir()
         for name, content in files.items():
             (unfinished / name).write_bytes(content)
         if out.exists():
             out.rename(earlier)
         unfinished.rename(out)
+        for path in list_replaced(out):  # also those of exports that were killed
+            shutil.rmtree(path, ignore_errors=True)
     except OSError as e:
         if earlier.exists() and not out.exists():
             earlier.rename(out)

@@ -18,7 +18,7 @@ from mefn_jax.evaluation.ensemble import describe_run
 from mefn_jax.evaluation.evaluate import evaluate
 from mefn_jax.evaluation.run import Gallery, TrainedRun
 from mefn_jax.export.__main__ import export_run
-from mefn_jax.export.folder import leave_unknown_out, write_folder
+from mefn_jax.export.folder import check_out, leave_unknown_out, write_folder
 from mefn_jax.reports.compare import read_evaluation
 from mefn_jax.runtime.checkpoint import Checkpoints
 from mefn_jax.runtime.sharding import make_mesh
@@ -151,6 +151,35 @@ def test_folder_is_complete_or_absent_and_replaces_exports_alone(small_run, expo
             export_run(TrainedRun(small_run), tmp_path / name)
     with pytest.raises(ConfigError, match="give a folder on this machine"):
         export_run(TrainedRun(small_run), "gs://bucket/model")
+
+
+class Killed(BaseException):
+    """The end of a process, which no `except` or `finally` of the export outlives."""
+
+
+def test_model_that_a_killed_export_moved_away_is_named_and_comes_back(small_run, exported, monkeypatch, capsys):
+    before = (exported / "config.json").read_bytes()
+
+    def die(*_, **__):
+        raise Killed
+
+    rename = Path.rename
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.rename", lambda *x: die() if x[0].name.endswith(".part") else rename(*x))
+        patch.setattr("shutil.rmtree", lambda path, **_: die() if path.exists() else None)
+        with pytest.raises(Killed):
+            write_folder(exported, {"config.json": b"{}"})
+    left = next(exported.parent.glob(".model.*.old"))
+    (exported.parent / ".model.x.old").mkdir()  # another name
+    with pytest.raises(CheckpointError, match=f"{exported}: an export to this folder was killed .*; {left} is the"):
+        TrainedRun(exported).load()
+    assert check_out(exported) == exported
+    assert f"note: {exported} has its earlier content again" in capsys.readouterr().out
+    assert (exported / "config.json").read_bytes() == before
+    shutil.copytree(exported, left)  # of an export that was killed after its second renaming
+    write_folder(exported, {"config.json": before})
+    assert not left.exists()
+    assert (exported.parent / ".model.x.old").exists()
 
 
 def test_export_leaves_out_options_that_do_not_exist_and_names_them(capsys):
