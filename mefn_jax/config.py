@@ -17,8 +17,14 @@ BASE_CHOICES = {
 JOINT_SYSTEMS = ("clip", "siglip")  # `embed_dim` of these is the width of a pretrained pair's joint space
 DEFAULT_SIZE = 224  # side of images in pixels, if neither the configuration nor a checkpoint gives one
 MAX_IMAGE_SIZE = 4096  # largest side of the square input in pixels; beyond, no tower's activations fit into memory
+BLOCK_SIZES = ("width", "layers", "heads", "mlp_width")  # of a Transformer
+TRANSFORMERS = ("bert", "clip", "siglip")  # text towers
 POSITIVE = (
     "embed_dim",
+    *(f"image.resnet.{name}" for name in ("stem_width", "depths", "widths")),
+    *(f"image.vit.{name}" for name in (*BLOCK_SIZES, "eps", "patch", "stem", "position_grid")),
+    *(f"text.{tower}.{name}" for tower in TRANSFORMERS for name in (*BLOCK_SIZES, "eps", "max_positions")),
+    *("text.gru.word_width", "text.gru.layers"),
     "text.max_tokens",
     "train.batch_size",
     "train.learning_rate",
@@ -50,6 +56,17 @@ POSITIVE = (
     "matcher.layers",
     "matcher.mlp_width",
 )
+# Options that are lists, with the type of their values.
+LIST_TYPES = {
+    "data.scenes": int,
+    "image.region_grids": int,
+    "image.resnet.depths": int,
+    "image.resnet.widths": int,
+    "image.vit.stem": int,
+    "image.vit.position_grid": int,
+    "train.lr_multipliers": str,
+    "matcher.kernels": float,
+}
 SETS = ("matcher.levels", "matcher.cues")  # options that are a set of names
 # Options in [0, 1): probabilities, fractions and decays.
 PROBABILITIES = (
@@ -84,6 +101,8 @@ NOT_NEGATIVE = (
     "text.siglip.pad_id",
     "text.siglip.head_width",
     "text.cached.width",
+    "text.vocab_size",
+    "data.scene_seed",
     "data.held_out_images",
     "matcher.hub_vectors",
     "train.lora.rank",
@@ -99,6 +118,7 @@ NOT_NEGATIVE = (
     "eval.val_images",
     "eval.score_tile_mib",
     "eval.explained_pairs",
+    "loss.margin",
     "loss.triplet_weight",
 )
 # Options that change pixels, with the value that turns each off.
@@ -152,6 +172,7 @@ def check_config(config: ConfigDict, choices: dict) -> None:
         for value in _list_values(options, key):
             if value not in names:
                 raise ConfigError(f"{key}: {value!r} is not one of {_join_names(names)}{suggest(str(value), names)}")
+    _check_lists(options)
     for key in SETS:
         values = _list_values(options, key)
         if len(set(values)) < len(values):
@@ -240,6 +261,15 @@ def _check_colors(key: str, values, above: float) -> None:
         raise ConfigError(f"{key}: {values} must be above {above:g}")
 
 
+def _check_lists(options: dict) -> None:
+    """Raises ConfigError, naming the option, for a value of a list that has another type than the option's."""
+    words = {int: "a whole number", float: "a number", str: "a text"}
+    for key, kind in LIST_TYPES.items():
+        for value in _list_values(options, key):
+            if isinstance(value, bool) or not isinstance(value, int | float if kind is float else kind):
+                raise ConfigError(f"{key}: {value!r} must be {words[kind]}")
+
+
 def _check_sizes(options: dict) -> None:
     """Raises ConfigError, naming the option, for numbers that a compiled program or a random generator cannot take."""
     for key, value in options.items():
@@ -276,7 +306,18 @@ def check_image_tower(config: ConfigDict) -> None:
             f"image.region_grids: {len(image_config.region_grids)} grids, but the ResNet has "
             f"{len(image_config.resnet.depths)} stages"
         )
+    depths, widths = image_config.resnet.depths, image_config.resnet.widths
+    if image_config.arch == "resnet" and len(depths) != len(widths):
+        raise ConfigError(
+            f"image.resnet.depths={tuple(depths)} and image.resnet.widths={tuple(widths)}: give one number for each "
+            "stage in both"
+        )
     if image_config.arch == "vit":
+        if len(image_config.vit.position_grid) not in (0, 2):
+            raise ConfigError(
+                f"image.vit.position_grid: {tuple(image_config.vit.position_grid)} must be two numbers, rows and "
+                "columns, or ()"
+            )
         _check_heads("image.vit", image_config.vit)
         if image_config.vit.patch < 1 or image_config.vit.patch % 2 ** len(image_config.vit.stem):
             raise ConfigError(
@@ -304,7 +345,7 @@ def check_text_tower(config: ConfigDict) -> None:
         return
     if arch == "gru" and config.text.channel_dropout:
         raise ConfigError("text.channel_dropout precedes a projection, and text.arch=gru has none; set it to 0")
-    if arch not in ("bert", "clip", "siglip"):  # a GRU reads captions of any length
+    if arch not in TRANSFORMERS:  # a GRU reads captions of any length
         return
     tower = config.text[arch]
     _check_heads(f"text.{arch}", tower)

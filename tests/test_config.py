@@ -75,6 +75,22 @@ def fields(matcher):
     return {field.name for field in dataclasses.fields(matcher)} - {"parent", "name"}
 
 
+# Numbers that are checked in another way: in an interval, together with others, or of which all are meant.
+OTHER_NUMBERS = {
+    *("augment.crop", "augment.flip", "image.crop", "train.layer_decay"),
+    *("mesh.data", "mesh.fsdp", "mesh.tensor", "text.bert.pad_id", "loss.hard_negative_ramp"),
+}
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_every_number_has_a_limit_and_every_list_a_type(model):
+    limited = {*configuration.POSITIVE, *configuration.NOT_NEGATIVE, *configuration.PROBABILITIES, *OTHER_NUMBERS}
+    listed = {*configuration.LIST_TYPES, *configuration.SETS, "image.mean", "image.std"}
+    for key, value in configuration.flatten(default.base(model).to_dict()).items():
+        assert type(value) not in (int, float) or key in limited, key
+        assert type(value) is not list or key in listed, key
+
+
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_matcher_options_are_fields_of_class(model):
     assert set(load("default", f"model={model}").matcher) == fields(MODELS[model].matcher)
@@ -161,6 +177,13 @@ def test_get_config_refuses_unknown_argument(arg, message):
         ("data.views", 0, "data.views: 0 must be greater than 0"),
         ("data.views", 3, "train.batch_size=128 is not a multiple of data.views=3, the rows of a pair"),
         ("text.max_tokens", 600, "exceeds text.bert.max_positions=512"),
+        ("image.region_grids", ("a",), "image.region_grids: 'a' must be a whole number"),
+        ("image.region_grids", (2.5,), "image.region_grids: 2.5 must be a whole number"),
+        ("train.lr_multipliers", (3,), "train.lr_multipliers: 3 must be a text"),
+        ("image.resnet.depths", (-1, 4, 6, 3), "image.resnet.depths: -1 must be greater than 0"),
+        ("image.resnet.widths", (8, 8), "and image.resnet.widths=(8, 8): give one number for each stage in both"),
+        ("text.bert.layers", -1, "text.bert.layers: -1 must be greater than 0"),
+        ("text.gru.layers", 0, "text.gru.layers: 0 must be greater than 0"),
     ],
 )
 def test_check_config_names_impossible_value(key, value, message):
@@ -193,6 +216,7 @@ def test_check_config_names_impossible_option_of_scan(key, value, message):
     ("key", "value", "message"),
     [
         ("size", 100, r"image.size=100 is not a multiple of image.vit.patch=16"),
+        ("vit.position_grid", (3,), r"image.vit.position_grid: \(3,\) must be two numbers, rows and columns, or \(\)"),
         ("vit.heads", 7, r"image.vit.width=384 is not a multiple of image.vit.heads=7"),
     ],
 )
