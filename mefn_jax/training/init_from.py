@@ -109,7 +109,7 @@ def check_towers(config: ConfigDict, source: ConfigDict) -> None:
 
 def note_differences(config: ConfigDict, source: Source) -> None:
     """Prints a note for each option of the model and the loss that differs from that of the run whose parameters are
-    taken. Raises ConfigError for another normalization of captions than its tokenizer was trained with."""
+    taken, if both systems have it. Raises ConfigError for another normalization of captions than its tokenizer was trained with."""
     for key in ("lower_case", "punctuation"):
         if config.text[key] != source.config.text[key]:
             raise ConfigError(
@@ -117,5 +117,6 @@ def note_differences(config: ConfigDict, source: Source) -> None:
                 f"whose tokenizer is used; set --config.text.{key}={source.config.text[key]}"
             )
     for key, (old, new) in diff_configs(source.config.to_dict(), config.to_dict()).items():
-        if not {key, key.split(".")[0]}.isdisjoint(COMPARED_KEYS):
+        is_of_both = None not in (old, new)  # no option of one system alone
+        if is_of_both and not {key, key.split(".")[0]}.isdisjoint(COMPARED_KEYS):
             print0(f"note: {key} is {old!r} in {source.name} and {new!r} here")

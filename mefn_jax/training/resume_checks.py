@@ -16,7 +16,8 @@ def check_resumes(config, saved_config: dict, workdir) -> None:
     changed = configuration.diff_configs(saved_config, config.to_dict())
     fixed = {k: v for k, v in changed.items() if not {k, k.split(".")[0]}.isdisjoint(configuration.FIXED_KEYS)}
     if fixed:
-        differences = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in fixed.items())
+        of_both = {k: v for k, v in fixed.items() if None not in v} or fixed  # without options of one system alone
+        differences = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in of_both.items())
         raise CheckpointError(
             f"{workdir} holds a run with another model or loss ({differences}); choose another --workdir"
         )

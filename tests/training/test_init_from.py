@@ -123,3 +123,14 @@ def test_contradicting_options_are_refused(trained, capsys):
         config.text.lower_case = False
     with pytest.raises(ConfigError, match=r"text\.lower_case=False, but True in train.init_from=a, whose tokenizer"):
         note_differences(config, Source("a", source, "", {}, None))
+
+
+def test_differences_of_two_systems_leave_out_options_of_one_alone(capsys):
+    configs = [shapes.get_config(f"smoke,model={name}") for name in ("sfe", "mate")]
+    note_differences(configs[0], Source("a", configs[1], "", {}, None))
+    notes = capsys.readouterr().out
+    assert "note: model is 'mate' in a and 'sfe' here\n" in notes
+    assert "None" not in notes
+    with pytest.raises(CheckpointError, match="model: 'mate' there, 'sfe' here") as raised:
+        setup.check_resumes(configs[0], configs[1].to_dict(), "run")
+    assert "None" not in str(raised.value)
