@@ -59,7 +59,9 @@ def check_names(config: ConfigDict) -> None:
     known = default.base(config.model).to_dict()
     for key in list_unknown(config.to_dict(), known):
         near = suggest(key, flatten(known))
-        raise ConfigError(f"{key} is no option{near}; correct it in the configuration file, or remove it there")
+        raise ConfigError(
+            f"{key} is no option of model={config.model}{near}; correct it in the configuration file, or remove it"
+        )
 
 
 def check_loss_needs(config: ConfigDict) -> None:

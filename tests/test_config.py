@@ -232,7 +232,7 @@ def test_check_config_names_sizes_that_do_not_divide(key, value, message):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("train.lerning_rate", "train.lerning_rate is no option, did you mean 'train.learning_rate'?"),
+        ("train.lerning_rate", "train.lerning_rate is no option of model=vsepp, did you mean 'train.learning_rate'?"),
         ("matcher.share", "matcher.share is no option"),  # of another system
         ("data.paths.one", "data.paths is no option"),
     ],

@@ -34,6 +34,7 @@ SCRIPTS = {
     "python -m mefn_jax.sweep": "mefn-sweep",
     "python -m mefn_jax.export": "mefn-export",
 }
+OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory", re.IGNORECASE)  # in an error of XLA
 HELP_FLAGS = ("--help", "-help", "-h", "--helpshort")
 
 
@@ -88,6 +89,12 @@ def run_command(main, define_flags, description: str | None = None) -> None:
         except BrokenPipeError:
             _exit_without_reader()
         except Exception as e:
+            if _is_out_of_memory(e):
+                fail(
+                    f"out of memory ({reason(e)}); take a smaller model, train.batch_size or eval.batch_size, or what "
+                    "docs/training.md#memory lists",
+                    1,
+                )
             if not _comes_from_environment(e):
                 raise
             fail(f"JAX cannot use the devices ({reason(e)}); {_describe_environment()}", 1)
@@ -114,6 +121,12 @@ def _comes_from_environment(error: Exception) -> bool:
     """Returns whether JAX raised an error while it read its variables or looked for devices."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_code.co_filename.endswith(("jax/_src/xla_bridge.py", "jax/_src/config.py"))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Returns whether an error says that the memory of this machine or of a device does not suffice."""
+    is_from_xla = type(error).__name__ == "JaxRuntimeError"  # JAX is not imported for --help
+    return isinstance(error, MemoryError) or (is_from_xla and bool(OUT_OF_MEMORY.search(str(error))))
 
 
 def _describe_environment() -> str:

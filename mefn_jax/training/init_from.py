@@ -109,7 +109,8 @@ def check_towers(config: ConfigDict, source: ConfigDict) -> None:
 
 def note_differences(config: ConfigDict, source: Source) -> None:
     """Prints a note for each option of the model and the loss that differs from that of the run whose parameters are
-    taken, if both systems have it. Raises ConfigError for another normalization of captions than its tokenizer was trained with."""
+    taken, if both systems have it. Raises ConfigError for another normalization of captions than its tokenizer was
+    trained with."""
     for key in ("lower_case", "punctuation"):
         if config.text[key] != source.config.text[key]:
             raise ConfigError(

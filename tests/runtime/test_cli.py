@@ -104,3 +104,8 @@ def test_environment_that_cannot_work_is_named(variables, message, cache, tmp_pa
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_memory_that_does_not_suffice_is_named_in_one_line(command, tmp_path):
+    words = (f"{SMOKE},model=sfe", "--config.matcher.concepts=100000000", f"--workdir={tmp_path / 'run'}")
+    assert "out of memory (JaxRuntimeError: " in refusal(command, "train.py", *words)
