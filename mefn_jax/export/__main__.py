@@ -47,8 +47,8 @@ def export_run(
     write_folder(folder, files)
     megabytes = sum(map(len, files.values())) / 1e6
     print0(
-        f"wrote {folder}: {evaluated}, step {step}, {len(files)} files, {megabytes:.1f} MB; {len(evaluations)} "
-        "evaluations in its card"
+        f"wrote {folder}: {evaluated}, step {step}, {len(files)} files, {megabytes:.1f} MB; "
+        f"evaluations in its card: {len(evaluations)}"
     )
 
 
