@@ -144,7 +144,7 @@ def evaluate_split(
     if num_candidates and 1 not in folds:
         raise ConfigError("--rerank needs the whole gallery: add 1 to --folds")
     if certified:
-        check_certified(evaluator, folds, save_scores, num_candidates)
+        check_certified(evaluator, folds, save_scores, num_candidates, transductive)
     corrections = parse_transductive(transductive)
     if corrections and 1 not in folds:
         raise ConfigError("--transductive needs the whole gallery: add 1 to --folds")
@@ -175,13 +175,14 @@ def evaluate_split(
     return EvaluationResult(evaluator, params, split, images, texts, report, ranks)
 
 
-def check_certified(evaluator: Evaluator, folds, save_scores: str, num_candidates: int) -> None:
+def check_certified(evaluator: Evaluator, folds, save_scores: str, num_candidates: int, transductive: str) -> None:
     """Raises ConfigError unless a model can be ranked by certificate, of the whole gallery and nothing else."""
     if not evaluator.model.has_bound:
         raise ConfigError(f"--certified: the matcher of model={evaluator.config.model} has no bound of its scores")
-    if tuple(folds) != (1,) or save_scores or num_candidates:
+    if tuple(folds) != (1,) or save_scores or num_candidates or transductive:
         raise ConfigError(
-            "--certified scores some pairs of the whole gallery: leave out --folds, --rerank and --save_scores"
+            "--certified scores some pairs of the whole gallery: leave out --folds, --rerank, --save_scores and "
+            "--transductive"
         )
 
 

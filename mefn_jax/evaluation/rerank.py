@@ -18,7 +18,7 @@ from mefn_jax.scoring.ranking import rank
 def parse_rerank(text: str, images: int) -> int:
     """Returns the number of candidates that `--rerank` asks for in a gallery of `images`; 0 if it is empty.
 
-    A value below 1 is a share of the gallery, a value from 1 on a number of images. Raises ConfigError.
+    A value below 1 is a share of the gallery, a whole number from 1 on a number of images. Raises ConfigError.
     """
     if not text:
         return 0
@@ -26,12 +26,12 @@ def parse_rerank(text: str, images: int) -> int:
         value = float(text) if re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", text) else 0.0
     except ValueError:
         value = 0.0
-    if not 0 < value <= images:
+    if not 0 < value <= images or (value > 1 and value % 1):
         raise ConfigError(
             f"--rerank={text}: give a share of the gallery, such as 0.1, or a number of its {images} images, "
             "such as 100"
         )
-    return round(value) if value >= 1 else max(1, round(value * images))
+    return int(value) if value >= 1 else max(1, round(value * images))
 
 
 def compare_reranking(

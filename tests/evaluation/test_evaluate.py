@@ -40,7 +40,7 @@ def test_certified_evaluation_has_the_recalls_of_all_pairs(runs, tmp_path, monke
 
 def test_certified_evaluation_refuses_what_needs_all_scores(runs, tmp_path):
     run = TrainedRun(runs["mate"], "latest")
-    for options in ({"save_scores": str(tmp_path / "scores.npy")}, {"rerank": "2"}):
+    for options in ({"save_scores": str(tmp_path / "scores.npy")}, {"rerank": "2"}, {"transductive": "csls"}):
         with pytest.raises(ConfigError, match=r"--rerank|leave out --folds"):
             evaluate(run, Gallery(split="val"), certified=True, **options)
     with pytest.raises(ConfigError, match="--certified: the matcher of model=vsepp has no bound"):

@@ -47,7 +47,9 @@ def test_run_refuses_step_that_is_no_number(step, tmp_path):
     assert TrainedRun(tmp_path, 12).step == 12
 
 
-@pytest.mark.parametrize("text", ["\N{SUPERSCRIPT TWO}", "1_0", "nan", "inf", "1,1", "-1", "1..2", "0x1", "\u0661"])
+@pytest.mark.parametrize(
+    "text", ["\N{SUPERSCRIPT TWO}", "1_0", "nan", "inf", "1,1", "-1", "1..2", "2.5", "0x1", "\u0661"]
+)
 def test_parse_rerank_refuses_what_is_no_number(text):
     with pytest.raises(ConfigError, match=f"--rerank={text}: give a share"):
         parse_rerank(text, 100)
