@@ -48,6 +48,7 @@ def test_changes_cover_every_kind_of_part():
     assert len(BLOCKS) == len(titles)
 
 
+@pytest.mark.slow  # that each applies, and equals loops, is tested always
 def test_changes_train_and_evaluate(patched, cache, tmp_path):
     def run(*words):
         done = subprocess.run(

@@ -19,6 +19,7 @@ from mefn_jax.runtime import checkpoint
 from mefn_jax.runtime.checkpoint import Checkpoints
 
 
+@pytest.mark.slow  # test_multihost.py kills a save
 def test_full_disk_leaves_earlier_checkpoint_intact(tmp_path, command, cache):
     """Limits files to 20 kB, so that writing a checkpoint fails as on a full disk."""
     options = ("--config.train.save_every=4", "--config.train.eval_every=100")

@@ -40,6 +40,7 @@ def evaluations(monkeypatch):
     return evaluated, fails
 
 
+@pytest.mark.slow  # its record is restored in tests of its own
 def test_run_stops_at_the_same_step_wherever_it_was_interrupted(evaluations, tmp_path, capsys):
     evaluated, fails = evaluations
     loop.train(make_config(), tmp_path / "whole")

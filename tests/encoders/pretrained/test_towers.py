@@ -21,6 +21,7 @@ from mefn_jax.model import build_model
 from mefn_jax.runtime.checkpoint import Checkpoints
 
 
+@pytest.mark.slow  # each part has tests of its own
 def test_pretrained_towers_train_with_frozen_text_and_resume(towers, command):
     workdir = towers / "run"
     options = (
