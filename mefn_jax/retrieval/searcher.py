@@ -1,4 +1,4 @@
-"""Searches an opened index with a loaded model: candidates by embedding, then the matcher's scores of these; and ranks
+"""Searches an opened index with a loaded model: candidates by embedding, then the matcher's scores of these. Also ranks
 captions for an image.
 
 A `Searcher` answers any number of queries and compiles nothing twice: its programs have few shapes, powers of two up to
@@ -56,8 +56,12 @@ def rank_captions(
     top_k: int,
     report: Report = ignore,
 ) -> Results:
-    """Returns the `top_k` best of the captions, encoded as `texts`, for one encoded image. Before some are scored,
-    `report` is called, and may raise to end it. Raises TrainingError for scores that are not finite."""
+    """Returns the `top_k` best of C captions for an image, by the matcher's scores, which are all computed.
+
+    `image` are the Features of the image, one row; `texts` those of the captions, C rows. Before each part of the
+    captions is scored, `report` is called, and may raise to end the search. Raises TrainingError for scores that are
+    not finite.
+    """
     tiled_scores = evaluator.scores(params, image, texts)
     slices, scores = even_slices(len(captions), TILE_CAPTIONS), []
     for k, columns in enumerate(slices):

@@ -109,7 +109,7 @@ def train_step(state: TrainState, batch: dict, hyper: Hyperparameters, *, step_c
 
 def encode_batch(batch: dict, params, keys: dict, region_dropout_keys, *, step_config: StepConfig, mesh):
     """Returns the Features of the images and of the texts of a batch. `keys` are the dropout keys by kind, None for a
-    tower without dropout; without `region_dropout_keys`, no regions are left out."""
+    tower without dropout. If `region_dropout_keys` is None, no regions are left out."""
     encode = functools.partial(encode_in_chunks, mesh=mesh, chunks=step_config.grad_cache_chunks)
     encode_images = functools.partial(step_config.model.encode_images, params)
     encode_texts = functools.partial(step_config.model.encode_texts, params)
